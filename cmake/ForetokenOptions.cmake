@@ -1,0 +1,48 @@
+# Helpers of the build: warnings and the arithmetic's flags for every target, per-instruction-set flags by file name.
+
+function(foretoken_warnings target)
+  target_compile_options(${target} PRIVATE
+    $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -ffp-contract=off -fno-math-errno>)
+  if(FORETOKEN_SANITIZE)
+    target_compile_options(${target} PRIVATE
+      $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${FORETOKEN_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g>)
+    target_link_options(${target} PRIVATE -fsanitize=${FORETOKEN_SANITIZE})
+  endif()
+endfunction()
+
+set(FORETOKEN_FLAGS_avx2 -mavx2 -mfma -mf16c -mbmi2)
+set(FORETOKEN_FLAGS_avx2vnni ${FORETOKEN_FLAGS_avx2} -mavxvnni)
+set(FORETOKEN_FLAGS_avx512 ${FORETOKEN_FLAGS_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq)
+set(FORETOKEN_FLAGS_avx512vnni ${FORETOKEN_FLAGS_avx512} -mavx512vnni)
+
+# foretoken_library(folder [folder it may call]): the static library of one folder. A file that ends in _avx2.cpp, _avx2vnni.cpp,
+# _avx512.cpp or _avx512vnni.cpp is compiled for that instruction set and run only where the processor has it.
+function(foretoken_library name)
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${name}/*.cpp)
+  list(FILTER sources EXCLUDE REGEX "/main\\.cpp$")
+  add_library(foretoken_${name} STATIC ${sources})
+  target_include_directories(foretoken_${name} PUBLIC ${CMAKE_SOURCE_DIR})
+  foretoken_warnings(foretoken_${name})
+  foreach(isa avx2 avx2vnni avx512 avx512vnni)
+    set(files ${sources})
+    list(FILTER files INCLUDE REGEX "_${isa}\\.cpp$")
+    if(files)
+      set_source_files_properties(${files} PROPERTIES COMPILE_OPTIONS "${FORETOKEN_FLAGS_${isa}}")
+    endif()
+  endforeach()
+  if(ARGN)
+    target_link_libraries(foretoken_${name} PUBLIC foretoken_${ARGN})
+  endif()
+endfunction()
+
+# Writes version.cpp.in with version and commit into the target.
+function(foretoken_embed_commit target)
+  execute_process(COMMAND git -C ${CMAKE_SOURCE_DIR} rev-parse --short=12 HEAD
+    OUTPUT_VARIABLE commit OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  if(NOT commit)
+    set(commit "unknown")
+  endif()
+  set(FORETOKEN_COMMIT ${commit})
+  configure_file(${CMAKE_SOURCE_DIR}/cmake/version.cpp.in ${CMAKE_BINARY_DIR}/version.cpp @ONLY)
+  target_sources(${target} PRIVATE ${CMAKE_BINARY_DIR}/version.cpp)
+endfunction()

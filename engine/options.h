@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/attention.h"
+#include "kernels/isa.h"
+#include "moe/moe_verify.h"
+
+namespace foretoken {
+
+/// Where trunk and experts run.
+enum class Device { kCpu, kCuda, kSplit };
+
+/// What the environment asks for. Read once at start; see `foretoken decode --help`.
+struct Environment {
+  std::optional<MoeVerify> moe_verify;  // FORETOKEN_MOE_VERIFY=grouped|per-token
+  std::optional<Isa> isa;               // FORETOKEN_ISA=scalar|avx2|avx512
+  std::optional<int> threads;           // FORETOKEN_THREADS=N, 1..ThreadTeam::kMaxThreads
+  std::vector<std::string> set;         // "NAME=value" of each variable that is set, for printing
+
+  /// Throws UsageError listing the known values for an unknown one, InputError for an instruction set that the processor lacks.
+  [[nodiscard]] static Environment read();
+};
+
+struct LoadOptions {
+  bool repack = true;  // interleave the weights while loading; false: compute from the file's own layout (same bits)
+  /// Called while loading with bytes done and bytes in all; may be empty.
+  std::function<void(size_t done, size_t all)> progress;
+};
+
+struct SessionOptions {
+  int64_t ctx_size = 0;        // positions; 0: the model's own context, at most 4096
+  KvType kv_type = KvType::kF16;
+  int prompt_chunk = 256;      // rows of one pass over the prompt
+  int max_window = 1;          // rows of the widest verify pass: k + 1
+  bool with_mtp = false;       // keep the MTP layer's cache and buffers. REQUIRES: the model has an MTP layer
+  MoeVerify moe_verify = MoeVerify::kGrouped;
+  Isa isa = best_isa();
+  int threads = 0;             // 0: available_cores()
+};
+
+}  // namespace foretoken
