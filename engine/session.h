@@ -45,18 +45,27 @@ class Session {
   /// Forgets the sequence: length 0, states zero.
   void reset();
 
-  /// Runs the trunk over `ids` at positions [length(), length() + ids.size()). Logits of rows [logits_begin, ids.size()) are computed.
-  /// REQUIRES: pending() == 0; 1 <= ids.size() <= max(prompt_chunk, max_window); ids in the vocabulary;
-  /// length() + ids.size() <= ctx_size; logits for at most max_window rows unless options.prompt_chunk rows were... see logits_capacity().
-  void forward(std::span<const TokenId> ids, int logits_begin);
+  /// Runs the trunk over `ids` at positions [length(), length() + ids.size()), up to the hidden after the final norm.
+  /// REQUIRES: pending() == 0; 1 <= ids.size() <= max_rows(); ids in the vocabulary; length() + ids.size() <= ctx_size.
+  void forward(std::span<const TokenId> ids);
 
-  /// Rows whose logits one forward() can hold.
+  /// Rows that one forward() or mtp_forward() can take: max(prompt_chunk, max_window).
+  [[nodiscard]] int max_rows() const;
+
+  /// Hidden after the final norm [hidden_dim] of row `row` of the last forward(). Valid until the next forward().
+  [[nodiscard]] const float* hidden(int row) const;
+
+  /// Runs the head over rows [row_begin, row_end) of the last forward(). REQUIRES: row_end - row_begin <= logits_capacity().
+  void compute_logits(int row_begin, int row_end);
+
+  /// Rows whose logits are held at once: at least max_window.
   [[nodiscard]] int logits_capacity() const;
 
-  /// Logits [vocab_size] of row `row` of the last forward(). REQUIRES: row >= logits_begin.
+  /// Logits [vocab_size] of row `row`. REQUIRES: row was in the range of the last compute_logits().
   [[nodiscard]] const float* logits(int row) const;
-  /// Hidden after the final norm [hidden_dim] of row `row` of the last forward().
-  [[nodiscard]] const float* hidden(int row) const;
+
+  /// Distinct experts that the last forward() read, mean over its layers, in units of one token's top-k: U(n). 0 for a dense model.
+  [[nodiscard]] double distinct_experts() const;
 
   /// Keeps the first num_rows rows of the last forward() and takes back the others. Recurrent state advances by replay in the next pass.
   /// REQUIRES: 1 <= num_rows <= pending().
@@ -64,14 +73,20 @@ class Session {
 
   // The MTP layer. REQUIRES for all: options().with_mtp.
 
-  /// Runs the MTP layer over `ids` at positions [position, position + ids.size()) with hidden[r] [hidden_dim] the hidden of the position
-  /// before row r. Its KV rows at these positions are (re)written. Draft logits are computed for rows [logits_begin, ids.size()):
-  /// over the draft vocabulary only, -infinity elsewhere (see set_draft_vocab).
-  void mtp_forward(std::span<const TokenId> ids, int64_t position, std::span<const float* const> hidden, int logits_begin);
-  [[nodiscard]] const float* mtp_logits(int row) const;   // [vocab_size]
-  [[nodiscard]] const float* mtp_hidden(int row) const;   // [hidden_dim], after shared_head_norm: the next chained step's hidden
+  /// Runs the MTP layer over `ids` at positions [position, position + ids.size()); hidden[r] [hidden_dim] is the hidden of the position
+  /// before row r (zeros at position 0). Its KV rows at these positions are (re)written; attends to [0, its own position].
+  void mtp_forward(std::span<const TokenId> ids, int64_t position, std::span<const float* const> hidden);
 
-  /// Rows of the head that drafts read, as groups of kInterleave ids (bit g: ids [16 g, 16 g + 16)); all groups at first.
+  /// Hidden after shared_head_norm [hidden_dim] of row `row` of the last mtp_forward(): the next chained step's hidden.
+  /// Valid until the next mtp_forward() but one (two buffers take turns), so it may be an input of the next.
+  [[nodiscard]] const float* mtp_hidden(int row) const;
+
+  /// Draft logits of rows [row_begin, row_end) of the last mtp_forward(), over the draft groups only, -infinity elsewhere.
+  /// REQUIRES: row_end - row_begin <= logits_capacity().
+  void mtp_compute_logits(int row_begin, int row_end);
+  [[nodiscard]] const float* mtp_logits(int row) const;  // [vocab_size]
+
+  /// Rows of the head that drafts read: group g stands for ids [16 g, 16 g + 16); rising, no duplicates. All groups at first.
   void set_draft_groups(std::span<const int32_t> groups);
 
  private:
