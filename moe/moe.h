@@ -1,0 +1,122 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kernels/aligned_buffer.h"
+#include "kernels/matrix.h"
+#include "kernels/row_buffer.h"
+#include "kernels/thread_team.h"
+#include "moe/buckets.h"
+#include "moe/moe_verify.h"
+#include "moe/router.h"
+
+namespace foretoken {
+
+/// One matrix of every expert, cut out of one tensor: expert e has rows [e * stride_rows + first_row, + num_rows) of `all`.
+/// (A fused gate_up tensor holds two of them, with stride 2F.)
+struct ExpertMatrices {
+  MatrixView all;
+  int64_t stride_rows = 0;
+  int64_t first_row = 0;
+  int64_t num_rows = 0;
+  [[nodiscard]] MatrixView expert(int64_t e) const {
+    const int64_t begin = e * stride_rows + first_row;
+    return all.slice_rows(begin, begin + num_rows);
+  }
+};
+
+/// The feed-forward part of one layer. A mixture of experts has num_experts > 0; its shared expert is optional (shared_gate empty) and, where
+/// there is one, weighted by sigmoid(shared_router . x). A dense layer has num_experts = 0 and its only expert in shared_*, unweighted
+/// (shared_router empty).
+struct MoeWeights {
+  int num_experts = 0;
+  int top_k = 0;
+  MatrixView router;                  // [num_experts, hidden_dim]
+  ExpertMatrices gate, up;            // expert: [expert_dim, hidden_dim]
+  ExpertMatrices down;                // expert: [hidden_dim, expert_dim]
+  MatrixView shared_gate, shared_up;  // [shared_dim, hidden_dim]
+  MatrixView shared_down;             // [hidden_dim, shared_dim]
+  const float* shared_router = nullptr;  // [hidden_dim]
+  [[nodiscard]] bool has_shared() const { return shared_gate.data != nullptr; }
+};
+
+/// Counts weight rows that the cores hand to the matrix kernels, by expert and matrix: what "each expert is read once" is shown by.
+class ExpertReads {
+ public:
+  enum Matrix { kGate, kUp, kDown, kNumMatrices };
+  explicit ExpertReads(int num_experts);
+  void add(int32_t expert, Matrix matrix, int64_t num_rows) {
+    rows_[index(expert, matrix)].fetch_add(num_rows, std::memory_order_relaxed);
+  }
+  [[nodiscard]] int64_t rows(int32_t expert, Matrix matrix) const { return rows_[index(expert, matrix)].load(); }
+  void clear();
+
+ private:
+  // Expert -1 is the shared one.
+  [[nodiscard]] static size_t index(int32_t expert, Matrix matrix) {
+    return static_cast<size_t>(expert + 1) * kNumMatrices + matrix;
+  }
+  std::vector<std::atomic<int64_t>> rows_;
+};
+
+/// Shapes that a MoeScratch must serve: the largest of all layers.
+struct MoeShape {
+  int64_t hidden_dim = 0;
+  int num_experts = 0;
+  int top_k = 0;
+  int64_t expert_dim = 0;
+  int64_t shared_dim = 0;
+};
+
+/// Work buffers of the cores, taken once and used by every layer.
+class MoeScratch {
+ public:
+  MoeScratch(const MoeShape& shape, int max_rows, int num_threads);
+  [[nodiscard]] size_t size_bytes() const;
+
+  /// Where reads are counted, or nullptr.
+  ExpertReads* reads = nullptr;
+
+  /// The experts of the last moe_forward.
+  Routing routing;
+  /// Distinct routed experts of the last moe_forward.
+  int distinct_experts = 0;
+
+ private:
+  friend class ExpertPass;
+  friend void moe_forward(Isa, ThreadTeam&, MoeVerify, const MoeWeights&, const RowBuffer&, int, MoeScratch&, RowBuffer&);
+
+  RowBuffer inner_;           // [max_rows * top_k, expert_dim] silu(gate) * up of each slot
+  RowBuffer shared_inner_;    // [max_rows, shared_dim]
+  AlignedBuffer partials_;    // float [max_rows * top_k, hidden_dim] what each slot adds
+  AlignedBuffer shared_;      // float [max_rows, hidden_dim]
+  AlignedBuffer logits_;      // float [max_rows, num_experts]
+  AlignedBuffer shared_weight_;  // float [max_rows]
+  AlignedBuffer tiles_;       // float [num_threads][2][max_rows * kTileRows] gate and up before they meet
+  AlignedBuffer sums_;        // float [num_threads][hidden_dim]
+  MoeShape shape_;
+  int max_rows_ = 0;
+  BucketList buckets_;
+
+  // What the cores hand to the kernels; [bucket slots], grown to the largest window seen.
+  std::vector<RowView> inputs_, inners_;
+  std::vector<float*> inner_rows_, outputs_;
+  std::unique_ptr<std::atomic<int32_t>[]> open_items_;  // per bucket: gate-up items not yet done
+  std::vector<int64_t> item_ends_;
+};
+
+/// Forms of the rows (RowView) that a layer's matrices meet: blocks to quantise by. Bit 0: 32, bit 1: 256.
+[[nodiscard]] unsigned input_blocks(const MoeWeights& weights);
+
+/// residual[r] += MoE(x[r]) for rows [0, num_rows):
+///   routed = sum over ranks, in rank order from 0, of fma(weight, down_e(silu(gate_e x) * up_e x));
+///   then fma(sigmoid(shared_router . x), shared expert's output), then one add to the residual.
+/// REQUIRES: x has the forms of input_blocks(weights); num_rows <= the scratch's max_rows.
+/// `verify` chooses who computes: kGrouped reads each used expert once for the whole window, kPerToken once for each (row, expert).
+void moe_forward(Isa isa, ThreadTeam& team, MoeVerify verify, const MoeWeights& weights, const RowBuffer& x, int num_rows,
+                 MoeScratch& scratch, RowBuffer& residual);
+
+}  // namespace foretoken
