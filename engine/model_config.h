@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace foretoken {
@@ -28,8 +29,8 @@ struct ModelConfig {
 
   int num_experts = 0;               // expert_count; 0: dense feed-forward
   int experts_per_token = 0;         // expert_used_count (top-k)
-  int64_t expert_dim = 0;            // expert_feed_forward_length, or the dense feed_forward_length
-  int64_t shared_expert_dim = 0;     // expert_shared_feed_forward_length; 0: no shared expert
+  int64_t expert_dim = 0;            // expert_feed_forward_length
+  int64_t shared_expert_dim = 0;     // expert_shared_feed_forward_length; 0: no shared expert. Dense models: feed_forward_length
 
   std::vector<bool> recurrent;       // [num_layers]: true for gated delta net layers
   int state_size = 0;                // ssm.state_size
@@ -40,6 +41,8 @@ struct ModelConfig {
   [[nodiscard]] int64_t key_dim() const { return int64_t{state_size} * num_key_heads; }
   [[nodiscard]] int64_t value_dim() const { return int64_t{state_size} * num_value_heads; }
   [[nodiscard]] int64_t conv_channels() const { return 2 * key_dim() + value_dim(); }
+
+  [[nodiscard]] static bool is_supported(std::string_view architecture);
 
   /// Throws InputError naming file, key, value and limit.
   [[nodiscard]] static ModelConfig read(const GgufFile& file);
