@@ -59,7 +59,7 @@ class GgufFile {
   [[nodiscard]] std::span<const GgufTensor> tensors() const;   // in file order
   [[nodiscard]] const GgufTensor* find_tensor(std::string_view name) const;
   [[nodiscard]] const GgufValue* find(std::string_view key) const;
-  [[nodiscard]] std::span<const std::pair<std::string_view, GgufValue>> metadata() const;  // in file order
+  [[nodiscard]] std::span<const std::pair<std::string_view, GgufValue>> metadata() const;  // in file order; of a split model: the first part's
 
   // Typed access. Each throws InputError naming file and key if the value is missing (no fallback given) or of another kind,
   // or outside [min, max].

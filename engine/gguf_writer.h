@@ -32,7 +32,7 @@ class GgufWriter {
 
   [[nodiscard]] size_t data_bytes() const;  // of all tensors declared, padding included
   /// Writes to `path` (through a temporary file that is renamed at the end). progress(bytes_done, bytes_all) may be empty; it is called
-  /// after each part. `fill` is called from several threads (OpenMP), each for its own rows. Throws InputError if the disk refuses.
+  /// after each part. `fill` is called from several threads, each for its own rows. Throws InputError if the disk refuses.
   void write(const std::string& path, const std::function<void(size_t, size_t)>& progress = {}) const;
 
  private:
