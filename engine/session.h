@@ -74,20 +74,25 @@ class Session {
   // The MTP layer. REQUIRES for all: options().with_mtp.
 
   /// Runs the MTP layer over `ids` at positions [position, position + ids.size()); hidden[r] [hidden_dim] is the hidden of the position
-  /// before row r (zeros at position 0). Its KV rows at these positions are (re)written; attends to [0, its own position].
-  void mtp_forward(std::span<const TokenId> ids, int64_t position, std::span<const float* const> hidden);
+  /// before row r (zeros at position 0). Its KV rows at these positions are (re)written; a row attends to [0, its own position].
+  /// Rows before first_output only leave their keys and values, which takes a small part of the layer; the others go through all of it.
+  /// REQUIRES: 0 <= first_output < ids.size().
+  void mtp_forward(std::span<const TokenId> ids, int64_t position, std::span<const float* const> hidden, int first_output = 0);
 
-  /// Hidden after shared_head_norm [hidden_dim] of row `row` of the last mtp_forward(): the next chained step's hidden.
+  /// Hidden after shared_head_norm [hidden_dim] of row `row` >= first_output of the last mtp_forward(): the next chained step's hidden.
   /// Valid until the next mtp_forward() but one (two buffers take turns), so it may be an input of the next.
   [[nodiscard]] const float* mtp_hidden(int row) const;
 
   /// Draft logits of rows [row_begin, row_end) of the last mtp_forward(), over the draft groups only, -infinity elsewhere.
-  /// REQUIRES: row_end - row_begin <= logits_capacity().
+  /// REQUIRES: row_begin >= first_output; row_end - row_begin <= logits_capacity().
   void mtp_compute_logits(int row_begin, int row_end);
   [[nodiscard]] const float* mtp_logits(int row) const;  // [vocab_size]
 
   /// Rows of the head that drafts read: group g stands for ids [16 g, 16 g + 16); rising, no duplicates. All groups at first.
   void set_draft_groups(std::span<const int32_t> groups);
+
+  /// One group more. REQUIRES: it is not among them yet.
+  void add_draft_group(int32_t group);
 
  private:
   struct Impl;

@@ -41,6 +41,10 @@ void attention_reset(AttentionQuery& query, int head_dim);
 void attention_split(Isa isa, const KvHead& kv, int head_dim, float scale, int64_t split, AttentionQuery* queries,
                      int num_queries, float* scratch);
 
+/// Merges `part`, one split's result from an empty start, into `whole`, in the arithmetic of attention_split's last step. Splits computed apart
+/// and merged in rising order give the bits of attention_split called for them in turn.
+void attention_merge(Isa isa, const AttentionQuery& part, int head_dim, AttentionQuery& whole);
+
 /// out[i] = out[i] / sum.
 void attention_finish(Isa isa, AttentionQuery& query, int head_dim);
 

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "engine/float_rows.h"
+#include "engine/model_config.h"
+#include "kernels/aligned_buffer.h"
+
+namespace foretoken {
+
+/// What the delta-net layers remember of a sequence, without snapshots.
+///
+/// A pass over a window applies only its first row to the state (that row is always kept) and leaves the inputs of all its rows in a slot; the
+/// next pass first replays the rows that were kept, [1, kept), in the same arithmetic, while it has the state in cache anyway. A pass over more
+/// rows than a window (a prompt chunk) is always kept whole and applies all of them.
+///
+///   state      rows [0, length - replay)
+///   slot old   rows [length - kept, length): of them the last `replay` are not yet in the state
+///   slot new   rows of the running pass
+///
+/// INVARIANTS: 1. history of a layer holds the conv_taps - 1 raw rows before slot old (zeros before the start).
+///             2. the running pass moves them forward by `kept` rows, layer by layer, before it reads them.
+class RecurrentState {
+ public:
+  RecurrentState() = default;
+  RecurrentState(const ModelConfig& config, int max_window);
+
+  /// What one layer keeps of the rows of a window.
+  struct Slot {
+    FloatRows raw;       // [max_window, conv_channels] before the convolution
+    FloatRows mixed;     // [max_window, conv_channels] after convolution, SiLU and normalisation: q, k, v
+    FloatRows beta;      // [max_window, num_value_heads]
+    FloatRows decay;     // [max_window, num_value_heads]
+  };
+  struct Layer {
+    AlignedBuffer state;         // float [num_value_heads][state_size (key)][state_size (value)]
+    FloatRows history;           // [conv_taps - 1, conv_channels], oldest first
+    std::array<Slot, 2> slots;
+  };
+
+  [[nodiscard]] Layer& layer(int recurrent_idx) { return layers_[static_cast<size_t>(recurrent_idx)]; }
+  [[nodiscard]] const Slot& old_slot(const Layer& layer) const { return layer.slots[static_cast<size_t>(current_)]; }
+  [[nodiscard]] Slot& new_slot(Layer& layer) { return layer.slots[static_cast<size_t>(1 - current_)]; }
+
+  /// Rows of slot old that belong to the sequence, and how many of them, the last ones, the state still lacks.
+  [[nodiscard]] int kept() const { return kept_; }
+  [[nodiscard]] int replay() const { return replay_; }
+
+  /// The running pass of num_rows rows is over: slot new becomes slot old, its first `kept` rows belong to the sequence.
+  /// `in_slot` is false for a prompt chunk, whose rows are all in state and history already.
+  void commit(int kept, bool in_slot);
+  void reset();
+  [[nodiscard]] size_t size_bytes() const;
+
+ private:
+  std::vector<Layer> layers_;
+  int current_ = 0;
+  int kept_ = 0;
+  int replay_ = 0;
+};
+
+}  // namespace foretoken
