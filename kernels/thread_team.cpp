@@ -1,0 +1,248 @@
+#include "kernels/thread_team.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include "kernels/control_group.h"
+#include "kernels/error.h"
+
+namespace foretoken {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// How long a waiting member keeps its core. Loops of a decode step follow each other within a few microseconds, a
+// sleeper costs its waker a system call and comes some 50 us later; past that, sleeping wins. Members first only pause,
+// then offer the core to whoever else wants it.
+constexpr auto kPauseTime = std::chrono::microseconds(10);
+constexpr auto kSpinTime = std::chrono::microseconds(60);
+
+inline void pause_core() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Waits until done() or kSpinTime has gone by; returns done(). With more members than cores pausing only keeps a
+// working member from its core, so then (`crowded`) every look is followed by a yield.
+template <class Done>
+bool spin_until(const Done& done, bool crowded) {
+  if (done()) return true;
+  const auto begin = Clock::now();
+  for (bool yield = crowded;;) {
+    if (yield) {
+      std::this_thread::yield();
+      if (done()) return true;
+    } else {
+      for (int i = 0; i < 32; ++i) {  // about a microsecond between two looks at the clock
+        pause_core();
+        if (done()) return true;
+      }
+    }
+    const auto waited = Clock::now() - begin;
+    if (waited > kSpinTime) return false;
+    yield = crowded || waited > kPauseTime;
+  }
+}
+
+}  // namespace
+
+// How a loop runs. The caller writes the loop's fields and opens the gate; a worker passes the gate by adding itself to
+// `gate` and finding the open bit in what was there before; members take items from `next_item` until none is left; the
+// caller closes the gate and waits until nobody is inside.
+//
+// Invariants
+//  1. context, body, num_items and epoch change only while the gate is closed and nobody who found it open is inside.
+//  2. A worker reads them only after finding the gate open and before it leaves. So what it runs belongs to the loop
+//  that is open,
+//     however late it wakes and whatever it was woken for: a loop's fields are never carried out of the loop.
+//  3. The caller never waits for a worker that has not come in. A sleeping or descheduled worker holds up nobody; one
+//  inside holds up
+//     the item that it works on.
+//  4. A count from a worker that found the gate closed comes and goes without any read of the fields; it may delay the
+//  caller's
+//     return by that moment, no more.
+//  5. Wake-ups may be lost only when they do not matter: sleepers announce themselves before they look a last time
+//  (`sleepers`,
+//     `caller_sleeps`), wakers change the word before they look for sleepers, all four sequentially consistent.
+struct ThreadTeam::State {
+  static constexpr uint32_t kOpen = 1u << 16;
+  static constexpr uint32_t kInside = kOpen - 1;  // mask of the number of workers inside
+  static_assert(kMaxThreads < static_cast<int>(kInside));
+
+  // What workers look at while they wait, and what they read once they are in.
+  alignas(64) std::atomic<uint32_t> epoch{0};  // loops opened so far
+  std::atomic<uint32_t> gate{0};
+  std::atomic<uint32_t> sleepers{0};
+  std::atomic<bool> caller_sleeps{false};
+  std::atomic<bool> stop{false};
+  void* context = nullptr;
+  BodyFn body = nullptr;
+  int64_t num_items = 0;
+
+  alignas(64) std::atomic<int64_t> next_item{0};  // a line of its own: every item goes through it
+
+  bool crowded = false;
+  bool in_loop = false;  // the caller's
+  std::vector<std::thread> workers;
+
+  ~State() {
+    stop.store(true);
+    epoch.fetch_add(1);
+    epoch.notify_all();
+    for (std::thread& worker : workers) worker.join();
+  }
+
+  void take_items(int thread_idx) noexcept {
+    const auto fn = body;
+    void* const fn_context = context;
+    const int64_t n = num_items;
+    for (int64_t item; (item = next_item.fetch_add(1, std::memory_order_relaxed)) < n;)
+      fn(fn_context, item, thread_idx);
+  }
+
+  void work(int thread_idx) {
+    uint32_t seen = 0;
+    for (;;) {
+      wait_for_epoch_after(seen);
+      if (stop.load(std::memory_order_relaxed)) return;
+      const uint32_t before = gate.fetch_add(1, std::memory_order_acquire);
+      seen = epoch.load(std::memory_order_relaxed);
+      if (before & kOpen) take_items(thread_idx);
+      const uint32_t after = gate.fetch_sub(1) - 1;
+      if ((after & kInside) == 0 && caller_sleeps.load()) gate.notify_all();
+    }
+  }
+
+  void wait_for_epoch_after(uint32_t seen) {
+    const auto opened = [&] { return epoch.load(std::memory_order_relaxed) != seen; };
+    if (spin_until(opened, crowded)) return;
+    sleepers.fetch_add(1);
+    while (epoch.load() == seen) epoch.wait(seen);
+    sleepers.fetch_sub(1);
+  }
+
+  void open(int64_t items, void* new_context, BodyFn new_body) {
+    context = new_context;
+    body = new_body;
+    num_items = items;
+    next_item.store(0, std::memory_order_relaxed);
+    gate.fetch_add(kOpen, std::memory_order_release);
+    epoch.fetch_add(1);
+    const int64_t asleep = sleepers.load();
+    if (asleep == 0) return;
+    if (asleep < items) {
+      epoch.notify_all();
+    } else {  // the caller takes one item itself
+      for (int64_t i = 1; i < items; ++i) epoch.notify_one();
+    }
+  }
+
+  void close_and_wait() {
+    gate.fetch_sub(kOpen, std::memory_order_acq_rel);
+    const auto empty = [&] { return (gate.load(std::memory_order_acquire) & kInside) == 0; };
+    if (spin_until(empty, crowded)) return;
+    caller_sleeps.store(true);
+    for (uint32_t now; ((now = gate.load()) & kInside) != 0;) gate.wait(now);
+    caller_sleeps.store(false, std::memory_order_relaxed);
+  }
+};
+
+ThreadTeam::ThreadTeam(int num_threads) : state_(std::make_unique<State>()) {
+  FT_CHECK(num_threads >= 1 && num_threads <= kMaxThreads);
+  state_->crowded = num_threads > available_cores();
+  state_->workers.reserve(static_cast<size_t>(num_threads) - 1);
+  for (int i = 1; i < num_threads; ++i) {
+    try {
+      state_->workers.emplace_back([state = state_.get(), i] { state->work(i); });
+    } catch (const std::system_error& error) {
+      throw InputError(fmt::format("thread {} of {} could not be started ({}); ask for fewer with --threads", i + 1,
+                                   num_threads, error.what()));
+    }
+  }
+}
+
+ThreadTeam::~ThreadTeam() = default;
+
+int ThreadTeam::num_threads() const {
+  return static_cast<int>(state_->workers.size()) + 1;
+}
+
+void ThreadTeam::run(int64_t num_items, void* context, BodyFn body) {
+  State& state = *state_;
+  FT_CHECK(!state.in_loop);  // a body called parallel_for
+  state.in_loop = true;
+  if (state.workers.empty() || num_items <= 1) {
+    [&]() noexcept {
+      for (int64_t item = 0; item < num_items; ++item) body(context, item, 0);
+    }();
+  } else {
+    state.open(num_items, context, body);
+    state.take_items(0);
+    state.close_and_wait();
+  }
+  state.in_loop = false;
+}
+
+namespace {
+
+int cores_in_affinity() {
+#if defined(__linux__)
+  // The kernel refuses a mask smaller than its own; ask with a larger one until it fits.
+  for (int cpus = 1024; cpus <= (1 << 20); cpus *= 2) {
+    cpu_set_t* const set = CPU_ALLOC(static_cast<size_t>(cpus));
+    if (set == nullptr) break;
+    const size_t size = CPU_ALLOC_SIZE(static_cast<size_t>(cpus));
+    const int count = sched_getaffinity(0, size, set) == 0 ? CPU_COUNT_S(size, set) : 0;
+    CPU_FREE(set);
+    if (count > 0) return count;
+  }
+#endif
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+// Cores that a group's quota of processor time is worth, rounded up (a team of the lower number would leave quota
+// unused); 0: no quota.
+int cores_in_quota(const ControlGroupFolder& folder) {
+  std::string quota, period;
+  if (folder.is_v2) {
+    const std::string line = read_first_line(folder.path + "/cpu.max");  // "150000 100000" or "max 100000"
+    const size_t space = line.find(' ');
+    if (space == std::string::npos) return 0;
+    quota = line.substr(0, space);
+    period = line.substr(space + 1);
+  } else {
+    quota = read_first_line(folder.path + "/cpu.cfs_quota_us");  // -1: none
+    period = read_first_line(folder.path + "/cpu.cfs_period_us");
+  }
+  const long long quota_us = std::atoll(quota.c_str()), period_us = std::atoll(period.c_str());
+  if (quota_us <= 0 || period_us <= 0) return 0;
+  return static_cast<int>(std::min<long long>((quota_us - 1) / period_us + 1, ThreadTeam::kMaxThreads));
+}
+
+}  // namespace
+
+int available_cores() {
+  int cores = std::min(cores_in_affinity(), ThreadTeam::kMaxThreads);
+  for (const ControlGroupFolder& folder : control_group_folders("cpu")) {
+    if (const int quota = cores_in_quota(folder); quota > 0) cores = std::min(cores, quota);
+  }
+  return cores;
+}
+
+}  // namespace foretoken
