@@ -3,6 +3,10 @@
 function(foretoken_warnings target)
   target_compile_options(${target} PRIVATE
     $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -ffp-contract=off -fno-math-errno>)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+    # GCC 12 sees overlapping copies in std::string's operator+ where there are none (GCC bug 105651).
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict>)
+  endif()
   if(FORETOKEN_SANITIZE)
     target_compile_options(${target} PRIVATE
       $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${FORETOKEN_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g>)
@@ -19,7 +23,7 @@ set(FORETOKEN_FLAGS_avx512vnni ${FORETOKEN_FLAGS_avx512} -mavx512vnni)
 # _avx512.cpp or _avx512vnni.cpp is compiled for that instruction set and run only where the processor has it.
 function(foretoken_library name)
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${name}/*.cpp)
-  list(FILTER sources EXCLUDE REGEX "/main\\.cpp$")
+  list(FILTER sources EXCLUDE REGEX "/(main|cuda_[^/]*)\\.cpp$")  # cuda_*: see ForetokenCuda.cmake
   add_library(foretoken_${name} STATIC ${sources})
   target_include_directories(foretoken_${name} PUBLIC ${CMAKE_SOURCE_DIR})
   foretoken_warnings(foretoken_${name})
