@@ -1,0 +1,262 @@
+#pragma once
+
+#include "kernels/attention_body.h"
+#include "kernels/float_isa.h"
+#include "kernels/simd_float.h"
+
+// Private to attention_avx2.cpp and attention_avx512.cpp: attention_split over a register type V.
+//
+// Up to kMaxGroup queries walk through the split together. Keys come by chunks of positions that fill half of L1
+// (converted to float once, for all queries of the group), and meet the queries in tiles of 3 positions x 4 queries: 12
+// sums and 7 loads for 12 fma. Values come by chunks as well, in tiles of 4 queries x 2 registers of the head: 8 sums,
+// which is what FMA latency 4 x throughput 2 asks for. Memory is read in rising order in both, and once: a further
+// group finds the split (256 KB of F16 keys and values at head_dim 256) in L2.
+
+namespace foretoken {
+namespace {
+
+constexpr int kMaxGroup = 16;                       // queries that walk together
+constexpr int kChunkFloats = 4096;                  // of converted keys or values: 16 KB, half of L1
+constexpr int kScoreStride = kAttentionSplit + 16;  // room for a tile that runs over the end
+constexpr int kTilePositions = 3;
+
+inline int min_of(int a, int b) {
+  return a < b ? a : b;
+}
+
+FT_INLINE F32x8 load_as_float(const float* p, F32x8) {
+  return F32x8::load(p);
+}
+FT_INLINE F32x8 load_as_float(const uint16_t* p, F32x8) {
+  return F32x8::load_half(p);
+}
+FT_INLINE float zero_of(const float*) {
+  return 0.0f;
+}
+FT_INLINE uint16_t zero_of(const uint16_t*) {
+  return 0;
+}
+
+/// Rows of keys or values as floats: in place where they are floats and fill whole steps of 32, else converted into
+/// `chunk` with rows of `padded` floats, +0 after the end.
+template <class T>
+FT_INLINE const float* float_rows(const T* from, int num_positions, int head_dim, int padded, float* chunk) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (head_dim == padded) return from;
+  }
+  for (int j = 0; j < num_positions; ++j) {
+    const T* row = from + static_cast<int64_t>(j) * head_dim;
+    float* to = chunk + j * padded;
+    int i = 0;
+    for (; i + 8 <= head_dim; i += 8) load_as_float(row + i, F32x8{}).store(to + i);
+    if (i < padded) {
+      T tail[kLanes];
+      copy_tail(row + i, head_dim - i, zero_of(row), tail);
+      for (int k = 0; i < padded; i += 8, k += 8) load_as_float(tail + k, F32x8{}).store(to + i);
+    }
+  }
+  return chunk;
+}
+
+/// scores[q][j] = scale * (q . k_j) for Q queries and the three positions of k. A register's lanes of all sums go
+/// first, then the next register's: so 3 x Q sums stay in registers.
+template <class V, int Q>
+FT_INLINE void score_tile(const float* const* q, const float* const* k, int padded, float scale, float* const* scores,
+                          int j) {
+  constexpr int kGroups = kLanes / V::kWidth;
+  V lanes[kTilePositions][Q][kGroups];
+  for (int g = 0; g < kGroups; ++g) {
+    V sums[kTilePositions][Q];
+    for (int p = 0; p < kTilePositions; ++p) {
+      for (int r = 0; r < Q; ++r) sums[p][r] = V::zero();
+    }
+    for (int i = g * V::kWidth; i < padded; i += kLanes) {
+      V key[kTilePositions];
+      for (int p = 0; p < kTilePositions; ++p) key[p] = V::load(k[p] + i);
+      for (int r = 0; r < Q; ++r) {
+        const V query = V::load(q[r] + i);
+        for (int p = 0; p < kTilePositions; ++p) sums[p][r] = fma(query, key[p], sums[p][r]);
+      }
+    }
+    for (int p = 0; p < kTilePositions; ++p) {
+      for (int r = 0; r < Q; ++r) lanes[p][r][g] = sums[p][r];
+    }
+  }
+  for (int p = 0; p < kTilePositions; ++p) {
+    for (int r = 0; r < Q; ++r) scores[r][j + p] = scale * fold_lanes(lanes[p][r]);
+  }
+}
+
+/// out[q][0..padded) += p[q][j] * v_j by fma for Q queries, j rising over num_positions.
+template <class V, int Q>
+FT_INLINE void value_tile(const float* const* p, const float* v, int num_positions, int padded, float* const* out) {
+  for (int i = 0; i < padded; i += 2 * V::kWidth) {
+    V sums[Q][2];
+    for (int r = 0; r < Q; ++r) {
+      sums[r][0] = V::load(out[r] + i);
+      sums[r][1] = V::load(out[r] + i + V::kWidth);
+    }
+    const float* row = v + i;
+    for (int j = 0; j < num_positions; ++j, row += padded) {
+      const V v0 = V::load(row), v1 = V::load(row + V::kWidth);
+      for (int r = 0; r < Q; ++r) {
+        const V weight = V::broadcast(p[r][j]);
+        sums[r][0] = fma(weight, v0, sums[r][0]);
+        sums[r][1] = fma(weight, v1, sums[r][1]);
+      }
+    }
+    for (int r = 0; r < Q; ++r) {
+      sums[r][0].store(out[r] + i);
+      sums[r][1].store(out[r] + i + V::kWidth);
+    }
+  }
+}
+
+/// What a group of queries needs while it walks through a split; 52 KB of stack.
+struct AttentionGroup {
+  AttentionQuery* queries[kMaxGroup];
+  int counts[kMaxGroup];  // positions of this split that the query attends to, > 0
+  float* scores[kMaxGroup];
+  float largest[kMaxGroup];
+  float sums[kMaxGroup];
+  int size = 0;
+  int longest = 0;  // the largest count
+  alignas(64) float score_rows[kMaxGroup * kScoreStride];
+  alignas(64) float chunk[kChunkFloats];
+  alignas(64) float work[kChunkFloats];  // padded queries first, then the values' sums: [size, padded]
+};
+
+template <class V, class T>
+FT_INLINE void score_group(const T* keys, int head_dim, int padded, float scale, AttentionGroup& group) {
+  const float* q[kMaxGroup];
+  for (int r = 0; r < group.size; ++r) {
+    q[r] = group.queries[r]->q;
+    if (head_dim == padded) continue;
+    float* copy = group.work + r * padded;
+    const int whole = head_dim / kLanes * kLanes;
+    for (int i = 0; i < whole; ++i) copy[i] = q[r][i];
+    copy_tail(q[r] + whole, head_dim - whole, -0.0f, copy + whole);
+    q[r] = copy;
+  }
+  const int chunk_positions = kChunkFloats / padded / kTilePositions * kTilePositions;
+  for (int begin = 0; begin < group.longest; begin += chunk_positions) {
+    const int count = min_of(chunk_positions, group.longest - begin);
+    const float* rows = float_rows(keys + static_cast<int64_t>(begin) * head_dim, count, head_dim, padded, group.chunk);
+    int r = 0;
+    const auto walk = [&]<int Q>() __attribute__((always_inline)) {
+      for (int j = 0; j < count; j += kTilePositions) {
+        // Past the end the last position is read again; its scores land beyond the query's count.
+        const float* k[kTilePositions];
+        for (int p = 0; p < kTilePositions; ++p) k[p] = rows + static_cast<int64_t>(min_of(j + p, count - 1)) * padded;
+        score_tile<V, Q>(q + r, k, padded, scale, group.scores + r, begin + j);
+      }
+      r += Q;
+    };
+    while (r + 4 <= group.size) walk.template operator()<4>();
+    while (r + 2 <= group.size) walk.template operator()<2>();
+    if (r < group.size) walk.template operator()<1>();
+  }
+}
+
+/// scores -> exp(score - largest), with the largest and the sum over 32 strided lanes.
+template <class V>
+FT_INLINE void exponentiate(float* scores, int count, float& largest, float& sum) {
+  constexpr int kGroups = kLanes / V::kWidth;
+  const int padded = (count + kLanes - 1) / kLanes * kLanes;
+  for (int j = count; j < padded; ++j) scores[j] = -__builtin_inff();
+  V most = V::broadcast(-__builtin_inff());
+  for (int j = 0; j < padded; j += V::kWidth) most = max(V::load(scores + j), most);
+  const float m = most.largest() + 0.0f;  // -0 becomes +0, so that the order of looking does not show
+  for (int j = 0; j < padded; ++j) scores[j] = math::exp(scores[j] - m);
+  for (int j = count; j < padded; ++j) scores[j] = -0.0f;  // adds nothing to any lane
+  V lanes[kGroups];
+  for (int g = 0; g < kGroups; ++g) lanes[g] = V::zero();
+  for (int j = 0; j < padded; j += kLanes) {
+    for (int g = 0; g < kGroups; ++g) lanes[g] = lanes[g] + V::load(scores + j + g * V::kWidth);
+  }
+  largest = m;
+  sum = fold_lanes(lanes);
+}
+
+template <class V, class T>
+FT_INLINE void add_values(const T* values, int head_dim, int padded, AttentionGroup& group) {
+  float* out[kMaxGroup];
+  for (int r = 0; r < group.size; ++r) {
+    out[r] = group.work + r * padded;
+    for (int i = 0; i < padded; ++i) out[r][i] = 0.0f;
+  }
+  const int chunk_positions = kChunkFloats / padded;
+  for (int begin = 0; begin < group.longest; begin += chunk_positions) {
+    const int count = min_of(chunk_positions, group.longest - begin);
+    const float* rows =
+        float_rows(values + static_cast<int64_t>(begin) * head_dim, count, head_dim, padded, group.chunk);
+    int r = 0;
+    const auto walk = [&]<int Q>() __attribute__((always_inline)) {
+      // Positions that all Q queries attend to, then what single ones attend to beyond.
+      int common = count;
+      const float* p[Q];
+      for (int s = 0; s < Q; ++s) {
+        common = min_of(common, group.counts[r + s] - begin);
+        p[s] = group.scores[r + s] + begin;
+      }
+      if (common < 0) common = 0;
+      if (common > 0) value_tile<V, Q>(p, rows, common, padded, out + r);
+      if constexpr (Q > 1) {
+        for (int s = 0; s < Q; ++s) {
+          const int rest = min_of(count, group.counts[r + s] - begin) - common;
+          const float* one = p[s] + common;
+          if (rest > 0) value_tile<V, 1>(&one, rows + static_cast<int64_t>(common) * padded, rest, padded, out + r + s);
+        }
+      }
+      r += Q;
+    };
+    while (r + 4 <= group.size) walk.template operator()<4>();
+    while (r + 2 <= group.size) walk.template operator()<2>();
+    if (r < group.size) walk.template operator()<1>();
+  }
+}
+
+template <class V, class T>
+FT_INLINE void attend_group(const T* keys, const T* values, int head_dim, int padded, float scale,
+                            AttentionGroup& group) {
+  score_group<V>(keys, head_dim, padded, scale, group);
+  for (int r = 0; r < group.size; ++r) {
+    exponentiate<V>(group.scores[r], group.counts[r], group.largest[r], group.sums[r]);
+  }
+  add_values<V>(values, head_dim, padded, group);
+  for (int r = 0; r < group.size; ++r) {
+    join_split(group.largest[r], group.sums[r], group.work + r * padded, head_dim, *group.queries[r]);
+  }
+}
+
+template <class V>
+FT_INLINE void attention_split_with(const KvHead& kv, int head_dim, float scale, int64_t split, AttentionQuery* queries,
+                                    int num_queries) {
+  const int64_t first = split * kAttentionSplit;
+  const int padded = (head_dim + kLanes - 1) / kLanes * kLanes;
+  const int group_size = min_of(kMaxGroup, kChunkFloats / padded);
+  AttentionGroup group;
+  for (int r = 0; r < kMaxGroup; ++r) group.scores[r] = group.score_rows + r * kScoreStride;
+  for (int next = 0; next < num_queries;) {
+    group.size = group.longest = 0;
+    for (; next < num_queries && group.size < group_size; ++next) {
+      const int64_t reach = queries[next].kv_len - first;
+      if (reach <= 0) continue;
+      const int count = reach < kAttentionSplit ? static_cast<int>(reach) : kAttentionSplit;
+      group.queries[group.size] = &queries[next];
+      group.counts[group.size++] = count;
+      if (count > group.longest) group.longest = count;
+    }
+    if (group.size == 0) continue;
+    if (kv.type == KvType::kF16) {
+      attend_group<V>(static_cast<const uint16_t*>(kv.keys) + first * head_dim,
+                      static_cast<const uint16_t*>(kv.values) + first * head_dim, head_dim, padded, scale, group);
+    } else {
+      attend_group<V>(static_cast<const float*>(kv.keys) + first * head_dim,
+                      static_cast<const float*>(kv.values) + first * head_dim, head_dim, padded, scale, group);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace foretoken
