@@ -9,29 +9,32 @@ namespace foretoken {
 
 namespace {
 
-// Rows of a prompt chunk whose queries share one read of the cache: with 8 heads a group, 64 queries of 256 values stay in the second-level
-// cache beside a split of keys.
+// Rows of a prompt chunk whose queries share one read of the cache: with 8 heads a group, 64 queries of 256 values stay
+// in the second-level cache beside a split of keys.
 constexpr int kRowsPerBlock = 8;
 
 }  // namespace
 
 void ForwardPass::attention(const AttentionWeights& weights, KvCache& cache, int cache_layer) {
-  project(buffers_.normed, {{weights.q, buffers_.q}, {weights.k, buffers_.k}, {weights.v, buffers_.v}});
-  for_rows([&](int64_t r, int) {
-    store_row(weights, cache, cache_layer, r);
-    rotate_queries(weights, r);
-  });
+  project(Work::kAttentionProjections, buffers_.normed,
+          {{weights.q, buffers_.q}, {weights.k, buffers_.k}, {weights.v, buffers_.v}});
+  for_rows(
+      [&](int64_t r, int) {
+        store_row(weights, cache, cache_layer, r);
+        rotate_queries(weights, r);
+      },
+      Work::kAttention);
   attend_and_output(weights, cache, cache_layer);
 }
 
 void ForwardPass::store_keys_and_values(const AttentionWeights& weights, KvCache& cache, int cache_layer) {
-  project(buffers_.normed, {{weights.k, buffers_.k}, {weights.v, buffers_.v}});
-  for_rows([&](int64_t r, int) { store_row(weights, cache, cache_layer, r); });
+  project(Work::kAttentionProjections, buffers_.normed, {{weights.k, buffers_.k}, {weights.v, buffers_.v}});
+  for_rows([&](int64_t r, int) { store_row(weights, cache, cache_layer, r); }, Work::kAttention);
 }
 
 void ForwardPass::attend_stored(const AttentionWeights& weights, const KvCache& cache, int cache_layer) {
-  project(buffers_.normed, {{weights.q, buffers_.q}});
-  for_rows([&](int64_t r, int) { rotate_queries(weights, r); });
+  project(Work::kAttentionProjections, buffers_.normed, {{weights.q, buffers_.q}});
+  for_rows([&](int64_t r, int) { rotate_queries(weights, r); }, Work::kAttention);
   attend_and_output(weights, cache, cache_layer);
 }
 
@@ -57,14 +60,16 @@ void ForwardPass::rotate_queries(const AttentionWeights& weights, int64_t r) {
 void ForwardPass::attend_and_output(const AttentionWeights& weights, const KvCache& cache, int cache_layer) {
   attend(cache, cache_layer);
   const unsigned blocks = block_bits({&weights.output});
-  for_rows([&](int64_t r, int) {
-    const int64_t dim = config_.head_dim;
-    for (int64_t h = 0; config_.gated_attention && h < config_.num_heads; ++h) {
-      sigmoid_gate(isa_, buffers_.q.row(r) + (2 * h + 1) * dim, dim, buffers_.attended.row(r) + h * dim);
-    }
-    quantise_forms(isa_, buffers_.attended, r, blocks);
-  });
-  project(buffers_.attended, {{weights.output, buffers_.mixed}});
+  for_rows(
+      [&](int64_t r, int) {
+        const int64_t dim = config_.head_dim;
+        for (int64_t h = 0; config_.gated_attention && h < config_.num_heads; ++h) {
+          sigmoid_gate(isa_, buffers_.q.row(r) + (2 * h + 1) * dim, dim, buffers_.attended.row(r) + h * dim);
+        }
+        quantise_forms(isa_, buffers_.attended, r, blocks);
+      },
+      Work::kAttention);
+  project(Work::kAttentionProjections, buffers_.attended, {{weights.output, buffers_.mixed}});
 }
 
 void ForwardPass::attend(const KvCache& cache, int cache_layer) {
@@ -82,7 +87,7 @@ void ForwardPass::attend_by_rows(const KvCache& cache, int cache_layer) {
   const int group = config_.num_heads / config_.num_kv_heads;
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
   const int64_t num_blocks = (num_rows_ + kRowsPerBlock - 1) / kRowsPerBlock;
-  team_.parallel_for(num_blocks * config_.num_kv_heads, [&](int64_t item, int thread_idx) {
+  for_items(num_blocks * config_.num_kv_heads, [&](int64_t item, int thread_idx) {
     // The last blocks attend to the most positions: they come first.
     const int64_t block = num_blocks - 1 - item / config_.num_kv_heads;
     const int kv_head = static_cast<int>(item % config_.num_kv_heads);
@@ -104,11 +109,13 @@ void ForwardPass::attend_by_rows(const KvCache& cache, int cache_layer) {
                       static_cast<int>(queries.size()), scratch);
     }
     for (AttentionQuery& query : queries) attention_finish(isa_, query, config_.head_dim);
+    return WorkDone{Work::kAttention, (position_ + row_end) * cache.position_bytes()};
   });
 }
 
-// Items are (split) x (key-value head), for all rows of the window: each key and value is read once. A split computed from an empty result is
-// exactly that split's max, sum and values; merging them in rising order is the sum that attend_by_rows walks.
+// Items are (split) x (key-value head), for all rows of the window: each key and value is read once. A split computed
+// from an empty result is exactly that split's max, sum and values; merging them in rising order is the sum that
+// attend_by_rows walks.
 void ForwardPass::attend_by_splits(const KvCache& cache, int cache_layer, int64_t num_splits) {
   const int group = config_.num_heads / config_.num_kv_heads;
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
@@ -116,7 +123,7 @@ void ForwardPass::attend_by_splits(const KvCache& cache, int cache_layer, int64_
   thread_local std::vector<AttentionQuery> partials;  // [num_splits, rows, heads]
   partials.resize(static_cast<size_t>(num_splits * num_queries));
   std::vector<AttentionQuery>& parts = partials;
-  team_.parallel_for(num_splits * config_.num_kv_heads, [&](int64_t item, int thread_idx) {
+  for_items(num_splits * config_.num_kv_heads, [&](int64_t item, int thread_idx) {
     const int64_t split = item / config_.num_kv_heads;
     const int kv_head = static_cast<int>(item % config_.num_kv_heads);
     thread_local std::vector<AttentionQuery> queries;
@@ -135,8 +142,9 @@ void ForwardPass::attend_by_splits(const KvCache& cache, int cache_layer, int64_
       const int64_t r = static_cast<int64_t>(i) / group, h = int64_t{kv_head} * group + static_cast<int64_t>(i) % group;
       parts[static_cast<size_t>(split * num_queries + r * config_.num_heads + h)] = queries[i];
     }
+    return WorkDone{Work::kAttention, kAttentionSplit * cache.position_bytes()};
   });
-  team_.parallel_for(num_queries, [&](int64_t query_idx, int) {
+  for_items(num_queries, [&](int64_t query_idx, int) {
     const int64_t r = query_idx / config_.num_heads, h = query_idx % config_.num_heads;
     AttentionQuery whole = parts[static_cast<size_t>(query_idx)];
     whole.out = buffers_.attended.row(r) + h * config_.head_dim;
@@ -146,6 +154,7 @@ void ForwardPass::attend_by_splits(const KvCache& cache, int cache_layer, int64_
       if (split * kAttentionSplit < part.kv_len) attention_merge(isa_, part, config_.head_dim, whole);
     }
     attention_finish(isa_, whole, config_.head_dim);
+    return WorkDone{Work::kAttention, 0};
   });
 }
 

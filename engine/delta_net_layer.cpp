@@ -10,7 +10,8 @@ namespace foretoken {
 
 namespace {
 
-// Value columns of a head's state that are worked on together: 128 keys x 64 columns of floats are 32 KiB, a first-level cache.
+// Value columns of a head's state that are worked on together: 128 keys x 64 columns of floats are 32 KiB, a
+// first-level cache.
 constexpr int kColumns = 64;
 
 using Slot = RecurrentState::Slot;
@@ -31,16 +32,20 @@ void ForwardPass::delta_net(const DeltaNetWeights& weights, RecurrentState& stat
   const int kept = state.kept(), replay = state.replay(), taps = config_.conv_taps;
   const int key_heads = config_.num_key_heads, value_heads = config_.num_value_heads;
 
-  project(buffers_.normed,
-          {{weights.qkv, slot.raw}, {weights.gate, buffers_.z}, {weights.beta, buffers_.b}, {weights.alpha, buffers_.alpha}});
+  project(Work::kDeltaProjections, buffers_.normed,
+          {{weights.qkv, slot.raw},
+           {weights.gate, buffers_.z},
+           {weights.beta, buffers_.b},
+           {weights.alpha, buffers_.alpha}});
 
   // Convolution and normalisation, an item for each head of q, k and v; one more item for the gates.
-  team_.parallel_for(2 * key_heads + value_heads + 1, [&](int64_t head, int) {
+  for_items(2 * key_heads + value_heads + 1, [&](int64_t head, int) {
     if (head == 2 * key_heads + value_heads) {
       for (int64_t r = 0; r < num_rows_; ++r) {
-        delta_gates(buffers_.b.row(r), buffers_.alpha.row(r), weights.a, weights.dt, value_heads, slot.beta.row(r), slot.decay.row(r));
+        delta_gates(buffers_.b.row(r), buffers_.alpha.row(r), weights.a, weights.dt, value_heads, slot.beta.row(r),
+                    slot.decay.row(r));
       }
-      return;
+      return WorkDone{Work::kDeltaRecurrence, 0};
     }
     const int64_t begin = head * size, end = begin + size;
     thread_local std::vector<const float*> u;
@@ -54,8 +59,9 @@ void ForwardPass::delta_net(const DeltaNetWeights& weights, RecurrentState& stat
       float* channels = slot.mixed.row(r) + begin;
       if (head < 2 * key_heads) l2_norm(isa_, channels, size, config_.norm_eps, channels);
     }
-    // This head's channels of the history move to where the next pass needs them: before slot new for a window (invariant 1), behind
-    // the last row for a prompt chunk. Source rows are never older than their destination, so rising order is safe in place.
+    // This head's channels of the history move to where the next pass needs them: before slot new for a window
+    // (invariant 1), behind the last row for a prompt chunk. Source rows are never older than their destination, so
+    // rising order is safe in place.
     const int moved = in_slot ? 0 : num_rows_;
     for (int j = 0; j < taps - 1; ++j) {
       const int at = moved - (taps - 1) + j;
@@ -63,33 +69,40 @@ void ForwardPass::delta_net(const DeltaNetWeights& weights, RecurrentState& stat
       float* to = layer.history.row(j);
       if (from != to) std::memcpy(to + begin, from + begin, static_cast<size_t>(size) * sizeof(float));
     }
+    return WorkDone{Work::kDeltaRecurrence, 0};
   });
 
   const unsigned blocks = block_bits({&weights.out});
-  team_.parallel_for(value_heads, [&](int64_t head, int thread_idx) {
+  for_items(value_heads, [&](int64_t head, int thread_idx) {
     const int64_t key_head = head % key_heads;
     thread_local std::vector<DeltaRow> rows;
     rows.clear();
     const auto row_of = [&](const Slot& from, int r, float* out) {
       const float* mixed = from.mixed.row(r);
-      return DeltaRow{mixed + key_head * size, mixed + key_dim + key_head * size, mixed + 2 * key_dim + head * size,
-                      from.decay.row(r)[head], from.beta.row(r)[head], out};
+      return DeltaRow{mixed + key_head * size,
+                      mixed + key_dim + key_head * size,
+                      mixed + 2 * key_dim + head * size,
+                      from.decay.row(r)[head],
+                      from.beta.row(r)[head],
+                      out};
     };
     for (int r = kept - replay; r < kept; ++r) rows.push_back(row_of(old_slot, r, nullptr));
     for (int r = 0; r < num_rows_; ++r) rows.push_back(row_of(slot, r, buffers_.delta_out.row(r) + head * size));
     const int num_committed = replay + (in_slot ? 1 : num_rows_);
     float* head_state = layer.state.data<float>() + head * size * size;
     for (int column = 0; column < size; column += kColumns) {
-      foretoken::delta_net(isa_, head_state, static_cast<int>(size), rows.data(), static_cast<int>(rows.size()), num_committed, column,
-                           std::min(column + kColumns, static_cast<int>(size)), buffers_.delta_scratch.row(thread_idx));
+      foretoken::delta_net(isa_, head_state, static_cast<int>(size), rows.data(), static_cast<int>(rows.size()),
+                           num_committed, column, std::min(column + kColumns, static_cast<int>(size)),
+                           buffers_.delta_scratch.row(thread_idx));
     }
     for (int64_t r = 0; r < num_rows_; ++r) {
       float* out = buffers_.delta_out.row(r) + head * size;
       rms_norm_gated(isa_, out, weights.norm, buffers_.z.row(r) + head * size, size, config_.norm_eps, out);
     }
+    return WorkDone{Work::kDeltaRecurrence, 2 * size * size * static_cast<int64_t>(sizeof(float))};
   });
   for_rows([&](int64_t r, int) { quantise_forms(isa_, buffers_.delta_out, r, blocks); });
-  project(buffers_.delta_out, {{weights.out, buffers_.mixed}});
+  project(Work::kDeltaProjections, buffers_.delta_out, {{weights.out, buffers_.mixed}});
 }
 
 }  // namespace foretoken

@@ -16,7 +16,9 @@ namespace {
 constexpr int64_t kItemBytes = 128 << 10;
 constexpr int kItemsPerThread = 4;
 
-int64_t attention_splits(int64_t ctx_size) { return (ctx_size + kAttentionSplit - 1) / kAttentionSplit; }
+int64_t attention_splits(int64_t ctx_size) {
+  return (ctx_size + kAttentionSplit - 1) / kAttentionSplit;
+}
 
 MoeShape moe_shape(const ModelConfig& c) {
   return {c.hidden_dim, c.num_experts, c.experts_per_token, c.expert_dim, c.shared_expert_dim};
@@ -48,9 +50,10 @@ PassBuffers::PassBuffers(const ModelConfig& c, int max_rows, int max_window, int
 }
 
 size_t PassBuffers::size_bytes() const {
-  size_t bytes = residual.size_bytes() + normed.size_bytes() + attended.size_bytes() + delta_out.size_bytes() + moe.size_bytes();
-  for (const FloatRows* rows : {&mixed, &q, &k, &v, &queries, &partials, &wide.raw, &wide.mixed, &wide.beta, &wide.decay, &z, &b, &alpha,
-                                &delta_scratch}) {
+  size_t bytes =
+      residual.size_bytes() + normed.size_bytes() + attended.size_bytes() + delta_out.size_bytes() + moe.size_bytes();
+  for (const FloatRows* rows : {&mixed, &q, &k, &v, &queries, &partials, &wide.raw, &wide.mixed, &wide.beta,
+                                &wide.decay, &z, &b, &alpha, &delta_scratch}) {
     bytes += rows->size_bytes();
   }
   return bytes;
@@ -70,29 +73,31 @@ void quantise_forms(Isa isa, RowBuffer& rows, int64_t r, unsigned blocks) {
   if (blocks & 2u) rows.quantise(isa, r, 256);
 }
 
-ForwardPass::ForwardPass(const ModelConfig& config, const SessionOptions& options, ThreadTeam& team, const RopeTable& rope,
-                         PassBuffers& buffers)
+ForwardPass::ForwardPass(const ModelConfig& config, const SessionOptions& options, ThreadTeam& team,
+                         const RopeTable& rope, PassBuffers& buffers, WorkProfile* profile)
     : config_(config),
       isa_(options.isa),
       verify_(options.moe_verify),
       team_(team),
       rope_(rope),
       buffers_(buffers),
+      profile_(profile),
       max_window_(options.max_window),
       attention_scratch_(static_cast<size_t>(team.num_threads()),
                          std::vector<float>(static_cast<size_t>(kAttentionSplit + config.head_dim))) {}
 
-void ForwardPass::begin(int num_rows, int64_t position) {
+void ForwardPass::begin(int num_rows, int64_t position, bool is_mtp) {
   num_rows_ = num_rows;
   position_ = position;
+  is_mtp_ = is_mtp;
 }
 
 void ForwardPass::embed(const MatrixView& embed, std::span<const TokenId> ids) {
   FT_CHECK(embed.layout == Layout::kRows);
-  for (size_t r = 0; r < ids.size(); ++r) {
-    decode_row(embed.type, embed.data + static_cast<size_t>(ids[r]) * embed.row_bytes(), embed.num_cols,
-               buffers_.residual.row(static_cast<int64_t>(r)));
-  }
+  for_rows([&](int64_t r, int) {
+    decode_row(embed.type, embed.data + static_cast<size_t>(ids[static_cast<size_t>(r)]) * embed.row_bytes(),
+               embed.num_cols, buffers_.residual.row(r));
+  });
 }
 
 void ForwardPass::norm_to(const float* weight, unsigned blocks, RowBuffer& to) {
@@ -102,7 +107,9 @@ void ForwardPass::norm_to(const float* weight, unsigned blocks, RowBuffer& to) {
   });
 }
 
-void ForwardPass::norm(const float* weight, unsigned blocks) { norm_to(weight, blocks, buffers_.normed); }
+void ForwardPass::norm(const float* weight, unsigned blocks) {
+  norm_to(weight, blocks, buffers_.normed);
+}
 
 void ForwardPass::add_and_norm(const float* weight, unsigned blocks) {
   for_rows([&](int64_t r, int) {
@@ -112,7 +119,7 @@ void ForwardPass::add_and_norm(const float* weight, unsigned blocks) {
   });
 }
 
-void ForwardPass::project(const RowBuffer& input, std::initializer_list<Projection> projections) {
+void ForwardPass::project(Work work, const RowBuffer& input, std::initializer_list<Projection> projections) {
   inputs_.resize(static_cast<size_t>(num_rows_));
   for (int r = 0; r < num_rows_; ++r) inputs_[static_cast<size_t>(r)] = input.view(r);
   int64_t all_bytes = 0;
@@ -122,11 +129,13 @@ void ForwardPass::project(const RowBuffer& input, std::initializer_list<Projecti
     return std::max<int64_t>(1, item_bytes / static_cast<int64_t>(m.row_bytes()) / kInterleave) * kInterleave;
   };
   int64_t num_items = 0;
-  for (const Projection& p : projections) num_items += (p.matrix.num_rows + rows_per_item(p.matrix) - 1) / rows_per_item(p.matrix);
-  team_.parallel_for(num_items, [&](int64_t item, int) {
+  for (const Projection& p : projections)
+    num_items += (p.matrix.num_rows + rows_per_item(p.matrix) - 1) / rows_per_item(p.matrix);
+  for_items(num_items, [&](int64_t item, int) {
     const Projection* p = projections.begin();
     int64_t step = rows_per_item(p->matrix);
-    for (int64_t items = (p->matrix.num_rows + step - 1) / step; item >= items; items = (p->matrix.num_rows + step - 1) / step) {
+    for (int64_t items = (p->matrix.num_rows + step - 1) / step; item >= items;
+         items = (p->matrix.num_rows + step - 1) / step) {
       item -= items;
       step = rows_per_item((++p)->matrix);
     }
@@ -135,10 +144,13 @@ void ForwardPass::project(const RowBuffer& input, std::initializer_list<Projecti
     outputs.resize(static_cast<size_t>(num_rows_));
     for (int r = 0; r < num_rows_; ++r) outputs[static_cast<size_t>(r)] = p->output.row(r) + begin;
     matmul_rows(isa_, p->matrix, begin, end, inputs_.data(), num_rows_, outputs.data());
+    return WorkDone{work, (end - begin) * static_cast<int64_t>(p->matrix.row_bytes())};
   });
 }
 
 void ForwardPass::feed_forward(const MoeWeights& weights) {
+  buffers_.moe.profile = profile_;
+  buffers_.moe.is_mtp = is_mtp_;
   moe_forward(isa_, team_, verify_, weights, buffers_.normed, num_rows_, buffers_.moe, buffers_.residual);
   if (weights.num_experts == 0) return;
   distinct_experts_ += buffers_.moe.distinct_experts;
@@ -147,8 +159,8 @@ void ForwardPass::feed_forward(const MoeWeights& weights) {
 
 double ForwardPass::take_distinct_experts() {
   const double mean = expert_layers_ == 0 ? 0.0
-                                          : static_cast<double>(distinct_experts_) / static_cast<double>(expert_layers_) /
-                                                config_.experts_per_token;
+                                          : static_cast<double>(distinct_experts_) /
+                                                static_cast<double>(expert_layers_) / config_.experts_per_token;
   distinct_experts_ = expert_layers_ = 0;
   return mean;
 }

@@ -16,6 +16,7 @@
 #include "kernels/rope.h"
 #include "kernels/row_buffer.h"
 #include "kernels/thread_team.h"
+#include "kernels/work_profile.h"
 #include "moe/moe.h"
 
 namespace foretoken {
@@ -25,32 +26,35 @@ struct PassBuffers {
   PassBuffers(const ModelConfig& config, int max_rows, int max_window, int64_t ctx_size, int num_threads);
   [[nodiscard]] size_t size_bytes() const;
 
-  RowBuffer residual;      // [hidden_dim]
-  RowBuffer normed;        // [hidden_dim] what a layer's matrices read
-  FloatRows mixed;         // [hidden_dim] what attention or delta net adds to the residual
+  RowBuffer residual;  // [hidden_dim]
+  RowBuffer normed;    // [hidden_dim] what a layer's matrices read
+  FloatRows mixed;     // [hidden_dim] what attention or delta net adds to the residual
   // Attention.
-  FloatRows q, k, v;       // [heads * head_dim], q with its gates between
-  RowBuffer attended;      // [num_heads * head_dim]
-  FloatRows queries;       // [num_heads * head_dim] after norm and rotation
-  FloatRows partials;      // [max_window * num_heads * splits, head_dim]: splits computed apart
+  FloatRows q, k, v;   // [heads * head_dim], q with its gates between
+  RowBuffer attended;  // [num_heads * head_dim]
+  FloatRows queries;   // [num_heads * head_dim] after norm and rotation
+  FloatRows partials;  // [max_window * num_heads * splits, head_dim]: splits computed apart
   // Delta net.
   RecurrentState::Slot wide;  // for passes wider than a window
-  FloatRows z;             // [value_dim]
-  FloatRows b, alpha;      // [num_value_heads]
-  RowBuffer delta_out;     // [value_dim]
-  FloatRows delta_scratch; // [num_threads, state_size * columns]
+  FloatRows z;                // [value_dim]
+  FloatRows b, alpha;         // [num_value_heads]
+  RowBuffer delta_out;        // [value_dim]
+  FloatRows delta_scratch;    // [num_threads, state_size * columns]
   // Feed-forward.
   MoeScratch moe;
 };
 
-/// One pass of rows through layers: who computes, where the rows stand, and the operations that a model family is written in.
-/// Every operation works on rows [0, num_rows) and gives each row the bits it would have alone.
+/// One pass of rows through layers: who computes, where the rows stand, and the operations that a model family is
+/// written in. Every operation works on rows [0, num_rows) and gives each row the bits it would have alone.
 class ForwardPass {
  public:
-  ForwardPass(const ModelConfig& config, const SessionOptions& options, ThreadTeam& team, const RopeTable& rope, PassBuffers& buffers);
+  /// `profile` may be nullptr.
+  ForwardPass(const ModelConfig& config, const SessionOptions& options, ThreadTeam& team, const RopeTable& rope,
+              PassBuffers& buffers, WorkProfile* profile);
 
-  /// The next operations work on `num_rows` rows at positions [position, position + num_rows).
-  void begin(int num_rows, int64_t position);
+  /// The next operations work on `num_rows` rows at positions [position, position + num_rows). is_mtp: of the MTP layer
+  /// (for the profile).
+  void begin(int num_rows, int64_t position, bool is_mtp = false);
   [[nodiscard]] int num_rows() const { return num_rows_; }
 
   /// residual[r] = row ids[r] of `embed`.
@@ -81,16 +85,24 @@ class ForwardPass {
     const MatrixView& matrix;
     FloatRows& output;
   };
-  void project(const RowBuffer& input, std::initializer_list<Projection> projections);
+  void project(Work work, const RowBuffer& input, std::initializer_list<Projection> projections);
 
   /// Calls body(row, thread_idx) for each row.
   template <class Body>
-  void for_rows(Body&& body) {
-    if (num_rows_ == 1) {
-      body(int64_t{0}, 0);
-    } else {
-      team_.parallel_for(num_rows_, body);
-    }
+  void for_rows(Body&& body, Work work = Work::kRows) {
+    for_items(num_rows_, [&](int64_t r, int thread_idx) {
+      body(r, thread_idx);
+      return WorkDone{work, 0};
+    });
+  }
+
+  /// A parallel loop whose body returns WorkDone.
+  template <class Body>
+  void for_items(int64_t num_items, Body&& body) {
+    profiled_for(team_, profile_, num_items, [&](int64_t item, int thread_idx) {
+      const WorkDone done = body(item, thread_idx);
+      return WorkDone{is_mtp_ ? Work::kMtpLayer : done.work, done.bytes};
+    });
   }
 
   /// Distinct experts read since the last call, mean over the layers that have experts, in units of top-k.
@@ -112,7 +124,9 @@ class ForwardPass {
   ThreadTeam& team_;
   const RopeTable& rope_;
   PassBuffers& buffers_;
+  WorkProfile* const profile_;
   int num_rows_ = 0;
+  bool is_mtp_ = false;
   int64_t position_ = 0;
   int max_window_ = 1;
   int64_t distinct_experts_ = 0;
@@ -127,8 +141,10 @@ class ForwardPass {
 /// Makes the forms of `blocks` for row r.
 void quantise_forms(Isa isa, RowBuffer& rows, int64_t r, unsigned blocks);
 
-/// The trunk of one family over the rows whose embeddings are in `residual`; leaves residual complete (before the final norm).
-void run_qwen35_trunk(ForwardPass& pass, const ModelWeights& weights, KvCache& cache, RecurrentState& state, bool in_slot);
+/// The trunk of one family over the rows whose embeddings are in `residual`; leaves residual complete (before the final
+/// norm).
+void run_qwen35_trunk(ForwardPass& pass, const ModelWeights& weights, KvCache& cache, RecurrentState& state,
+                      bool in_slot);
 void run_qwen3moe_trunk(ForwardPass& pass, const ModelWeights& weights, KvCache& cache);
 
 }  // namespace foretoken

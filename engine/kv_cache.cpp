@@ -3,18 +3,23 @@
 namespace foretoken {
 
 namespace {
-size_t value_bytes(KvType type) { return type == KvType::kF16 ? 2 : 4; }
+size_t value_bytes(KvType type) {
+  return type == KvType::kF16 ? 2 : 4;
+}
 }  // namespace
 
 KvCache::KvCache(int num_layers, int num_kv_heads, int head_dim, int64_t ctx_size, KvType type)
     : head_dim_(head_dim), ctx_size_(ctx_size), type_(type) {
-  const size_t bytes = static_cast<size_t>(num_kv_heads) * static_cast<size_t>(ctx_size) * static_cast<size_t>(head_dim) * value_bytes(type);
-  for (int i = 0; i < num_layers; ++i) layers_.push_back({AlignedBuffer(bytes, "the KV cache"), AlignedBuffer(bytes, "the KV cache")});
+  const size_t bytes = static_cast<size_t>(num_kv_heads) * static_cast<size_t>(ctx_size) *
+                       static_cast<size_t>(head_dim) * value_bytes(type);
+  for (int i = 0; i < num_layers; ++i)
+    layers_.push_back({AlignedBuffer(bytes, "the KV cache"), AlignedBuffer(bytes, "the KV cache")});
 }
 
 KvHead KvCache::head(int layer, int kv_head) const {
   const Layer& l = layers_[static_cast<size_t>(layer)];
-  const size_t offset = static_cast<size_t>(kv_head) * static_cast<size_t>(ctx_size_) * static_cast<size_t>(head_dim_) * value_bytes(type_);
+  const size_t offset = static_cast<size_t>(kv_head) * static_cast<size_t>(ctx_size_) * static_cast<size_t>(head_dim_) *
+                        value_bytes(type_);
   return {l.keys.data() + offset, l.values.data() + offset, type_};
 }
 

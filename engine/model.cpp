@@ -9,7 +9,8 @@
 namespace foretoken {
 
 struct Model::Impl {
-  explicit Impl(GgufFile opened) : file(std::move(opened)), config(ModelConfig::read(file)), tokenizer(Tokenizer::load(file)) {}
+  explicit Impl(GgufFile opened)
+      : file(std::move(opened)), config(ModelConfig::read(file)), tokenizer(Tokenizer::load(file)) {}
 
   GgufFile file;
   ModelConfig config;
@@ -76,7 +77,8 @@ void declare_layer(WeightLoader& load, const ModelConfig& c, int index, bool rec
   const std::string block = fmt::format("blk.{}.", index);
   to.recurrent = recurrent;
   load.vector(block + "attn_norm.weight", c.hidden_dim, to.mix_norm);
-  load.vector(block + (c.architecture == "qwen3moe" ? "ffn_norm.weight" : "post_attention_norm.weight"), c.hidden_dim, to.ffn_norm);
+  load.vector(block + (c.architecture == "qwen3moe" ? "ffn_norm.weight" : "post_attention_norm.weight"), c.hidden_dim,
+              to.ffn_norm);
   if (recurrent) {
     declare_delta_net(load, c, block, to.delta_net);
   } else {
@@ -97,8 +99,10 @@ void declare_mtp(WeightLoader& load, const ModelConfig& c, MtpWeights& to) {
   load.vector(block + "hnorm.weight", c.hidden_dim, to.hidden_norm);
   const std::string head_norm = block + "shared_head_norm.weight";
   load.vector(load.has(head_norm) ? head_norm : "output_norm.weight", c.hidden_dim, to.head_norm);
-  if (load.has(block + "embed_tokens.weight")) load.lookup(block + "embed_tokens.weight", c.vocab_size, c.hidden_dim, to.embed);
-  if (load.has(block + "shared_head_head.weight")) load.matrix(block + "shared_head_head.weight", c.vocab_size, c.hidden_dim, to.head);
+  if (load.has(block + "embed_tokens.weight"))
+    load.lookup(block + "embed_tokens.weight", c.vocab_size, c.hidden_dim, to.embed);
+  if (load.has(block + "shared_head_head.weight"))
+    load.matrix(block + "shared_head_head.weight", c.vocab_size, c.hidden_dim, to.head);
 }
 
 }  // namespace
@@ -114,8 +118,9 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
   Impl& m = *model.impl_;
   const ModelConfig& c = m.config;
   if (m.tokenizer.vocab_size() != c.vocab_size) {
-    throw InputError(fmt::format("{}: tokenizer.ggml.tokens: {} tokens; token_embd.weight has {} rows, they must be as many", path,
-                                 m.tokenizer.vocab_size(), c.vocab_size));
+    throw InputError(
+        fmt::format("{}: tokenizer.ggml.tokens: {} tokens; token_embd.weight has {} rows, they must be as many", path,
+                    m.tokenizer.vocab_size(), c.vocab_size));
   }
   m.fingerprint = m.file.fingerprint();
 
@@ -142,11 +147,23 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
   return model;
 }
 
-const ModelConfig& Model::config() const { return impl_->config; }
-const Tokenizer& Model::tokenizer() const { return impl_->tokenizer; }
-const ModelWeights& Model::weights() const { return impl_->weights; }
-const std::string& Model::path() const { return impl_->file.path(); }
-const std::string& Model::fingerprint() const { return impl_->fingerprint; }
-size_t Model::file_bytes() const { return impl_->file.size_bytes(); }
+const ModelConfig& Model::config() const {
+  return impl_->config;
+}
+const Tokenizer& Model::tokenizer() const {
+  return impl_->tokenizer;
+}
+const ModelWeights& Model::weights() const {
+  return impl_->weights;
+}
+const std::string& Model::path() const {
+  return impl_->file.path();
+}
+const std::string& Model::fingerprint() const {
+  return impl_->fingerprint;
+}
+size_t Model::file_bytes() const {
+  return impl_->file.size_bytes();
+}
 
 }  // namespace foretoken

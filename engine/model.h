@@ -16,8 +16,8 @@ struct ModelWeights;
 /// A model in memory: configuration, tokenizer, weights. Immutable after loading; any number of sessions may read it.
 class Model {
  public:
-  /// Loads and checks a GGUF file. Throws InputError: unsupported architecture or tensor type, missing tensor, wrong shape, NaN scale,
-  /// too little memory (checked before anything is allocated).
+  /// Loads and checks a GGUF file. Throws InputError: unsupported architecture or tensor type, missing tensor, wrong
+  /// shape, NaN scale, too little memory (checked before anything is allocated).
   [[nodiscard]] static Model load(const std::string& path, const LoadOptions& options);
   ~Model();
   Model(Model&&) noexcept;

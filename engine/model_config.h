@@ -9,34 +9,36 @@ namespace foretoken {
 
 class GgufFile;
 
-/// Shapes and constants of a model, read from a file's metadata and checked. Names follow the models' papers; the GGUF keys stand behind.
+/// Shapes and constants of a model, read from a file's metadata and checked. Names follow the models' papers; the GGUF
+/// keys stand behind.
 struct ModelConfig {
-  std::string architecture;          // general.architecture: qwen35moe, qwen35 or qwen3moe
-  std::string name;                  // general.name, may be empty
-  int num_layers = 0;                // trunk layers: block_count - nextn_predict_layers
-  int num_mtp_layers = 0;            // nextn_predict_layers: 0 or 1
-  int64_t hidden_dim = 0;            // embedding_length
-  int64_t vocab_size = 0;            // from token_embd.weight
-  int64_t context_length = 0;        // context_length
-  float norm_eps = 0;                // attention.layer_norm_rms_epsilon
+  std::string architecture;    // general.architecture: qwen35moe, qwen35 or qwen3moe
+  std::string name;            // general.name, may be empty
+  int num_layers = 0;          // trunk layers: block_count - nextn_predict_layers
+  int num_mtp_layers = 0;      // nextn_predict_layers: 0 or 1
+  int64_t hidden_dim = 0;      // embedding_length
+  int64_t vocab_size = 0;      // from token_embd.weight
+  int64_t context_length = 0;  // context_length
+  float norm_eps = 0;          // attention.layer_norm_rms_epsilon
 
-  int num_heads = 0;                 // attention.head_count
-  int num_kv_heads = 0;              // attention.head_count_kv
-  int head_dim = 0;                  // attention.key_length = value_length
-  int rope_dim = 0;                  // rope.dimension_count, default head_dim
-  double rope_base = 10000.0;        // rope.freq_base
-  bool gated_attention = false;      // attn_q holds query and gate per head (qwen35*)
+  int num_heads = 0;             // attention.head_count
+  int num_kv_heads = 0;          // attention.head_count_kv
+  int head_dim = 0;              // attention.key_length = value_length
+  int rope_dim = 0;              // rope.dimension_count, default head_dim
+  double rope_base = 10000.0;    // rope.freq_base
+  bool gated_attention = false;  // attn_q holds query and gate per head (qwen35*)
 
-  int num_experts = 0;               // expert_count; 0: dense feed-forward
-  int experts_per_token = 0;         // expert_used_count (top-k)
-  int64_t expert_dim = 0;            // expert_feed_forward_length
-  int64_t shared_expert_dim = 0;     // expert_shared_feed_forward_length; 0: no shared expert. Dense models: feed_forward_length
+  int num_experts = 0;        // expert_count; 0: dense feed-forward
+  int experts_per_token = 0;  // expert_used_count (top-k)
+  int64_t expert_dim = 0;     // expert_feed_forward_length
+  int64_t shared_expert_dim =
+      0;  // expert_shared_feed_forward_length; 0: no shared expert. Dense models: feed_forward_length
 
-  std::vector<bool> recurrent;       // [num_layers]: true for gated delta net layers
-  int state_size = 0;                // ssm.state_size
-  int num_key_heads = 0;             // ssm.group_count
-  int num_value_heads = 0;           // ssm.time_step_rank
-  int conv_taps = 0;                 // ssm.conv_kernel
+  std::vector<bool> recurrent;  // [num_layers]: true for gated delta net layers
+  int state_size = 0;           // ssm.state_size
+  int num_key_heads = 0;        // ssm.group_count
+  int num_value_heads = 0;      // ssm.time_step_rank
+  int conv_taps = 0;            // ssm.conv_kernel
 
   [[nodiscard]] int64_t key_dim() const { return int64_t{state_size} * num_key_heads; }
   [[nodiscard]] int64_t value_dim() const { return int64_t{state_size} * num_value_heads; }

@@ -23,7 +23,8 @@ struct Environment {
   std::optional<int> threads;           // FORETOKEN_THREADS=N, 1..ThreadTeam::kMaxThreads
   std::vector<std::string> set;         // "NAME=value" of each variable that is set, for printing
 
-  /// Throws UsageError listing the known values for an unknown one, InputError for an instruction set that the processor lacks.
+  /// Throws UsageError listing the known values for an unknown one, InputError for an instruction set that the
+  /// processor lacks.
   [[nodiscard]] static Environment read();
 };
 
@@ -34,14 +35,15 @@ struct LoadOptions {
 };
 
 struct SessionOptions {
-  int64_t ctx_size = 0;        // positions; 0: the model's own context, at most 4096
+  int64_t ctx_size = 0;  // positions; 0: the model's own context, at most 4096
   KvType kv_type = KvType::kF16;
-  int prompt_chunk = 256;      // rows of one pass over the prompt
-  int max_window = 1;          // rows of the widest verify pass: k + 1
-  bool with_mtp = false;       // keep the MTP layer's cache and buffers. REQUIRES: the model has an MTP layer
+  int prompt_chunk = 256;  // rows of one pass over the prompt
+  int max_window = 1;      // rows of the widest verify pass: k + 1
+  bool with_mtp = false;   // keep the MTP layer's cache and buffers. REQUIRES: the model has an MTP layer
   MoeVerify moe_verify = MoeVerify::kGrouped;
   Isa isa = best_isa();
-  int threads = 0;             // 0: available_cores()
+  int threads = 0;       // 0: available_cores()
+  bool profile = false;  // time every work item (some 50 ns each); see Session::profile
 };
 
 }  // namespace foretoken

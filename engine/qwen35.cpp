@@ -2,12 +2,13 @@
 
 namespace foretoken {
 
-// Qwen3.5 and 3.6 (qwen35moe, and qwen35 with a dense feed-forward part): gated delta nets with gated attention between them, every layer with
-// experts and one shared expert. x is the residual stream:
+// Qwen3.5 and 3.6 (qwen35moe, and qwen35 with a dense feed-forward part): gated delta nets with gated attention between
+// them, every layer with experts and one shared expert. x is the residual stream:
 //
 //   x = x + Mix(rms_norm(x, mix_norm)),  Mix = gated delta net or gated attention
 //   x = x + MoE(rms_norm(x, ffn_norm))
-void run_qwen35_trunk(ForwardPass& pass, const ModelWeights& weights, KvCache& cache, RecurrentState& state, bool in_slot) {
+void run_qwen35_trunk(ForwardPass& pass, const ModelWeights& weights, KvCache& cache, RecurrentState& state,
+                      bool in_slot) {
   int attention_idx = 0, recurrent_idx = 0;
   for (const LayerWeights& layer : weights.layers) {
     if (layer.recurrent) {

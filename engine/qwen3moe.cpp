@@ -2,7 +2,8 @@
 
 namespace foretoken {
 
-// Qwen3 MoE (Qwen3-30B-A3B, Qwen3-Coder-30B-A3B): attention with normed heads and experts in every layer. x is the residual stream:
+// Qwen3 MoE (Qwen3-30B-A3B, Qwen3-Coder-30B-A3B): attention with normed heads and experts in every layer. x is the
+// residual stream:
 //
 //   x = x + Attention(rms_norm(x, mix_norm))
 //   x = x + MoE(rms_norm(x, ffn_norm))

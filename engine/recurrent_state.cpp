@@ -40,7 +40,8 @@ size_t RecurrentState::size_bytes() const {
   size_t bytes = 0;
   for (const Layer& layer : layers_) {
     bytes += layer.state.size_bytes() + layer.history.size_bytes();
-    for (const Slot& s : layer.slots) bytes += s.raw.size_bytes() + s.mixed.size_bytes() + s.beta.size_bytes() + s.decay.size_bytes();
+    for (const Slot& s : layer.slots)
+      bytes += s.raw.size_bytes() + s.mixed.size_bytes() + s.beta.size_bytes() + s.decay.size_bytes();
   }
   return bytes;
 }

@@ -12,9 +12,10 @@ namespace foretoken {
 
 /// What the delta-net layers remember of a sequence, without snapshots.
 ///
-/// A pass over a window applies only its first row to the state (that row is always kept) and leaves the inputs of all its rows in a slot; the
-/// next pass first replays the rows that were kept, [1, kept), in the same arithmetic, while it has the state in cache anyway. A pass over more
-/// rows than a window (a prompt chunk) is always kept whole and applies all of them.
+/// A pass over a window applies only its first row to the state (that row is always kept) and leaves the inputs of all
+/// its rows in a slot; the next pass first replays the rows that were kept, [1, kept), in the same arithmetic, while it
+/// has the state in cache anyway. A pass over more rows than a window (a prompt chunk) is always kept whole and applies
+/// all of them.
 ///
 ///   state      rows [0, length - replay)
 ///   slot old   rows [length - kept, length): of them the last `replay` are not yet in the state
@@ -29,14 +30,14 @@ class RecurrentState {
 
   /// What one layer keeps of the rows of a window.
   struct Slot {
-    FloatRows raw;       // [max_window, conv_channels] before the convolution
-    FloatRows mixed;     // [max_window, conv_channels] after convolution, SiLU and normalisation: q, k, v
-    FloatRows beta;      // [max_window, num_value_heads]
-    FloatRows decay;     // [max_window, num_value_heads]
+    FloatRows raw;    // [max_window, conv_channels] before the convolution
+    FloatRows mixed;  // [max_window, conv_channels] after convolution, SiLU and normalisation: q, k, v
+    FloatRows beta;   // [max_window, num_value_heads]
+    FloatRows decay;  // [max_window, num_value_heads]
   };
   struct Layer {
-    AlignedBuffer state;         // float [num_value_heads][state_size (key)][state_size (value)]
-    FloatRows history;           // [conv_taps - 1, conv_channels], oldest first
+    AlignedBuffer state;  // float [num_value_heads][state_size (key)][state_size (value)]
+    FloatRows history;    // [conv_taps - 1, conv_channels], oldest first
     std::array<Slot, 2> slots;
   };
 
@@ -48,8 +49,8 @@ class RecurrentState {
   [[nodiscard]] int kept() const { return kept_; }
   [[nodiscard]] int replay() const { return replay_; }
 
-  /// The running pass of num_rows rows is over: slot new becomes slot old, its first `kept` rows belong to the sequence.
-  /// `in_slot` is false for a prompt chunk, whose rows are all in state and history already.
+  /// The running pass of num_rows rows is over: slot new becomes slot old, its first `kept` rows belong to the
+  /// sequence. `in_slot` is false for a prompt chunk, whose rows are all in state and history already.
   void commit(int kept, bool in_slot);
   void reset();
   [[nodiscard]] size_t size_bytes() const;

@@ -39,22 +39,27 @@ SessionOptions filled(const Model& model, SessionOptions o) {
   FT_CHECK(o.ctx_size > 0 && o.threads > 0 && o.prompt_chunk > 0 && o.max_window > 0);
   FT_CHECK(!o.with_mtp || model.has_mtp());
   if (o.ctx_size > model.config().context_length) {
-    throw InputError(fmt::format("--ctx-size {}: {} was made for at most {} positions", o.ctx_size, model.path(), model.config().context_length));
+    throw InputError(fmt::format("--ctx-size {}: {} was made for at most {} positions", o.ctx_size, model.path(),
+                                 model.config().context_length));
   }
   o.prompt_chunk = static_cast<int>(std::min<int64_t>(o.prompt_chunk, o.ctx_size));
   return o;
 }
 
-double mib(size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
+double mib(size_t bytes) {
+  return static_cast<double>(bytes) / (1 << 20);
+}
 
 }  // namespace
 
-// Everything that takes memory. The mappings cost nothing until they are touched, so the sizes can be summed and checked first.
+// Everything that takes memory. The mappings cost nothing until they are touched, so the sizes can be summed and
+// checked first.
 struct SessionBuffers {
   SessionBuffers(const ModelConfig& c, const SessionOptions& o)
       : max_rows(std::max(o.prompt_chunk, o.max_window)),
         logits_rows(std::max(o.max_window, std::min(max_rows, kLogitsRows))),
-        kv(static_cast<int>(std::count(c.recurrent.begin(), c.recurrent.end(), false)), c.num_kv_heads, c.head_dim, o.ctx_size, o.kv_type),
+        kv(static_cast<int>(std::count(c.recurrent.begin(), c.recurrent.end(), false)), c.num_kv_heads, c.head_dim,
+           o.ctx_size, o.kv_type),
         recurrent(c, o.max_window),
         pass(c, max_rows, o.max_window, o.ctx_size, o.threads),
         hidden(max_rows, c.hidden_dim),
@@ -70,8 +75,8 @@ struct SessionBuffers {
     SessionMemory m;
     m.kv_bytes = kv.size_bytes() + mtp_kv.size_bytes();
     m.recurrent_bytes = recurrent.size_bytes();
-    m.work_bytes = pass.size_bytes() + hidden.size_bytes() + logits.size_bytes() + mtp_join.size_bytes() + mtp_hidden[0].size_bytes() +
-                   mtp_hidden[1].size_bytes() + mtp_logits.size_bytes() +
+    m.work_bytes = pass.size_bytes() + hidden.size_bytes() + logits.size_bytes() + mtp_join.size_bytes() +
+                   mtp_hidden[0].size_bytes() + mtp_hidden[1].size_bytes() + mtp_logits.size_bytes() +
                    static_cast<size_t>(o.ctx_size) * static_cast<size_t>(c.rope_dim) * sizeof(float);
     return m;
   }
@@ -81,13 +86,13 @@ struct SessionBuffers {
   KvCache kv;
   RecurrentState recurrent;
   PassBuffers pass;
-  RowBuffer hidden;      // [max_rows, hidden_dim] after the final norm
-  FloatRows logits;      // [logits_rows, vocab_size]
+  RowBuffer hidden;  // [max_rows, hidden_dim] after the final norm
+  FloatRows logits;  // [logits_rows, vocab_size]
   // MTP layer.
   KvCache mtp_kv;
-  RowBuffer mtp_join;    // [max_rows, 2 * hidden_dim] normed embedding, normed hidden
+  RowBuffer mtp_join;                   // [max_rows, 2 * hidden_dim] normed embedding, normed hidden
   std::array<RowBuffer, 2> mtp_hidden;  // [max_rows, hidden_dim], taking turns
-  FloatRows mtp_logits;  // [logits_rows, vocab_size]
+  FloatRows mtp_logits;                 // [logits_rows, vocab_size]
 };
 
 struct Session::Impl {
@@ -100,7 +105,8 @@ struct Session::Impl {
         memory(checked_memory()),
         team(options.threads),
         rope(config.rope_dim, config.rope_base, options.ctx_size),
-        pass(config, options, team, rope, buffers.pass) {
+        profile(options.profile ? std::make_unique<WorkProfile>(options.threads) : nullptr),
+        pass(config, options, team, rope, buffers.pass, profile.get()) {
     append_items(0, config.vocab_size, head_items);
     draft_items = head_items;
   }
@@ -110,10 +116,11 @@ struct Session::Impl {
     const size_t available = available_memory_bytes();
     if (needed.total() <= available) return needed;
     throw InputError(
-        fmt::format("a context of {} positions needs {:.0f} MiB (KV cache {:.0f}, recurrent state {:.0f}, work {:.0f}); {:.0f} MiB of memory "
+        fmt::format("a context of {} positions needs {:.0f} MiB (KV cache {:.0f}, recurrent state {:.0f}, work "
+                    "{:.0f}); {:.0f} MiB of memory "
                     "are available; choose a smaller --ctx-size",
-                    options.ctx_size, mib(needed.total()), mib(needed.kv_bytes), mib(needed.recurrent_bytes), mib(needed.work_bytes),
-                    mib(available)));
+                    options.ctx_size, mib(needed.total()), mib(needed.kv_bytes), mib(needed.recurrent_bytes),
+                    mib(needed.work_bytes), mib(available)));
   }
 
   void check_ids(std::span<const TokenId> ids, int64_t position) const {
@@ -123,18 +130,19 @@ struct Session::Impl {
   }
 
   // logits[i] = head . rows[row_begin + i], for the head rows in `items`.
-  void run_head(const MatrixView& head, const std::vector<RowRange>& items, const RowBuffer& rows, int row_begin, int row_end,
-                FloatRows& logits) {
+  void run_head(Work work, const MatrixView& head, const std::vector<RowRange>& items, const RowBuffer& rows,
+                int row_begin, int row_end, FloatRows& logits) {
     const int num_rows = row_end - row_begin;
     FT_CHECK(num_rows > 0 && num_rows <= buffers.logits_rows);
     std::vector<RowView> inputs;
     for (int r = row_begin; r < row_end; ++r) inputs.push_back(rows.view(r));
-    team.parallel_for(static_cast<int64_t>(items.size()), [&](int64_t item, int) {
+    profiled_for(team, profile.get(), static_cast<int64_t>(items.size()), [&](int64_t item, int) {
       const RowRange& range = items[static_cast<size_t>(item)];
       thread_local std::vector<float*> outputs;
       outputs.resize(static_cast<size_t>(num_rows));
       for (int i = 0; i < num_rows; ++i) outputs[static_cast<size_t>(i)] = logits.row(i) + range.begin;
       matmul_rows(options.isa, head, range.begin, range.end, inputs.data(), num_rows, outputs.data());
+      return WorkDone{work, (range.end - range.begin) * static_cast<int64_t>(head.row_bytes())};
     });
   }
 
@@ -146,17 +154,18 @@ struct Session::Impl {
   const SessionMemory memory;
   ThreadTeam team;
   const RopeTable rope;
+  const std::unique_ptr<WorkProfile> profile;
   ForwardPass pass;
   std::vector<RowRange> head_items, draft_items;
 
   int64_t length = 0;
   int pending = 0;
-  int last_rows = 0;         // of the last forward(), committed or not
-  bool in_slot = true;       // the last pass was no wider than a window
+  int last_rows = 0;    // of the last forward(), committed or not
+  bool in_slot = true;  // the last pass was no wider than a window
   double distinct_experts = 0;
   int logits_begin = 0, logits_end = 0;  // rows of the last forward() that `logits` holds
-  int mtp_current = 0;       // of buffers.mtp_hidden
-  int mtp_first = 0;         // rows [mtp_first, mtp_rows) of the last mtp_forward() have outputs
+  int mtp_current = 0;                   // of buffers.mtp_hidden
+  int mtp_first = 0;                     // rows [mtp_first, mtp_rows) of the last mtp_forward() have outputs
   int mtp_rows = 0;
   int mtp_logits_begin = 0, mtp_logits_end = 0;
 };
@@ -169,15 +178,39 @@ SessionMemory Session::memory_needed(const Model& model, const SessionOptions& o
   return SessionBuffers(model.config(), o).memory(model.config(), o);
 }
 
-const Model& Session::model() const { return impl_->model; }
-const SessionOptions& Session::options() const { return impl_->options; }
-SessionMemory Session::memory() const { return impl_->memory; }
-ThreadTeam& Session::team() { return impl_->team; }
-int64_t Session::length() const { return impl_->length; }
-int Session::pending() const { return impl_->pending; }
-int Session::max_rows() const { return impl_->buffers.max_rows; }
-int Session::logits_capacity() const { return impl_->buffers.logits_rows; }
-double Session::distinct_experts() const { return impl_->distinct_experts; }
+const Model& Session::model() const {
+  return impl_->model;
+}
+const SessionOptions& Session::options() const {
+  return impl_->options;
+}
+SessionMemory Session::memory() const {
+  return impl_->memory;
+}
+ThreadTeam& Session::team() {
+  return impl_->team;
+}
+WorkProfile* Session::profile() {
+  return impl_->profile.get();
+}
+ExpertReads*& Session::expert_reads() {
+  return impl_->buffers.pass.moe.reads;
+}
+int64_t Session::length() const {
+  return impl_->length;
+}
+int Session::pending() const {
+  return impl_->pending;
+}
+int Session::max_rows() const {
+  return impl_->buffers.max_rows;
+}
+int Session::logits_capacity() const {
+  return impl_->buffers.logits_rows;
+}
+double Session::distinct_experts() const {
+  return impl_->distinct_experts;
+}
 
 void Session::reset() {
   Impl& s = *impl_;
@@ -206,12 +239,14 @@ void Session::forward(std::span<const TokenId> ids) {
   s.logits_begin = s.logits_end = 0;
 }
 
-const float* Session::hidden(int row) const { return impl_->buffers.hidden.row(row); }
+const float* Session::hidden(int row) const {
+  return impl_->buffers.hidden.row(row);
+}
 
 void Session::compute_logits(int row_begin, int row_end) {
   Impl& s = *impl_;
   FT_CHECK(row_begin >= 0 && row_end <= s.last_rows);
-  s.run_head(s.weights.head, s.head_items, s.buffers.hidden, row_begin, row_end, s.buffers.logits);
+  s.run_head(Work::kHead, s.weights.head, s.head_items, s.buffers.hidden, row_begin, row_end, s.buffers.logits);
   s.logits_begin = row_begin;
   s.logits_end = row_end;
 }
@@ -229,7 +264,8 @@ void Session::commit(int num_rows) {
   s.pending = 0;
 }
 
-void Session::mtp_forward(std::span<const TokenId> ids, int64_t position, std::span<const float* const> hidden, int first_output) {
+void Session::mtp_forward(std::span<const TokenId> ids, int64_t position, std::span<const float* const> hidden,
+                          int first_output) {
   Impl& s = *impl_;
   FT_CHECK(s.options.with_mtp);
   FT_CHECK_EQ(ids.size(), hidden.size());
@@ -244,7 +280,7 @@ void Session::mtp_forward(std::span<const TokenId> ids, int64_t position, std::s
   RowBuffer& residual = s.buffers.pass.residual;
 
   // u = join . [rms_norm(embedding, embed_norm); rms_norm(hidden, hidden_norm)]; keys and values of all rows.
-  pass.begin(num_rows, position);
+  pass.begin(num_rows, position, /*is_mtp=*/true);
   pass.embed(w.embed, ids);
   pass.for_rows([&](int64_t r, int) {
     rms_norm(s.options.isa, residual.row(r), w.embed_norm, dim, s.config.norm_eps, join.row(r));
@@ -252,7 +288,7 @@ void Session::mtp_forward(std::span<const TokenId> ids, int64_t position, std::s
     quantise_forms(s.options.isa, join, r, block_bits({&w.join}));
     std::fill_n(residual.row(r), dim, 0.0f);
   });
-  pass.project(join, {{w.join, s.buffers.pass.mixed}});
+  pass.project(Work::kMtpLayer, join, {{w.join, s.buffers.pass.mixed}});
   const unsigned mix_blocks = block_bits({&mix.q, &mix.k, &mix.v});
   pass.add_and_norm(w.layer.mix_norm, mix_blocks);
   pass.store_keys_and_values(mix, s.buffers.mtp_kv, 0);
@@ -260,7 +296,7 @@ void Session::mtp_forward(std::span<const TokenId> ids, int64_t position, std::s
   // The rows whose output is wanted go on alone, moved to the front.
   if (first_output > 0) {
     for (int r = 0; r < num_outputs; ++r) std::copy_n(residual.row(first_output + r), dim, residual.row(r));
-    pass.begin(num_outputs, position + first_output);
+    pass.begin(num_outputs, position + first_output, /*is_mtp=*/true);
     pass.norm(w.layer.mix_norm, mix_blocks);
   }
   pass.attend_stored(mix, s.buffers.mtp_kv, 0);
@@ -282,8 +318,9 @@ const float* Session::mtp_hidden(int row) const {
 void Session::mtp_compute_logits(int row_begin, int row_end) {
   Impl& s = *impl_;
   FT_CHECK(row_begin >= s.mtp_first && row_end <= s.mtp_rows);
-  s.run_head(s.weights.mtp.head, s.draft_items, s.buffers.mtp_hidden[static_cast<size_t>(s.mtp_current)], row_begin - s.mtp_first,
-             row_end - s.mtp_first, s.buffers.mtp_logits);
+  s.run_head(Work::kDraftHead, s.weights.mtp.head, s.draft_items,
+             s.buffers.mtp_hidden[static_cast<size_t>(s.mtp_current)], row_begin - s.mtp_first, row_end - s.mtp_first,
+             s.buffers.mtp_logits);
   s.mtp_logits_begin = row_begin;
   s.mtp_logits_end = row_end;
 }
@@ -301,9 +338,10 @@ void Session::set_draft_groups(std::span<const int32_t> groups) {
   for (size_t i = 0; i < groups.size();) {
     size_t next = i + 1;  // a run of neighbouring groups makes items together
     while (next < groups.size() && groups[next] == groups[next - 1] + 1) ++next;
-    FT_CHECK(groups[i] >= 0 && groups[next - 1] < num_groups && (next == groups.size() || groups[next] > groups[next - 1]));
-    append_items(int64_t{groups[i]} * kInterleave, std::min((int64_t{groups[next - 1]} + 1) * kInterleave, s.config.vocab_size),
-                 s.draft_items);
+    FT_CHECK(groups[i] >= 0 && groups[next - 1] < num_groups &&
+             (next == groups.size() || groups[next] > groups[next - 1]));
+    append_items(int64_t{groups[i]} * kInterleave,
+                 std::min((int64_t{groups[next - 1]} + 1) * kInterleave, s.config.vocab_size), s.draft_items);
     i = next;
   }
   for (int r = 0; r < s.buffers.logits_rows; ++r) {

@@ -23,7 +23,9 @@ constexpr size_t kChunkBytes = size_t{8} << 20;
 // Kernels read floats through aligned pointers; a file may be aligned to less.
 constexpr size_t kInPlaceAlignment = 4;
 
-double gib(size_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
+double gib(size_t bytes) {
+  return static_cast<double>(bytes) / (1 << 30);
+}
 
 }  // namespace
 
@@ -38,24 +40,27 @@ const GgufTensor& WeightLoader::find(const std::string& name, const std::vector<
   const GgufTensor* tensor = file_.find_tensor(name);
   if (tensor == nullptr) fail(name, "is missing; the file does not hold the whole model that its metadata describes");
   if (!tensor->type()) {
-    fail(name, fmt::format("type {} is not supported; `foretoken inspect` lists the tensors, convert the file to another type",
-                           gguf_type_name(tensor->type_id)));
+    fail(name, fmt::format(
+                   "type {} is not supported; `foretoken inspect` lists the tensors, convert the file to another type",
+                   gguf_type_name(tensor->type_id)));
   }
   std::vector<int64_t> found = tensor->shape;
   while (found.size() > shape.size() && found.back() == 1) found.pop_back();
   if (found != shape) {
-    fail(name, fmt::format("shape [{}]; the metadata asks for [{}]", fmt::join(tensor->shape, ", "), fmt::join(shape, ", ")));
+    fail(name,
+         fmt::format("shape [{}]; the metadata asks for [{}]", fmt::join(tensor->shape, ", "), fmt::join(shape, ", ")));
   }
   return *tensor;
 }
 
-void WeightLoader::declare(const GgufTensor& tensor, int64_t num_rows, int64_t granule_rows, int64_t num_cols, bool in_place,
-                           MatrixView& to) {
+void WeightLoader::declare(const GgufTensor& tensor, int64_t num_rows, int64_t granule_rows, int64_t num_cols,
+                           bool in_place, MatrixView& to) {
   Job job;
   job.tensor = &tensor;
   job.from = {tensor.data, num_rows, num_cols, *tensor.type(), Layout::kRows};
   job.to = &to;
-  const bool aligned = reinterpret_cast<uintptr_t>(tensor.data) % kInPlaceAlignment == 0 || !weight_type_info(*tensor.type()).is_float();
+  const bool aligned =
+      reinterpret_cast<uintptr_t>(tensor.data) % kInPlaceAlignment == 0 || !weight_type_info(*tensor.type()).is_float();
   job.in_place = in_place || (!options_.repack && aligned);
   job.interleave = !job.in_place && options_.repack && can_interleave(job.from.type, granule_rows, num_cols);
   to = job.from;
@@ -68,9 +73,10 @@ void WeightLoader::matrix(const std::string& name, int64_t num_rows, int64_t num
   declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/false, to);
 }
 
-void WeightLoader::expert_matrices(const std::string& name, int64_t num_experts, int64_t num_rows, int64_t num_cols, MatrixView& to,
-                                   int parts) {
-  declare(find(name, {num_cols, num_rows, num_experts}), num_experts * num_rows, num_rows / parts, num_cols, /*in_place=*/false, to);
+void WeightLoader::expert_matrices(const std::string& name, int64_t num_experts, int64_t num_rows, int64_t num_cols,
+                                   MatrixView& to, int parts) {
+  declare(find(name, {num_cols, num_rows, num_experts}), num_experts * num_rows, num_rows / parts, num_cols,
+          /*in_place=*/false, to);
 }
 
 void WeightLoader::lookup(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to) {
@@ -82,12 +88,14 @@ void WeightLoader::vector(const std::string& name, int64_t count, const float*& 
   if (named == nullptr) fail(name, "is missing; the file does not hold the whole model that its metadata describes");
   if (!named->type()) fail(name, fmt::format("type {} is not supported", gguf_type_name(named->type_id)));
   if (named->num_values() != count) {
-    fail(name, fmt::format("shape [{}], {} values; the metadata asks for {}", fmt::join(named->shape, ", "), named->num_values(), count));
+    fail(name, fmt::format("shape [{}], {} values; the metadata asks for {}", fmt::join(named->shape, ", "),
+                           named->num_values(), count));
   }
   auto values = std::make_unique<float[]>(static_cast<size_t>(count));
   decode_row(*named->type(), named->data, count, values.get());
   for (int64_t i = 0; i < count; ++i) {
-    if (!std::isfinite(values[static_cast<size_t>(i)])) fail(name, fmt::format("value {} is not finite; the file is damaged", i));
+    if (!std::isfinite(values[static_cast<size_t>(i)]))
+      fail(name, fmt::format("value {} is not finite; the file is damaged", i));
   }
   to = values.get();
   weights_.vectors.push_back(std::move(values));
@@ -103,15 +111,16 @@ void WeightLoader::fill(Job& job, int64_t row_begin, int64_t row_end) const {
   const MatrixView& from = job.from;
   for (int64_t r = row_begin; r < row_end; ++r) {
     if (row_is_finite(from.type, from.data + static_cast<size_t>(r) * from.row_bytes(), from.num_cols)) continue;
-    throw InputError(fmt::format("{}: tensor {}: row {} has a value or scale that is not finite; the file is damaged", file_.path(),
-                                 job.tensor->name, r));
+    throw InputError(fmt::format("{}: tensor {}: row {} has a value or scale that is not finite; the file is damaged",
+                                 file_.path(), job.tensor->name, r));
   }
   if (job.in_place) return;
   std::byte* to = const_cast<std::byte*>(job.to->data);
   if (job.interleave) {
     interleave_rows(from, row_begin, row_end, to);
   } else {
-    const size_t begin = static_cast<size_t>(row_begin) * from.row_bytes(), end = static_cast<size_t>(row_end) * from.row_bytes();
+    const size_t begin = static_cast<size_t>(row_begin) * from.row_bytes(),
+                 end = static_cast<size_t>(row_end) * from.row_bytes();
     std::memcpy(to + begin, from.data + begin, end - begin);
   }
 }
@@ -119,9 +128,10 @@ void WeightLoader::fill(Job& job, int64_t row_begin, int64_t row_end) const {
 void WeightLoader::load() {
   const size_t needed = bytes_needed(), available = available_memory_bytes();
   if (needed > available) {
-    throw InputError(fmt::format("{}: the weights need {:.2f} GiB, {:.2f} GiB of memory are available; free memory, use a smaller model, or "
-                                 "--no-repack to compute from the mapped file",
-                                 file_.path(), gib(needed), gib(available)));
+    throw InputError(fmt::format(
+        "{}: the weights need {:.2f} GiB, {:.2f} GiB of memory are available; free memory, use a smaller model, or "
+        "--no-repack to compute from the mapped file",
+        file_.path(), gib(needed), gib(available)));
   }
   std::stable_sort(jobs_.begin(), jobs_.end(), [](const Job& a, const Job& b) {
     return std::pair(a.tensor->file_idx, a.tensor->file_offset) < std::pair(b.tensor->file_idx, b.tensor->file_offset);
@@ -141,8 +151,10 @@ void WeightLoader::load() {
       weights_.matrix_bytes += job.from.size_bytes();
     }
     all_bytes += job.from.size_bytes();
-    const int64_t rows = std::max<int64_t>(1, static_cast<int64_t>(kChunkBytes / job.from.row_bytes()) / kInterleave) * kInterleave;
-    for (int64_t r = 0; r < job.from.num_rows; r += rows) chunks.push_back({&job, r, std::min(r + rows, job.from.num_rows)});
+    const int64_t rows =
+        std::max<int64_t>(1, static_cast<int64_t>(kChunkBytes / job.from.row_bytes()) / kInterleave) * kInterleave;
+    for (int64_t r = 0; r < job.from.num_rows; r += rows)
+      chunks.push_back({&job, r, std::min(r + rows, job.from.num_rows)});
   }
 
   std::string error;
@@ -155,7 +167,8 @@ void WeightLoader::load() {
     if (failed.load(std::memory_order_relaxed)) continue;
     const Chunk& chunk = chunks[static_cast<size_t>(c)];
     const size_t row_bytes = chunk.job->from.row_bytes();
-    const size_t begin = static_cast<size_t>(chunk.row_begin) * row_bytes, end = static_cast<size_t>(chunk.row_end) * row_bytes;
+    const size_t begin = static_cast<size_t>(chunk.row_begin) * row_bytes,
+                 end = static_cast<size_t>(chunk.row_end) * row_bytes;
     try {
       fill(*chunk.job, chunk.row_begin, chunk.row_end);
       if (options_.repack) file_.release(chunk.job->from.data + begin, end - begin);

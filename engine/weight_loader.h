@@ -11,9 +11,10 @@
 
 namespace foretoken {
 
-/// Declares tensors, checks each against its expected shape, then brings all of them into memory in one parallel pass in file order:
-/// interleaved where type and shape fit, copied otherwise, with the file's pages released as it goes. With LoadOptions::repack false, or for a
-/// declaration in place, the views point into the mapped file where its alignment allows.
+/// Declares tensors, checks each against its expected shape, then brings all of them into memory in one parallel pass
+/// in file order: interleaved where type and shape fit, copied otherwise, with the file's pages released as it goes.
+/// With LoadOptions::repack false, or for a declaration in place, the views point into the mapped file where its
+/// alignment allows.
 ///
 /// Destinations must stay where they are until load() returns. All errors are InputErrors that name file and tensor.
 class WeightLoader {
@@ -24,9 +25,10 @@ class WeightLoader {
 
   /// A matrix of num_rows outputs and num_cols inputs.
   void matrix(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to);
-  /// num_experts matrices of `parts` equal parts in one tensor; the parts' boundaries stay on group boundaries, or the tensor stays in file
-  /// layout.
-  void expert_matrices(const std::string& name, int64_t num_experts, int64_t num_rows, int64_t num_cols, MatrixView& to, int parts = 1);
+  /// num_experts matrices of `parts` equal parts in one tensor; the parts' boundaries stay on group boundaries, or the
+  /// tensor stays in file layout.
+  void expert_matrices(const std::string& name, int64_t num_experts, int64_t num_rows, int64_t num_cols, MatrixView& to,
+                       int parts = 1);
   /// A matrix of which single rows are looked up: stays in the mapped file.
   void lookup(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to);
   /// A small tensor of `count` values, decoded to floats at once.
@@ -40,13 +42,14 @@ class WeightLoader {
  private:
   struct Job {
     const GgufTensor* tensor;
-    MatrixView from;   // in the file
+    MatrixView from;  // in the file
     MatrixView* to;
-    bool in_place;     // only checked
+    bool in_place;  // only checked
     bool interleave;
   };
   const GgufTensor& find(const std::string& name, const std::vector<int64_t>& shape) const;
-  void declare(const GgufTensor& tensor, int64_t num_rows, int64_t granule_rows, int64_t num_cols, bool in_place, MatrixView& to);
+  void declare(const GgufTensor& tensor, int64_t num_rows, int64_t granule_rows, int64_t num_cols, bool in_place,
+               MatrixView& to);
   [[noreturn]] void fail(const std::string& name, const std::string& what) const;
   void fill(Job& job, int64_t row_begin, int64_t row_end) const;
 

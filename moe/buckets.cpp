@@ -8,7 +8,8 @@ void group_by_expert(const Routing& routing, int row_begin, int row_end, int num
   const int32_t slot_begin = row_begin * routing.top_k, slot_end = row_end * routing.top_k;
   // Counting sort: rows per expert, then where each expert's slots begin, then the slots in rising order.
   std::vector<int32_t> next(static_cast<size_t>(num_experts) + 1, 0);
-  for (int32_t slot = slot_begin; slot < slot_end; ++slot) ++next[static_cast<size_t>(routing.experts[static_cast<size_t>(slot)]) + 1];
+  for (int32_t slot = slot_begin; slot < slot_end; ++slot)
+    ++next[static_cast<size_t>(routing.experts[static_cast<size_t>(slot)]) + 1];
   list.buckets.clear();
   for (int32_t e = 0; e < num_experts; ++e) {
     const int32_t count = next[static_cast<size_t>(e) + 1];

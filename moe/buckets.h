@@ -16,7 +16,8 @@ struct Bucket {
 
 inline constexpr int32_t kSharedExpert = -1;
 
-/// Group by expert: one bucket for each distinct expert of a window, the fullest first (ties: lower expert first), slots rising.
+/// Group by expert: one bucket for each distinct expert of a window, the fullest first (ties: lower expert first),
+/// slots rising.
 struct BucketList {
   std::vector<Bucket> buckets;
   std::vector<int32_t> slots;

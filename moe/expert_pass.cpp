@@ -10,8 +10,8 @@ namespace foretoken {
 
 namespace {
 
-// Weight bytes of one work item: long enough that handing it out (some 50 ns) does not count, short enough that a layer's 10 MB of experts
-// make some hundred items and the threads end together.
+// Weight bytes of one work item: long enough that handing it out (some 50 ns) does not count, short enough that a
+// layer's 10 MB of experts make some hundred items and the threads end together.
 constexpr int64_t kItemBytes = 128 << 10;
 constexpr int kItemsPerThread = 4;
 
@@ -20,7 +20,9 @@ constexpr int64_t kTileRows = 64;
 // With many rows, the tile of 16 outputs stays in the first-level cache.
 constexpr int kWideRows = 9;
 
-int64_t tile_rows(int num_rows) { return num_rows <= kWideRows ? kTileRows : kInterleave; }
+int64_t tile_rows(int num_rows) {
+  return num_rows <= kWideRows ? kTileRows : kInterleave;
+}
 
 }  // namespace
 
@@ -92,9 +94,8 @@ ExpertPass::Item ExpertPass::find_item(int64_t item) const {
   return {b, begin, std::min(begin + rows_per_item_, planning_down_ ? m.down.num_rows : m.gate.num_rows)};
 }
 
-void ExpertPass::gate_up_item(int64_t item, int thread_idx) {
+void ExpertPass::gate_up_item(const Item& at, int thread_idx) {
   MoeScratch& s = scratch_;
-  const Item at = find_item(item);
   const Bucket& bucket = buckets_[at.bucket];
   const Matrices m = matrices(bucket);
   const auto first = static_cast<size_t>(bucket.slots_begin);
@@ -133,22 +134,37 @@ void ExpertPass::gate_up_item(int64_t item, int thread_idx) {
   }
 }
 
-void ExpertPass::down_item(int64_t item) {
+void ExpertPass::down_item(const Item& at) {
   MoeScratch& s = scratch_;
-  const Item at = find_item(item);
   const Bucket& bucket = buckets_[at.bucket];
   const auto first = static_cast<size_t>(bucket.slots_begin);
   thread_local std::vector<float*> outputs;
   outputs.resize(static_cast<size_t>(bucket.num_slots));
   for (size_t i = 0; i < outputs.size(); ++i) outputs[i] = s.outputs_[first + i] + at.row_begin;
   if (s.reads != nullptr) s.reads->add(bucket.expert, ExpertReads::kDown, at.row_end - at.row_begin);
-  matmul_rows(isa_, matrices(bucket).down, at.row_begin, at.row_end, &s.inners_[first], bucket.num_slots, outputs.data());
+  matmul_rows(isa_, matrices(bucket).down, at.row_begin, at.row_end, &s.inners_[first], bucket.num_slots,
+              outputs.data());
 }
 
 void ExpertPass::run(const BucketList& list, int num_shared_rows) {
   collect(list, num_shared_rows);
-  team_.parallel_for(plan_items(/*down=*/false), [this](int64_t item, int thread_idx) { gate_up_item(item, thread_idx); });
-  team_.parallel_for(plan_items(/*down=*/true), [this](int64_t item, int) { down_item(item); });
+  const auto work_of = [this](const Item& at) {
+    const Work work = buckets_[at.bucket].expert == kSharedExpert ? Work::kSharedExpert : Work::kRoutedExperts;
+    return scratch_.is_mtp ? Work::kMtpLayer : work;
+  };
+  profiled_for(team_, scratch_.profile, plan_items(/*down=*/false), [&](int64_t item, int thread_idx) {
+    const Item at = find_item(item);
+    gate_up_item(at, thread_idx);
+    const Matrices m = matrices(buckets_[at.bucket]);
+    return WorkDone{work_of(at),
+                    (at.row_end - at.row_begin) * static_cast<int64_t>(m.gate.row_bytes() + m.up.row_bytes())};
+  });
+  profiled_for(team_, scratch_.profile, plan_items(/*down=*/true), [&](int64_t item, int) {
+    const Item at = find_item(item);
+    down_item(at);
+    return WorkDone{work_of(at),
+                    (at.row_end - at.row_begin) * static_cast<int64_t>(matrices(buckets_[at.bucket]).down.row_bytes())};
+  });
 }
 
 }  // namespace foretoken

@@ -4,7 +4,8 @@
 
 namespace foretoken {
 
-void grouped_experts(Isa isa, ThreadTeam& team, const MoeWeights& weights, const RowBuffer& x, int num_rows, MoeScratch& scratch) {
+void grouped_experts(Isa isa, ThreadTeam& team, const MoeWeights& weights, const RowBuffer& x, int num_rows,
+                     MoeScratch& scratch) {
   BucketList buckets;
   if (weights.num_experts > 0) group_by_expert(scratch.routing, 0, num_rows, weights.num_experts, buckets);
   scratch.distinct_experts = static_cast<int>(buckets.buckets.size());

@@ -12,7 +12,7 @@ namespace foretoken {
 
 namespace {
 
-constexpr int64_t kTileRows = 64;         // as in expert_pass.cpp
+constexpr int64_t kTileRows = 64;           // as in expert_pass.cpp
 constexpr int64_t kRouterRowsPerItem = 64;  // 64 experts x 2048 floats: 512 KiB
 
 unsigned block_bit(const MatrixView& m) {
@@ -20,22 +20,28 @@ unsigned block_bit(const MatrixView& m) {
   return block == 0 ? 0u : block == 32 ? 1u : 2u;
 }
 
-size_t floats(int64_t count) { return static_cast<size_t>(count) * sizeof(float); }
+size_t floats(int64_t count) {
+  return static_cast<size_t>(count) * sizeof(float);
+}
 
 // Router logits of all rows, their experts and weights, and the shared expert's weight.
-void choose_experts(Isa isa, ThreadTeam& team, const MoeWeights& weights, const RowBuffer& x, int num_rows, Routing& routing,
-                    float* logits, float* shared_weight) {
+void choose_experts(Isa isa, ThreadTeam& team, const MoeWeights& weights, const RowBuffer& x, int num_rows,
+                    MoeScratch& scratch, float* logits, float* shared_weight) {
+  Routing& routing = scratch.routing;
+  const Work work = scratch.is_mtp ? Work::kMtpLayer : Work::kRouter;
   const int num_experts = weights.num_experts;
   routing.resize(num_rows, weights.top_k);
   std::vector<RowView> inputs(static_cast<size_t>(num_rows));
   for (int r = 0; r < num_rows; ++r) inputs[static_cast<size_t>(r)] = x.view(r);
   const int64_t router_items = (num_experts + kRouterRowsPerItem - 1) / kRouterRowsPerItem;
-  team.parallel_for(router_items, [&](int64_t item, int) {
+  profiled_for(team, scratch.profile, router_items, [&](int64_t item, int) {
     const int64_t begin = item * kRouterRowsPerItem, end = std::min<int64_t>(begin + kRouterRowsPerItem, num_experts);
     thread_local std::vector<float*> outputs;
     outputs.resize(static_cast<size_t>(num_rows));
-    for (int r = 0; r < num_rows; ++r) outputs[static_cast<size_t>(r)] = logits + static_cast<int64_t>(r) * num_experts + begin;
+    for (int r = 0; r < num_rows; ++r)
+      outputs[static_cast<size_t>(r)] = logits + static_cast<int64_t>(r) * num_experts + begin;
     matmul_rows(isa, weights.router, begin, end, inputs.data(), num_rows, outputs.data());
+    return WorkDone{work, (end - begin) * static_cast<int64_t>(weights.router.row_bytes())};
   });
   const auto route = [&](int64_t r, int) {
     route_row(isa, logits + r * num_experts, num_experts, static_cast<int>(r), routing);
@@ -44,18 +50,16 @@ void choose_experts(Isa isa, ThreadTeam& team, const MoeWeights& weights, const 
       shared_weight[r] = 1.0f;
       sigmoid_gate(isa, &gate, 1, &shared_weight[r]);
     }
+    return WorkDone{work, 0};
   };
-  // A row takes some 2 us: a window is done before other threads would have woken up.
-  if (num_rows <= 4) {
-    for (int64_t r = 0; r < num_rows; ++r) route(r, 0);
-  } else {
-    team.parallel_for(num_rows, route);
-  }
+  profiled_for(team, scratch.profile, num_rows, route);
 }
 
 }  // namespace
 
-ExpertReads::ExpertReads(int num_experts) : rows_((static_cast<size_t>(num_experts) + 1) * kNumMatrices) { clear(); }
+ExpertReads::ExpertReads(int num_experts) : rows_((static_cast<size_t>(num_experts) + 1) * kNumMatrices) {
+  clear();
+}
 
 void ExpertReads::clear() {
   for (auto& rows : rows_) rows.store(0);
@@ -75,45 +79,43 @@ MoeScratch::MoeScratch(const MoeShape& shape, int max_rows, int num_threads)
       open_items_(new std::atomic<int32_t>[static_cast<size_t>(shape.num_experts) + 1]) {}
 
 size_t MoeScratch::size_bytes() const {
-  return inner_.size_bytes() + shared_inner_.size_bytes() + partials_.size_bytes() + shared_.size_bytes() + logits_.size_bytes() +
-         shared_weight_.size_bytes() + tiles_.size_bytes() + sums_.size_bytes();
+  return inner_.size_bytes() + shared_inner_.size_bytes() + partials_.size_bytes() + shared_.size_bytes() +
+         logits_.size_bytes() + shared_weight_.size_bytes() + tiles_.size_bytes() + sums_.size_bytes();
 }
 
 unsigned input_blocks(const MoeWeights& weights) {
-  return block_bit(weights.router) | block_bit(weights.gate.all) | block_bit(weights.up.all) | block_bit(weights.shared_gate) |
-         block_bit(weights.shared_up);
+  return block_bit(weights.router) | block_bit(weights.gate.all) | block_bit(weights.up.all) |
+         block_bit(weights.shared_gate) | block_bit(weights.shared_up);
 }
 
-void moe_forward(Isa isa, ThreadTeam& team, MoeVerify verify, const MoeWeights& weights, const RowBuffer& x, int num_rows,
-                 MoeScratch& scratch, RowBuffer& residual) {
+void moe_forward(Isa isa, ThreadTeam& team, MoeVerify verify, const MoeWeights& weights, const RowBuffer& x,
+                 int num_rows, MoeScratch& scratch, RowBuffer& residual) {
   FT_CHECK(num_rows <= scratch.max_rows_);
   const int64_t dim = scratch.shape_.hidden_dim;
   float* shared_weight = scratch.shared_weight_.data<float>();
   if (weights.num_experts > 0) {
-    choose_experts(isa, team, weights, x, num_rows, scratch.routing, scratch.logits_.data<float>(), shared_weight);
+    choose_experts(isa, team, weights, x, num_rows, scratch, scratch.logits_.data<float>(), shared_weight);
   }
   (verify == MoeVerify::kGrouped ? grouped_experts : per_token_experts)(isa, team, weights, x, num_rows, scratch);
 
-  const auto combine = [&](int64_t r, int thread_idx) {
+  const WorkDone combined{scratch.is_mtp ? Work::kMtpLayer : Work::kRows, 0};
+  profiled_for(team, scratch.profile, num_rows, [&](int64_t r, int thread_idx) {
     const float* shared = scratch.shared_.data<float>() + r * dim;
     if (weights.num_experts == 0) {
       add(isa, shared, dim, residual.row(r));
-      return;
+      return combined;
     }
     float* sum = scratch.sums_.data<float>() + thread_idx * dim;
     std::fill_n(sum, dim, 0.0f);
     for (int rank = 0; rank < weights.top_k; ++rank) {
       const int64_t slot = r * weights.top_k + rank;
-      add_scaled(isa, scratch.routing.weights[static_cast<size_t>(slot)], scratch.partials_.data<float>() + slot * dim, dim, sum);
+      add_scaled(isa, scratch.routing.weights[static_cast<size_t>(slot)], scratch.partials_.data<float>() + slot * dim,
+                 dim, sum);
     }
     if (weights.has_shared()) add_scaled(isa, weights.shared_router ? shared_weight[r] : 1.0f, shared, dim, sum);
     add(isa, sum, dim, residual.row(r));
-  };
-  if (num_rows == 1) {
-    combine(0, 0);
-  } else {
-    team.parallel_for(num_rows, combine);
-  }
+    return combined;
+  });
 }
 
 }  // namespace foretoken

@@ -9,14 +9,15 @@
 #include "kernels/matrix.h"
 #include "kernels/row_buffer.h"
 #include "kernels/thread_team.h"
+#include "kernels/work_profile.h"
 #include "moe/buckets.h"
 #include "moe/moe_verify.h"
 #include "moe/router.h"
 
 namespace foretoken {
 
-/// One matrix of every expert, cut out of one tensor: expert e has rows [e * stride_rows + first_row, + num_rows) of `all`.
-/// (A fused gate_up tensor holds two of them, with stride 2F.)
+/// One matrix of every expert, cut out of one tensor: expert e has rows [e * stride_rows + first_row, + num_rows) of
+/// `all`. (A fused gate_up tensor holds two of them, with stride 2F.)
 struct ExpertMatrices {
   MatrixView all;
   int64_t stride_rows = 0;
@@ -28,22 +29,23 @@ struct ExpertMatrices {
   }
 };
 
-/// The feed-forward part of one layer. A mixture of experts has num_experts > 0; its shared expert is optional (shared_gate empty) and, where
-/// there is one, weighted by sigmoid(shared_router . x). A dense layer has num_experts = 0 and its only expert in shared_*, unweighted
-/// (shared_router empty).
+/// The feed-forward part of one layer. A mixture of experts has num_experts > 0; its shared expert is optional
+/// (shared_gate empty) and, where there is one, weighted by sigmoid(shared_router . x). A dense layer has num_experts =
+/// 0 and its only expert in shared_*, unweighted (shared_router empty).
 struct MoeWeights {
   int num_experts = 0;
   int top_k = 0;
-  MatrixView router;                  // [num_experts, hidden_dim]
-  ExpertMatrices gate, up;            // expert: [expert_dim, hidden_dim]
-  ExpertMatrices down;                // expert: [hidden_dim, expert_dim]
-  MatrixView shared_gate, shared_up;  // [shared_dim, hidden_dim]
-  MatrixView shared_down;             // [hidden_dim, shared_dim]
+  MatrixView router;                     // [num_experts, hidden_dim]
+  ExpertMatrices gate, up;               // expert: [expert_dim, hidden_dim]
+  ExpertMatrices down;                   // expert: [hidden_dim, expert_dim]
+  MatrixView shared_gate, shared_up;     // [shared_dim, hidden_dim]
+  MatrixView shared_down;                // [hidden_dim, shared_dim]
   const float* shared_router = nullptr;  // [hidden_dim]
   [[nodiscard]] bool has_shared() const { return shared_gate.data != nullptr; }
 };
 
-/// Counts weight rows that the cores hand to the matrix kernels, by expert and matrix: what "each expert is read once" is shown by.
+/// Counts weight rows that the cores hand to the matrix kernels, by expert and matrix: what "each expert is read once"
+/// is shown by.
 class ExpertReads {
  public:
   enum Matrix { kGate, kUp, kDown, kNumMatrices };
@@ -79,6 +81,9 @@ class MoeScratch {
 
   /// Where reads are counted, or nullptr.
   ExpertReads* reads = nullptr;
+  /// Where work is timed, or nullptr; of the MTP layer if is_mtp.
+  WorkProfile* profile = nullptr;
+  bool is_mtp = false;
 
   /// The experts of the last moe_forward.
   Routing routing;
@@ -87,16 +92,17 @@ class MoeScratch {
 
  private:
   friend class ExpertPass;
-  friend void moe_forward(Isa, ThreadTeam&, MoeVerify, const MoeWeights&, const RowBuffer&, int, MoeScratch&, RowBuffer&);
+  friend void moe_forward(Isa, ThreadTeam&, MoeVerify, const MoeWeights&, const RowBuffer&, int, MoeScratch&,
+                          RowBuffer&);
 
-  RowBuffer inner_;           // [max_rows * top_k, expert_dim] silu(gate) * up of each slot
-  RowBuffer shared_inner_;    // [max_rows, shared_dim]
-  AlignedBuffer partials_;    // float [max_rows * top_k, hidden_dim] what each slot adds
-  AlignedBuffer shared_;      // float [max_rows, hidden_dim]
-  AlignedBuffer logits_;      // float [max_rows, num_experts]
+  RowBuffer inner_;              // [max_rows * top_k, expert_dim] silu(gate) * up of each slot
+  RowBuffer shared_inner_;       // [max_rows, shared_dim]
+  AlignedBuffer partials_;       // float [max_rows * top_k, hidden_dim] what each slot adds
+  AlignedBuffer shared_;         // float [max_rows, hidden_dim]
+  AlignedBuffer logits_;         // float [max_rows, num_experts]
   AlignedBuffer shared_weight_;  // float [max_rows]
-  AlignedBuffer tiles_;       // float [num_threads][2][max_rows * kTileRows] gate and up before they meet
-  AlignedBuffer sums_;        // float [num_threads][hidden_dim]
+  AlignedBuffer tiles_;          // float [num_threads][2][max_rows * kTileRows] gate and up before they meet
+  AlignedBuffer sums_;           // float [num_threads][hidden_dim]
   MoeShape shape_;
   int max_rows_ = 0;
   BucketList buckets_;
@@ -115,8 +121,9 @@ class MoeScratch {
 ///   routed = sum over ranks, in rank order from 0, of fma(weight, down_e(silu(gate_e x) * up_e x));
 ///   then fma(sigmoid(shared_router . x), shared expert's output), then one add to the residual.
 /// REQUIRES: x has the forms of input_blocks(weights); num_rows <= the scratch's max_rows.
-/// `verify` chooses who computes: kGrouped reads each used expert once for the whole window, kPerToken once for each (row, expert).
-void moe_forward(Isa isa, ThreadTeam& team, MoeVerify verify, const MoeWeights& weights, const RowBuffer& x, int num_rows,
-                 MoeScratch& scratch, RowBuffer& residual);
+/// `verify` chooses who computes: kGrouped reads each used expert once for the whole window, kPerToken once for each
+/// (row, expert).
+void moe_forward(Isa isa, ThreadTeam& team, MoeVerify verify, const MoeWeights& weights, const RowBuffer& x,
+                 int num_rows, MoeScratch& scratch, RowBuffer& residual);
 
 }  // namespace foretoken

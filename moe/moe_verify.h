@@ -4,7 +4,8 @@
 
 namespace foretoken {
 
-/// Which core computes the routed experts. Same bits; grouped reads each expert once a window, per-token once for each (row, expert).
+/// Which core computes the routed experts. Same bits; grouped reads each expert once a window, per-token once for each
+/// (row, expert).
 enum class MoeVerify : uint8_t { kGrouped, kPerToken };
 
 }  // namespace foretoken

@@ -5,7 +5,8 @@
 
 namespace foretoken {
 
-void per_token_experts(Isa isa, ThreadTeam& team, const MoeWeights& weights, const RowBuffer& x, int num_rows, MoeScratch& scratch) {
+void per_token_experts(Isa isa, ThreadTeam& team, const MoeWeights& weights, const RowBuffer& x, int num_rows,
+                       MoeScratch& scratch) {
   ExpertPass pass(isa, team, weights, x, scratch);
   if (weights.num_experts == 0) {
     pass.run(BucketList{}, num_rows);

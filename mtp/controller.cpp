@@ -104,7 +104,9 @@ bool DraftController::worth_another(std::span<const float> confidences, int limi
   return prefix > best(max_drafts_).tokens_per_ms * (row + step);
 }
 
-void DraftController::observe_verify(int num_rows, double ms) { learn(verify_ms_[static_cast<size_t>(num_rows)], ms); }
+void DraftController::observe_verify(int num_rows, double ms) {
+  learn(verify_ms_[static_cast<size_t>(num_rows)], ms);
+}
 
 void DraftController::observe_acceptance(std::span<const float> confidences, int num_accepted) {
   // A draft behind a wrong one was never judged.

@@ -11,12 +11,12 @@ namespace foretoken {
 ///
 ///   P(the whole prefix is accepted) > lambda * (dV + d)
 ///
-/// with lambda the best sustained tokens per millisecond, dV what one more row adds to a verify pass and d what one more draft costs.
-/// It goes down to no drafts at all and probes, ever more rarely, whether they pay again. It changes the speed alone: the text is the same
-/// for every decision.
+/// with lambda the best sustained tokens per millisecond, dV what one more row adds to a verify pass and d what one
+/// more draft costs. It goes down to no drafts at all and probes, ever more rarely, whether they pay again. It changes
+/// the speed alone: the text is the same for every decision.
 ///
-/// Estimates: pass times by rows and draft times are running means (a reading counts at most twice the mean, for machines that are busy
-/// elsewhere); acceptance is counted by the confidence that the MTP layer had in its draft.
+/// Estimates: pass times by rows and draft times are running means (a reading counts at most twice the mean, for
+/// machines that are busy elsewhere); acceptance is counted by the confidence that the MTP layer had in its draft.
 class DraftController {
  public:
   /// max_drafts: the most drafts a window may get. fixed: always the most.
@@ -60,11 +60,11 @@ class DraftController {
 
   int max_drafts_;
   bool fixed_;
-  std::vector<Mean> verify_ms_;     // [rows]
+  std::vector<Mean> verify_ms_;  // [rows]
   Mean first_draft_ms_, step_ms_, refresh_ms_;
   std::array<Rate, kBins> by_confidence_;
-  Rate overall_{1.2, 2.0};          // a guess that two readings outweigh
-  int64_t plain_windows_ = 0;       // since the last window with drafts
+  Rate overall_{1.2, 2.0};     // a guess that two readings outweigh
+  int64_t plain_windows_ = 0;  // since the last window with drafts
   int64_t probe_after_ = 16;
 };
 

@@ -270,10 +270,10 @@ class Generation {
   std::optional<DraftVocabulary> vocabulary_;
   DecodeResult result_;
 
-  TokenId last_ = 0;               // known, not yet in the trunk; stands at session_.length()
-  int last_row_ = 0;               // of the last prompt chunk
-  int planned_ = 0;                // drafts planned for the coming window
-  std::vector<TokenId> drafts_;    // of the running window
+  TokenId last_ = 0;             // known, not yet in the trunk; stands at session_.length()
+  int last_row_ = 0;             // of the last prompt chunk
+  int planned_ = 0;              // drafts planned for the coming window
+  std::vector<TokenId> drafts_;  // of the running window
   std::vector<float> confidences_;
   std::vector<TokenId> choices_;
 };
@@ -282,21 +282,27 @@ class Generation {
 
 std::string_view stop_reason_name(StopReason reason) {
   switch (reason) {
-    case StopReason::kLength: return "length";
-    case StopReason::kEndOfGeneration: return "end_of_generation";
-    case StopReason::kContextFull: return "context_full";
-    case StopReason::kInterrupted: return "interrupted";
-    case StopReason::kCallback: return "callback";
+    case StopReason::kLength:
+      return "length";
+    case StopReason::kEndOfGeneration:
+      return "end_of_generation";
+    case StopReason::kContextFull:
+      return "context_full";
+    case StopReason::kInterrupted:
+      return "interrupted";
+    case StopReason::kCallback:
+      return "callback";
   }
   FT_CHECK(false);
   return {};
 }
 
 void check_mtp(const Model& model, int mtp) {
-  if (mtp < 0 || mtp > kMaxDraft) throw UsageError(fmt::format("--mtp {}: 0 to {} drafts are possible", mtp, kMaxDraft));
+  if (mtp < 0 || mtp > kMaxDraft)
+    throw UsageError(fmt::format("--mtp {}: 0 to {} drafts are possible", mtp, kMaxDraft));
   if (mtp > 0 && !model.has_mtp()) {
-    throw InputError(fmt::format("{}: --mtp {}: this {} file has no MTP layer to draft with; it can have --mtp 0 only", model.path(), mtp,
-                                 model.config().architecture));
+    throw InputError(fmt::format("{}: --mtp {}: this {} file has no MTP layer to draft with; it can have --mtp 0 only",
+                                 model.path(), mtp, model.config().architecture));
   }
 }
 
@@ -306,9 +312,11 @@ DecodeResult decode(Session& session, std::span<const TokenId> prompt, const Dec
   FT_CHECK(!prompt.empty());
   FT_CHECK(options.mtp == 0 || (session.options().with_mtp && session.options().max_window > options.mtp));
   if (static_cast<int64_t>(prompt.size()) >= session.options().ctx_size) {
-    throw InputError(fmt::format("the prompt has {} tokens; a context of {} leaves no room for a new one; raise --ctx-size (this model: up to {}) "
-                                 "or shorten the prompt",
-                                 prompt.size(), session.options().ctx_size, session.model().config().context_length));
+    throw InputError(
+        fmt::format("the prompt has {} tokens; a context of {} leaves no room for a new one; raise --ctx-size (this "
+                    "model: up to {}) "
+                    "or shorten the prompt",
+                    prompt.size(), session.options().ctx_size, session.model().config().context_length));
   }
   return Generation(session, prompt, options).run();
 }

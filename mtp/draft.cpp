@@ -9,7 +9,8 @@ namespace foretoken {
 
 namespace {
 
-// Softmax probability of `id` among finite logits. A hint for the controller alone, never part of the text: plain arithmetic will do.
+// Softmax probability of `id` among finite logits. A hint for the controller alone, never part of the text: plain
+// arithmetic will do.
 float probability(const float* logits, int64_t vocab_size, TokenId id) {
   const float top = logits[id];
   float sum = 0;

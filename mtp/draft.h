@@ -9,13 +9,14 @@
 
 namespace foretoken {
 
-/// The MTP layer's side of a sequence: its KV rows follow the trunk's accepted tokens, and its last row holds the first draft.
+/// The MTP layer's side of a sequence: its KV rows follow the trunk's accepted tokens, and its last row holds the first
+/// draft.
 ///
 ///   KV rows [0, filled())            from the trunk's true hiddens
 ///   KV rows [filled(), ...)          from chained drafts; overwritten by the next follow()
 ///
-/// Tokens may be handed over without being computed at once (defer): while drafting does not pay, they wait with their hiddens and are
-/// computed together when a draft is wanted again, or when kMaxDeferred of them wait.
+/// Tokens may be handed over without being computed at once (defer): while drafting does not pay, they wait with their
+/// hiddens and are computed together when a draft is wanted again, or when kMaxDeferred of them wait.
 class Drafter {
  public:
   explicit Drafter(Session& session);
@@ -25,19 +26,21 @@ class Drafter {
   /// Forgets the sequence.
   void reset();
 
-  /// Tokens at positions [filled(), ...) become known, hidden[r] as in defer(); their keys and values are computed at once, the last row
-  /// goes through the whole layer, so that next_draft() may be asked for. REQUIRES: nothing is deferred; ids.size() <= session.max_rows().
+  /// Tokens at positions [filled(), ...) become known, hidden[r] as in defer(); their keys and values are computed at
+  /// once, the last row goes through the whole layer, so that next_draft() may be asked for. REQUIRES: nothing is
+  /// deferred; ids.size() <= session.max_rows().
   void follow(std::span<const TokenId> ids, std::span<const float* const> hidden);
 
-  /// Tokens at positions [filled() + deferred(), ...) whose preceding hiddens are hidden[r] (the trunk's, [hidden_dim] each) become known; they
-  /// wait until flush().
+  /// Tokens at positions [filled() + deferred(), ...) whose preceding hiddens are hidden[r] (the trunk's, [hidden_dim]
+  /// each) become known; they wait until flush().
   void defer(std::span<const TokenId> ids, std::span<const float* const> hidden);
 
   /// Computes what waits; afterwards next_draft() can be asked for. REQUIRES: filled() + deferred() > 0.
   void flush();
 
-  /// One draft for the position behind the last known or drafted one. The first call after flush() reads the head alone; each further call
-  /// runs the MTP layer over the draft before it. `confidence` is the softmax probability of the drafted token within the draft vocabulary.
+  /// One draft for the position behind the last known or drafted one. The first call after flush() reads the head
+  /// alone; each further call runs the MTP layer over the draft before it. `confidence` is the softmax probability of
+  /// the drafted token within the draft vocabulary.
   [[nodiscard]] TokenId next_draft(const SamplingOptions& sampling, float& confidence);
 
   /// Chained steps so far take this token as the last draft instead of the one next_draft returned (forced drafts).
@@ -49,11 +52,11 @@ class Drafter {
  private:
   Session& session_;
   int64_t filled_ = 0;
-  int last_row_ = -1;      // of the session's last mtp_forward: what next_draft continues from; -1: nothing
-  int num_drafts_ = 0;     // since flush()
+  int last_row_ = -1;   // of the session's last mtp_forward: what next_draft continues from; -1: nothing
+  int num_drafts_ = 0;  // since flush()
   TokenId last_draft_ = 0;
-  std::vector<TokenId> ids_;       // deferred
-  std::vector<float> hidden_;      // [deferred, hidden_dim]
+  std::vector<TokenId> ids_;   // deferred
+  std::vector<float> hidden_;  // [deferred, hidden_dim]
 };
 
 }  // namespace foretoken

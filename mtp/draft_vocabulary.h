@@ -8,9 +8,10 @@
 
 namespace foretoken {
 
-/// The head rows that drafts read: over the whole vocabulary of 248,320 the head is 89% of a draft's bytes. Kept are the low ids (in BPE the
-/// frequent ones), the special tokens, and whatever this context has seen; in groups of kInterleave ids, as the weights lie. Verification
-/// reads all rows, so the text is the same and only a little acceptance is lost.
+/// The head rows that drafts read: over the whole vocabulary of 248,320 the head is 89% of a draft's bytes. Kept are
+/// the low ids (in BPE the frequent ones), the special tokens, and whatever this context has seen; in groups of
+/// kInterleave ids, as the weights lie. Verification reads all rows, so the text is the same and only a little
+/// acceptance is lost.
 class DraftVocabulary {
  public:
   /// num_low_ids 0: all rows.

@@ -2,6 +2,8 @@
 
 namespace foretoken {
 
-void rollback(Session& session, const Acceptance& acceptance) { session.commit(acceptance.num_accepted + 1); }
+void rollback(Session& session, const Acceptance& acceptance) {
+  session.commit(acceptance.num_accepted + 1);
+}
 
 }  // namespace foretoken

@@ -11,8 +11,8 @@ void verify(Session& session, TokenId last, std::span<const TokenId> drafts, con
   session.compute_logits(0, num_rows);
   choices.clear();
   for (int r = 0; r < num_rows; ++r) {
-    choices.push_back(choose_token(session.options().isa, session.logits(r), session.model().config().vocab_size, sampling,
-                                   session.length() + r + 1));
+    choices.push_back(choose_token(session.options().isa, session.logits(r), session.model().config().vocab_size,
+                                   sampling, session.length() + r + 1));
   }
 }
 
