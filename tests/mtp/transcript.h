@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstring>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "mtp/decoder.h"
+
+namespace foretoken::test {
+
+/// One generation: ids, and the logits at every position from the prompt's first on.
+struct Transcript {
+  DecodeResult result;
+  std::vector<float> logits;  // [positions, vocab_size]
+  int64_t vocab_size = 0;
+  bool in_order = true;  // positions came as 0, 1, 2 ...
+
+  /// Position of the first row of logits that differs in any bit; the shorter one's end if it is the beginning of the
+  /// other; -1 if equal.
+  [[nodiscard]] int64_t first_difference(const Transcript& other) const {
+    const auto row_bytes = static_cast<size_t>(vocab_size) * sizeof(float);
+    const size_t rows = logits.size() / static_cast<size_t>(vocab_size),
+                 other_rows = other.logits.size() / static_cast<size_t>(vocab_size);
+    for (size_t r = 0; r < std::min(rows, other_rows); ++r) {
+      const size_t begin = r * static_cast<size_t>(vocab_size);
+      if (std::memcmp(&logits[begin], &other.logits[begin], row_bytes) != 0) return static_cast<int64_t>(r);
+    }
+    return rows == other_rows ? -1 : static_cast<int64_t>(std::min(rows, other_rows));
+  }
+};
+
+/// Decodes in a session of its own and keeps everything. `decode.on_logits` and all_prompt_logits are set here; the
+/// session gets the window and the MTP layer that `options.mtp` needs.
+inline Transcript transcribe(const Model& model, SessionOptions session_options, std::span<const TokenId> prompt,
+                             DecodeOptions options) {
+  session_options.with_mtp = options.mtp > 0;
+  session_options.max_window = options.mtp + 1;
+  Transcript t;
+  t.vocab_size = model.config().vocab_size;
+  int64_t next = 0;
+  options.all_prompt_logits = true;
+  options.on_logits = [&](int64_t position, const float* logits) {
+    t.in_order = t.in_order && position == next++;
+    t.logits.insert(t.logits.end(), logits, logits + t.vocab_size);
+  };
+  Session session(model, session_options);
+  t.result = decode(session, prompt, options);
+  return t;
+}
+
+}  // namespace foretoken::test
