@@ -1,0 +1,144 @@
+#include "tools/model_flags.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+
+#include "engine/machine.h"
+#include "kernels/error.h"
+#include "kernels/thread_team.h"
+#include "tools/terminal.h"
+
+namespace foretoken {
+
+namespace {
+
+// Far beyond every model's context: a limit against slips of the finger; the memory check says what really fits.
+constexpr int64_t kMaxContext = int64_t{1} << 24;
+
+}  // namespace
+
+Environment read_environment() {
+  Environment environment = Environment::read();
+  for (const std::string& setting : environment.set) fmt::print(stderr, "environment: {}\n", setting);
+  return environment;
+}
+
+std::string_view environment_help() {
+  return "Environment (read once at start; a flag wins over it):\n"
+         "  FORETOKEN_MOE_VERIFY=grouped|per-token  how a window's experts are computed (default grouped)\n"
+         "  FORETOKEN_ISA=scalar|avx2|avx512        instruction set (default the best this processor has)\n"
+         "  FORETOKEN_THREADS=N                     threads, where -t is not given (default all cores)\n";
+}
+
+void ModelFlags::add_model(CommandLine& line) {
+  line.add_text("model,m", &model_path, "MODEL", "GGUF file; of a split model, any part");
+}
+
+void ModelFlags::add_session(CommandLine& line) {
+  line.section("Run");
+  line.add_int("ctx-size,c", &ctx_size, 0, kMaxContext, "N", "positions of context; 0: the model's own, at most 4096");
+  line.add_int("threads,t", &threads_flag, 1, ThreadTeam::kMaxThreads, "N",
+               "threads (default FORETOKEN_THREADS, else all cores)");
+  line.add_int("prompt-chunk", &prompt_chunk, 1, 1 << 16, "N", "prompt tokens of one pass");
+  line.add_switch("no-repack", &no_repack,
+                  "compute from the file's own layout: starts at once, decodes slower, same bits");
+  line.add_choice("kv-type", &kv_type_text, {"f16", "f32"}, "type of the KV cache");
+  line.add_choice("device", &device_text, {"cpu", "cuda", "split"}, "where to run");
+}
+
+void ModelFlags::add_mtp(CommandLine& line) {
+  line.section("Multi-token prediction");
+  line.add_text(
+      "mtp", &mtp_text, "auto", "K",
+      fmt::format("drafts a window at most, 0 to {}; without a number: up to {}, as the controller finds best",
+                  kMaxDraft, kMaxDraft));
+  line.add_switch("mtp-fixed", &mtp_fixed, "always draft K tokens: no controller");
+  line.add_int("draft-vocab", &draft_vocab, 0, INT32_MAX, "N", "head rows that drafts read; 0: all");
+}
+
+void ModelFlags::add_sampling(CommandLine& line) {
+  line.section("Sampling");
+  line.add_float("temp", &sampling.temperature, 0, 1e3, "X", "temperature; 0: greedy");
+  line.add_int("top-k", &sampling.top_k, 0, INT32_MAX, "N", "keep the N most likely tokens; 0: all");
+  line.add_float("top-p", &sampling.top_p, 1e-6, 1, "X",
+                 "keep the likeliest tokens that reach this probability together");
+  line.add_float("min-p", &sampling.min_p, 0, 1, "X", "keep tokens with this share of the likeliest one's probability");
+  line.add_seed("seed", &sampling.seed, "the same seed gives the same text");
+}
+
+void ModelFlags::add_to(CommandLine& line) {
+  add_model(line);
+  add_session(line);
+  add_mtp(line);
+  add_sampling(line);
+  line.epilogue(environment_help());
+}
+
+void ModelFlags::resolve() {
+  if (model_path.empty()) throw UsageError("-m MODEL is missing: name a GGUF file");
+  mtp = parse_mtp("--mtp", mtp_text);
+  if (mtp_fixed && mtp_text == "auto")
+    throw UsageError("--mtp-fixed: needs a number of drafts, as in --mtp 3 --mtp-fixed");
+  sampling.check();
+  kv_type = kv_type_text == "f32" ? KvType::kF32 : KvType::kF16;
+  environment = read_environment();
+  threads = threads_flag ? *threads_flag : environment.threads ? *environment.threads : available_cores();
+  check_device(device_text);
+}
+
+Model ModelFlags::load() const {
+  ProgressBar bar("loading");
+  LoadOptions options;
+  options.repack = !no_repack;
+  options.progress = [&bar](size_t done, size_t all) { bar.show(done, all); };
+  return Model::load(model_path, options);
+}
+
+SessionOptions ModelFlags::session_options(int mtp) const {
+  SessionOptions options;
+  options.ctx_size = ctx_size;
+  options.kv_type = kv_type;
+  options.prompt_chunk = prompt_chunk;
+  options.max_window = mtp + 1;
+  options.with_mtp = mtp > 0;
+  options.moe_verify = moe_verify();
+  options.isa = isa();
+  options.threads = threads;
+  return options;
+}
+
+DecodeOptions ModelFlags::decode_options() const {
+  DecodeOptions options;
+  options.mtp = mtp;
+  options.controller = !mtp_fixed;
+  options.draft_vocab = draft_vocab;
+  options.sampling = sampling;
+  return options;
+}
+
+double ModelFlags::measure_bandwidth() const {
+  ThreadTeam team(threads);
+  return measure_read_bandwidth(team);
+}
+
+int parse_mtp(std::string_view what, std::string_view text) {
+  if (text == "auto") return kMaxDraft;
+  return static_cast<int>(parse_int(what, text, 0, kMaxDraft));
+}
+
+std::string_view moe_verify_name(MoeVerify moe_verify) {
+  return moe_verify == MoeVerify::kGrouped ? "grouped" : "per-token";
+}
+
+std::string cuda_missing() {
+  return "this build has no CUDA backend";
+}
+
+void check_device(std::string_view device) {
+  if (device == "cpu") return;
+  const std::string missing = cuda_missing();
+  if (!missing.empty()) throw InputError(fmt::format("--device {}: {}; use --device cpu", device, missing));
+}
+
+}  // namespace foretoken

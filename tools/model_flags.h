@@ -1,0 +1,78 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "engine/model.h"
+#include "engine/options.h"
+#include "mtp/decoder.h"
+#include "tools/command_line.h"
+
+namespace foretoken {
+
+/// The environment, read once; variables that are set are printed to stderr, so that a log says what a run depended on.
+[[nodiscard]] Environment read_environment();
+
+/// Text for the end of --help: the environment variables with their defaults.
+[[nodiscard]] std::string_view environment_help();
+
+/// The flags that decode, eval, bench and selfcheck share. Declare them with the add_ functions, then after parse()
+/// call resolve().
+struct ModelFlags {
+  std::string model_path;
+  int64_t ctx_size = 0;  // 0: the model's own, at most 4096
+  std::optional<int> threads_flag;
+  int threads = 0;  // of -t, else FORETOKEN_THREADS, else all cores
+  std::string mtp_text = "0";
+  int mtp = 0;  // of mtp_text
+  bool mtp_fixed = false;
+  int64_t draft_vocab = DecodeOptions().draft_vocab;
+  SamplingOptions sampling;
+  int prompt_chunk = SessionOptions().prompt_chunk;
+  bool no_repack = false;
+  std::string kv_type_text = "f16";
+  KvType kv_type = KvType::kF16;
+  std::string device_text = "cpu";
+  Environment environment;
+
+  /// All shared flags: model, run, MTP and sampling.
+  void add_to(CommandLine& line);
+  void add_model(CommandLine& line);     // -m
+  void add_session(CommandLine& line);   // -c -t --prompt-chunk --no-repack --kv-type --device
+  void add_mtp(CommandLine& line);       // --mtp --mtp-fixed --draft-vocab
+  void add_sampling(CommandLine& line);  // --temp --top-k --top-p --min-p --seed
+
+  /// Turns the texts into values, reads the environment and checks what can be checked without the model.
+  /// Throws UsageError or InputError.
+  void resolve();
+
+  /// Loads the model, with a progress bar on a terminal.
+  [[nodiscard]] Model load() const;
+
+  /// Options of a session whose widest window holds `mtp` drafts.
+  [[nodiscard]] SessionOptions session_options(int mtp) const;
+
+  /// Decode options as the flags give them. The caller adds what concerns its command.
+  [[nodiscard]] DecodeOptions decode_options() const;
+
+  /// Read bandwidth of this machine with `threads` threads, bytes a second. Takes about a second.
+  [[nodiscard]] double measure_bandwidth() const;
+
+  [[nodiscard]] MoeVerify moe_verify() const { return environment.moe_verify.value_or(MoeVerify::kGrouped); }
+  [[nodiscard]] Isa isa() const { return environment.isa.value_or(best_isa()); }
+};
+
+/// "--mtp" text -> most drafts a window: a number, or "auto" for the controller's choice of up to kMaxDraft.
+[[nodiscard]] int parse_mtp(std::string_view what, std::string_view text);
+
+[[nodiscard]] std::string_view moe_verify_name(MoeVerify moe_verify);  // "grouped", "per-token"
+
+/// Throws InputError if this build or this machine cannot run on `device` (cpu, cuda or split).
+void check_device(std::string_view device);
+
+/// Why nothing can run on a GPU here, in a few words; empty if it can.
+[[nodiscard]] std::string cuda_missing();
+
+}  // namespace foretoken
