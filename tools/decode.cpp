@@ -1,0 +1,118 @@
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "kernels/error.h"
+#include "tools/commands.h"
+#include "tools/model_flags.h"
+#include "tools/output.h"
+#include "tools/prompt.h"
+#include "tools/summary.h"
+#include "tools/terminal.h"
+
+namespace foretoken {
+
+namespace {
+
+struct DecodeFlags {
+  ModelFlags model;
+  PromptFlags prompt;
+  int64_t max_new_tokens = 128;
+  bool print_ids = false;
+  bool ignore_eos = false;
+  bool chat = false;
+  std::string json_path;
+
+  [[nodiscard]] bool parse(int argc, const char* const* argv) {
+    CommandLine line(
+        "decode", "-m MODEL [-p TEXT | -f FILE | --ids FILE]",
+        "Continues a prompt. The text goes to standard output as it is made, statistics to standard error.\n"
+        "Ctrl-C ends the generation cleanly (exit 130); a second one ends the program at once.");
+    prompt.add_to(line);
+    line.add_switch("chat", &chat, "wrap the prompt in the model's chat form");
+    line.add_int("n-predict,n", &max_new_tokens, 1, INT32_MAX, "N", "tokens to make at most");
+    line.add_switch("ignore-eos", &ignore_eos, "do not stop at an end-of-text token");
+    line.add_switch("print-ids", &print_ids, "print token ids, one a line, instead of text");
+    line.add_text("json", &json_path, "FILE",
+                  "write the result and the statistics as JSON; -: to standard output, in place of the text");
+    model.add_to(line);
+    if (!line.parse(argc, argv)) return false;
+    prompt.resolve(line);
+    model.resolve();
+    return true;
+  }
+};
+
+/// Puts each token on standard output as soon as its characters are whole, and keeps the text.
+class TokenPrinter {
+ public:
+  TokenPrinter(const Tokenizer& tokenizer, bool print_ids, bool silent)
+      : tokenizer_(tokenizer), print_ids_(print_ids), silent_(silent) {}
+
+  /// False once nobody reads standard output any more.
+  bool print(TokenId id) {
+    const std::string whole = stream_.push(tokenizer_.piece(id));
+    text_ += whole;
+    if (silent_) return true;
+    return out_.write(print_ids_ ? fmt::format("{}\n", id) : whole);
+  }
+
+  void finish() {
+    const std::string rest = stream_.finish();
+    text_ += rest;
+    if (silent_) return;
+    if (!print_ids_) out_.write(rest);
+    // A prompt of the shell glued to the last word reads badly; a pipe gets the text alone.
+    if (!print_ids_ && !text_.empty() && text_.back() != '\n' && isatty(STDOUT_FILENO) == 1) out_.write("\n");
+  }
+
+  [[nodiscard]] const std::string& text() const { return text_; }
+
+ private:
+  const Tokenizer& tokenizer_;
+  const bool print_ids_, silent_;
+  Utf8Stream stream_;
+  ResultStream out_;
+  std::string text_;
+};
+
+}  // namespace
+
+int run_decode(int argc, const char* const* argv) {
+  DecodeFlags flags;
+  if (!flags.parse(argc, argv)) return 0;
+  OutputFile json_file(flags.json_path, "--json");
+  const Prompt prompt = read_prompt(flags.prompt);
+
+  const Model model = flags.model.load();
+  check_mtp(model, flags.model.mtp);
+  const std::vector<TokenId> prompt_ids = tokenize_prompt(prompt, model.tokenizer(), flags.chat);
+  Session session(model, flags.model.session_options(flags.model.mtp));
+  fmt::print(stderr, "{}", describe_run(flags.model, model));
+
+  catch_interrupts();
+  TokenPrinter printer(model.tokenizer(), flags.print_ids, /*silent=*/json_file.is_stdout());
+  DecodeOptions options = flags.model.decode_options();
+  options.max_new_tokens = flags.max_new_tokens;
+  options.ignore_eos = flags.ignore_eos;
+  options.stop = &interrupted();
+  options.on_token = [&](TokenId id) { return printer.print(id); };
+  const DecodeResult result = decode(session, prompt_ids, options);
+  printer.finish();
+
+  fmt::print(stderr, "\n{}{:<22} {}\n", describe_statistics(result.statistics, flags.model.mtp), "stopped by",
+             stop_reason_name(result.stop_reason));
+  nlohmann::ordered_json object;
+  object["prompt_ids"] = prompt_ids;
+  object["ids"] = result.ids;
+  object["text"] = printer.text();
+  object["ids_sha256"] = ids_sha256(result.ids);
+  object["stop_reason"] = stop_reason_name(result.stop_reason);
+  add_statistics(object, result.statistics);
+  add_run(object, flags.model, model);
+  write_json(json_file, object);
+  return result.stop_reason == StopReason::kInterrupted ? kExitInterrupted : 0;
+}
+
+}  // namespace foretoken

@@ -1,0 +1,98 @@
+#include <fmt/format.h>
+
+#include <array>
+#include <cstdio>
+#include <exception>
+#include <new>
+
+#include "kernels/error.h"
+#include "kernels/isa.h"
+#include "tools/commands.h"
+#include "tools/model_flags.h"
+#include "tools/output.h"
+#include "tools/version.h"
+
+namespace foretoken {
+
+namespace {
+
+constexpr std::array<Command, 7> kCommands = {{
+    {"decode", run_decode, "continue a prompt"},
+    {"bench", run_bench, "measure arms (MTP off, on, grouped, per-token) against each other"},
+    {"eval", run_eval, "perplexity and logits of a text"},
+    {"selfcheck", run_selfcheck, "check that no setting changes a bit, on your model and machine"},
+    {"inspect", run_inspect, "what is in a GGUF file, what a token costs, what MTP can gain"},
+    {"tokenize", run_tokenize, "text to token ids and back"},
+    {"synth", run_synth, "make a model file with real shapes and random weights"},
+}};
+
+std::string command_list() {
+  std::string text = "Commands:\n";
+  for (const Command& command : kCommands) text += fmt::format("  {:<10} {}\n", command.name, command.summary);
+  return text;
+}
+
+std::string help_text() {
+  return fmt::format(
+      "foretoken COMMAND [flags]\n\n"
+      "Decodes Mixture-of-Experts models from GGUF files by multi-token prediction. Speed never changes the text.\n\n"
+      "{}\nforetoken COMMAND --help lists a command's flags; foretoken --version names the build.\n"
+      "Exit: 0 done, 1 the input or the machine could not serve it, 2 the command line is wrong, 3 a check came out "
+      "false,\n"
+      "130 interrupted.\n\n{}",
+      command_list(), environment_help());
+}
+
+std::string version_text() {
+  std::string compiled;
+  for (Isa isa : compiled_isas()) compiled += fmt::format("{}{}", compiled.empty() ? "" : " ", isa_name(isa));
+  const std::string missing = cuda_missing();
+  return fmt::format("foretoken {} (commit {})\ninstruction sets: compiled in {}; chosen {}\nCUDA: {}\n", kVersion,
+                     kCommit, compiled, isa_name(read_environment().isa.value_or(best_isa())),
+                     missing.empty() ? "yes" : "no, " + missing);
+}
+
+int dispatch(int argc, const char* const* argv) {
+  const std::string_view name = argc > 1 ? argv[1] : "";
+  if (name == "--help" || name == "-h" || name == "help") {
+    ResultStream().write(help_text());
+    return 0;
+  }
+  if (name == "--version" || name == "version") {
+    ResultStream().write(version_text());
+    return 0;
+  }
+  for (const Command& command : kCommands) {
+    if (command.name == name) return command.run(argc - 1, argv + 1);
+  }
+  fmt::print(stderr, "foretoken: {}\n{}",
+             name.empty() ? "a command is missing" : fmt::format("{}: no such command", name), command_list());
+  return kExitUsage;
+}
+
+int report(int exit_code, std::string_view message) {
+  fmt::print(stderr, "foretoken: {}\n", message);
+  return exit_code;
+}
+
+}  // namespace
+
+std::span<const Command> all_commands() {
+  return kCommands;
+}
+
+int run_program(int argc, const char* const* argv) {
+  try {
+    return dispatch(argc, argv);
+  } catch (const UsageError& error) {
+    return report(kExitUsage, error.what());
+  } catch (const InputError& error) {
+    return report(kExitInput, error.what());
+  } catch (const std::bad_alloc&) {
+    return report(kExitInput, "out of memory; use a smaller --ctx-size or a smaller model, or close other programs");
+  } catch (const std::exception& error) {
+    return report(kExitInput, error.what());
+  }
+}
+
+}  // namespace foretoken

@@ -1,0 +1,111 @@
+#include "tools/summary.h"
+
+#include <fmt/format.h>
+
+#include "engine/machine.h"
+#include "engine/sha256.h"
+#include "tools/terminal.h"
+#include "tools/version.h"
+
+namespace foretoken {
+
+namespace {
+
+/// Entries up to the last position that any window drafted.
+std::vector<int64_t> used(const std::vector<int64_t>& counts, const std::vector<int64_t>& drafted) {
+  size_t n = drafted.size();
+  while (n > 0 && drafted[n - 1] == 0) --n;
+  return {counts.begin(), counts.begin() + static_cast<ptrdiff_t>(std::min(n, counts.size()))};
+}
+
+}  // namespace
+
+std::string ids_sha256(std::span<const TokenId> ids) {
+  std::string bytes;
+  bytes.reserve(4 * ids.size());
+  for (TokenId id : ids) {
+    const uint32_t word = static_cast<uint32_t>(id);
+    for (int shift = 0; shift < 32; shift += 8) bytes.push_back(static_cast<char>((word >> shift) & 0xff));
+  }
+  return sha256_hex(std::as_bytes(std::span(bytes)));
+}
+
+std::string describe_statistics(const DecodeStatistics& s, int mtp) {
+  std::string text;
+  const auto line = [&](std::string_view what, const std::string& value) {
+    text += fmt::format("{:<22} {}\n", what, value);
+  };
+  line("prompt", fmt::format("{} tokens, {:.1f} tok/s", s.prompt_tokens, s.prompt_tokens_per_second()));
+  line("time to first token", fmt::format("{:.1f} ms", s.time_to_first_token_ms));
+  line("decode", fmt::format("{} tokens, {:.2f} tok/s", s.new_tokens, s.decode_tokens_per_second()));
+  line("verify passes", std::to_string(s.verify_passes));
+  if (mtp > 0) {
+    line("acceptance length", fmt::format("{:.2f} tokens a verify pass", s.acceptance_length()));
+    std::string by_position;
+    for (size_t i = 0; i < s.drafted_by_position.size() && s.drafted_by_position[i] > 0; ++i) {
+      by_position += fmt::format(
+          "{}{:.0f}%", i == 0 ? "" : " ",
+          100.0 * static_cast<double>(s.accepted_by_position[i]) / static_cast<double>(s.drafted_by_position[i]));
+    }
+    line("accepted by position", by_position.empty() ? "nothing drafted" : by_position);
+    line("mean k", fmt::format("{:.2f} drafts a window, {} at most", s.mean_k(), mtp));
+    if (s.verify_passes > 0) {
+      const double passes = static_cast<double>(s.verify_passes);
+      line("ms a cycle", fmt::format("draft {:.2f}, verify {:.2f}, accept {:.2f}, refresh {:.2f}", s.draft_ms / passes,
+                                     s.verify_ms / passes, s.accept_ms / passes, s.refresh_ms / passes));
+    }
+  }
+  line("peak memory", format_bytes(static_cast<double>(peak_rss_bytes())));
+  return text;
+}
+
+void add_statistics(nlohmann::ordered_json& object, const DecodeStatistics& s) {
+  object["prompt_tokens"] = s.prompt_tokens;
+  object["prompt_ms"] = s.prompt_ms;
+  object["prompt_mtp_ms"] = s.prompt_mtp_ms;
+  object["prompt_tokens_per_second"] = s.prompt_tokens_per_second();
+  object["time_to_first_token_ms"] = s.time_to_first_token_ms;
+  object["new_tokens"] = s.new_tokens;
+  object["decode_ms"] = s.decode_ms;
+  object["decode_tokens_per_second"] = s.decode_tokens_per_second();
+  object["verify_passes"] = s.verify_passes;
+  object["acceptance_length"] = s.acceptance_length();
+  object["drafted"] = s.drafted;
+  object["accepted"] = s.accepted;
+  object["drafted_by_position"] = used(s.drafted_by_position, s.drafted_by_position);
+  object["accepted_by_position"] = used(s.accepted_by_position, s.drafted_by_position);
+  object["windows_by_k"] = s.windows_by_k;
+  object["mean_k"] = s.mean_k();
+  object["draft_ms"] = s.draft_ms;
+  object["verify_ms"] = s.verify_ms;
+  object["accept_ms"] = s.accept_ms;
+  object["refresh_ms"] = s.refresh_ms;
+  object["peak_rss_bytes"] = peak_rss_bytes();
+}
+
+void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Model& model) {
+  object["version"] = kVersion;
+  object["commit"] = kCommit;
+  object["model"] = model.path();
+  object["model_sha256"] = model.fingerprint();
+  object["mtp"] = flags.mtp;
+  object["mtp_fixed"] = flags.mtp_fixed;
+  object["draft_vocab"] = flags.draft_vocab;
+  object["moe_verify"] = moe_verify_name(flags.moe_verify());
+  object["isa"] = isa_name(flags.isa());
+  object["threads"] = flags.threads;
+  object["device"] = flags.device_text;
+  object["kv_type"] = flags.kv_type_text;
+  object["repack"] = !flags.no_repack;
+  object["prompt_chunk"] = flags.prompt_chunk;
+}
+
+std::string describe_run(const ModelFlags& flags, const Model& model) {
+  const std::string mtp =
+      flags.mtp == 0 ? "off" : fmt::format("up to {} drafts{}", flags.mtp, flags.mtp_fixed ? ", fixed" : "");
+  return fmt::format("{}: {}, {}; {} {}, {}; MTP {}\n", model.path(), model.config().architecture,
+                     format_bytes(static_cast<double>(model.file_bytes())), flags.threads,
+                     flags.threads == 1 ? "thread" : "threads", isa_name(flags.isa()), mtp);
+}
+
+}  // namespace foretoken

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+
+#include "engine/session.h"
+#include "mtp/decoder.h"
+#include "tools/model_flags.h"
+
+namespace foretoken {
+
+/// SHA-256 over ids as little-endian uint32, in hex.
+[[nodiscard]] std::string ids_sha256(std::span<const TokenId> ids);
+
+/// The statistics of a generation, some lines for a person.
+[[nodiscard]] std::string describe_statistics(const DecodeStatistics& statistics, int mtp);
+
+/// The statistics as JSON keys, as docs/commands.md lists them.
+void add_statistics(nlohmann::ordered_json& object, const DecodeStatistics& statistics);
+
+/// What a run depended on: version, commit, mtp, moe_verify, isa, threads, device, kv_type, model, model_sha256.
+void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Model& model);
+
+/// One line for a person: model, instruction set, threads, --mtp.
+[[nodiscard]] std::string describe_run(const ModelFlags& flags, const Model& model);
+
+}  // namespace foretoken

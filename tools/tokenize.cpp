@@ -1,0 +1,45 @@
+#include <fmt/format.h>
+
+#include "engine/gguf.h"
+#include "kernels/error.h"
+#include "tools/commands.h"
+#include "tools/model_flags.h"
+#include "tools/output.h"
+#include "tools/prompt.h"
+
+namespace foretoken {
+
+int run_tokenize(int argc, const char* const* argv) {
+  ModelFlags model;
+  PromptFlags prompt;
+  bool decode = false;
+  bool plain = false;
+  CommandLine line("tokenize", "-m MODEL [-p TEXT | -f FILE | --ids FILE]",
+                   "Prints the token ids of a text, one a line. With --decode the other way: white-space separated ids "
+                   "in, text out.\n"
+                   "Reads the vocabulary alone, so the model's architecture does not matter.");
+  model.add_model(line);
+  prompt.add_to(line);
+  line.add_switch("decode", &decode, "ids to text; -p, -f or standard input hold ids");
+  line.add_switch("plain", &plain, "take text that spells a special token (<|im_end|>) as plain text");
+  if (!line.parse(argc, argv)) return 0;
+  prompt.resolve(line);
+  if (model.model_path.empty()) throw UsageError("-m MODEL is missing: name a GGUF file");
+
+  ResultStream out;
+  Prompt input = read_prompt(prompt);
+  const Tokenizer tokenizer = Tokenizer::load(GgufFile::open(model.model_path));
+  if (decode || input.is_ids) {
+    if (!input.is_ids) {
+      input.ids = parse_ids(input.source, input.text);
+      input.is_ids = true;
+    }
+    for (TokenId id : tokenize_prompt(input, tokenizer, /*chat=*/false))
+      out.write(tokenizer.piece(id, /*keep_special=*/true));
+    return 0;
+  }
+  for (TokenId id : tokenizer.encode(input.text, !plain)) out.write(fmt::format("{}\n", id));
+  return 0;
+}
+
+}  // namespace foretoken
