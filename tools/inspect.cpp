@@ -1,0 +1,315 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "engine/gguf.h"
+#include "engine/model_config.h"
+#include "kernels/error.h"
+#include "kernels/interleave.h"
+#include "tools/byte_model.h"
+#include "tools/commands.h"
+#include "tools/model_flags.h"
+#include "tools/output.h"
+#include "tools/terminal.h"
+#include "tools/version.h"
+
+namespace foretoken {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct InspectFlags {
+  ModelFlags model;
+  std::string json_path;
+  int64_t kv_len = 4096;
+
+  [[nodiscard]] bool parse(int argc, const char* const* argv) {
+    CommandLine line(
+        "inspect", "MODEL",
+        "What is in a GGUF file, what decoding a token must read from memory, and what MTP can gain on this machine.\n"
+        "Reads headers only; works on files of architectures that cannot be run too.");
+    line.add_positional("model-file", &model.model_path, "MODEL", "GGUF file; of a split model, any part");
+    line.add_int("ctx-size,c", &kv_len, 1, int64_t{1} << 24, "N", "positions of context that the byte counts assume");
+    line.add_int("threads,t", &model.threads_flag, 1, ThreadTeam::kMaxThreads, "N",
+                 "threads that measure the bandwidth (default all cores)");
+    line.add_int("draft-vocab", &model.draft_vocab, 0, INT32_MAX, "N", "head rows that drafts read; 0: all");
+    line.add_choice("kv-type", &model.kv_type_text, {"f16", "f32"}, "type of the KV cache");
+    line.add_text("json", &json_path, "FILE", "write everything as JSON; -: to standard output, in place of the text");
+    line.epilogue(environment_help());
+    if (!line.parse(argc, argv)) return false;
+    if (model.model_path.empty()) throw UsageError("MODEL is missing: name a GGUF file");
+    model.resolve();
+    return true;
+  }
+};
+
+enum class TensorUse { kInterleaved, kFileLayout, kLookUp, kVector, kUnsupported };
+
+std::string_view use_name(TensorUse use) {
+  switch (use) {
+    case TensorUse::kInterleaved:
+      return "interleaved";
+    case TensorUse::kFileLayout:
+      return "file layout";
+    case TensorUse::kLookUp:
+      return "look-up";
+    case TensorUse::kVector:
+      return "vector";
+    case TensorUse::kUnsupported:
+      return "UNSUPPORTED";
+  }
+  FT_CHECK(false);
+  return {};
+}
+
+TensorUse use_of(const GgufFile& file, const GgufTensor& tensor) {
+  if (!tensor.type()) return TensorUse::kUnsupported;
+  if (tensor.name == "token_embd.weight" && file.find_tensor("output.weight") != nullptr) return TensorUse::kLookUp;
+  if (tensor.shape.size() < 2) return TensorUse::kVector;
+  return can_interleave(*tensor.type(), tensor.shape[1], tensor.shape[0]) ? TensorUse::kInterleaved
+                                                                          : TensorUse::kFileLayout;
+}
+
+/// All that the report says about a file, gathered first so that text and JSON agree.
+struct Inspection {
+  const GgufFile& file;
+  std::optional<ModelConfig> config;
+  std::string refusal;  // why it cannot be run; empty if nothing speaks against it
+  std::vector<const GgufTensor*> unsupported;
+};
+
+Inspection inspect(const GgufFile& file) {
+  Inspection result{file, std::nullopt, "", {}};
+  try {
+    result.config = ModelConfig::read(file);
+  } catch (const InputError& error) {
+    result.refusal = error.what();
+  }
+  for (const GgufTensor& tensor : file.tensors()) {
+    if (!tensor.type()) result.unsupported.push_back(&tensor);
+  }
+  if (result.refusal.empty() && !result.unsupported.empty()) {
+    const GgufTensor& first = *result.unsupported[0];
+    result.refusal = fmt::format("{}: {} tensors of unsupported type, the first is {} of {}", file.path(),
+                                 result.unsupported.size(), first.name, gguf_type_name(first.type_id));
+  }
+  return result;
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  return fmt::format("{}", fmt::join(shape, " x "));
+}
+
+std::string describe_config(const ModelConfig& c) {
+  std::string text = fmt::format("{} trunk layers{}, hidden {}, vocabulary {}, context {}\n", c.num_layers,
+                                 c.num_mtp_layers > 0 ? " and an MTP layer" : ", no MTP layer", c.hidden_dim,
+                                 c.vocab_size, c.context_length);
+  text += fmt::format("attention: {} heads, {} KV heads, {} wide\n", c.num_heads, c.num_kv_heads, c.head_dim);
+  if (c.state_size > 0) {
+    text += fmt::format("delta net: {} of the layers, {} value heads, {} key heads, {} wide\n",
+                        std::count(c.recurrent.begin(), c.recurrent.end(), true), c.num_value_heads, c.num_key_heads,
+                        c.state_size);
+  }
+  if (c.num_experts > 0) {
+    text += fmt::format("experts: {} of {} a token, {} wide; shared expert {}\n", c.experts_per_token, c.num_experts,
+                        c.expert_dim, c.shared_expert_dim > 0 ? fmt::format("{} wide", c.shared_expert_dim) : "none");
+  }
+  return text;
+}
+
+std::string describe_tensors(const Inspection& inspection) {
+  size_t width = 6;
+  for (const GgufTensor& tensor : inspection.file.tensors()) width = std::max(width, tensor.name.size());
+  std::string text;
+  std::map<std::string, std::pair<int64_t, double>> by_type;
+  for (const GgufTensor& tensor : inspection.file.tensors()) {
+    const std::string type(gguf_type_name(tensor.type_id));
+    text += fmt::format("{:<{}}  {:<8} {:>24}  {:>9}  {}\n", tensor.name, width, type, shape_text(tensor.shape),
+                        tensor.type() ? format_bytes(static_cast<double>(tensor.size_bytes)) : "?",
+                        use_name(use_of(inspection.file, tensor)));
+    by_type[type].first += 1;
+    by_type[type].second += static_cast<double>(tensor.size_bytes);
+  }
+  text += "\n";
+  for (const auto& [type, sum] : by_type)
+    text += fmt::format("{:<8} {:>5} tensors  {:>9}\n", type, sum.first, format_bytes(sum.second));
+  return text;
+}
+
+std::vector<std::pair<std::string_view, double>> parts_of(const PassBytes& bytes) {
+  return {{"routed_experts", bytes.routed_experts},
+          {"shared_expert_and_routers", bytes.shared_and_routers},
+          {"delta_net_projections", bytes.delta_net_projections},
+          {"delta_net_state", bytes.delta_net_state},
+          {"attention_projections", bytes.attention_projections},
+          {"kv", bytes.kv},
+          {"head", bytes.head}};
+}
+
+/// Byte counts and ideal speed-ups of a model that can be run.
+struct Costs {
+  Costs(const GgufFile& file, const ModelConfig& config, const InspectFlags& flags, double bandwidth)
+      : config(config), bytes(file, config), flags(flags), bandwidth(bandwidth) {}
+
+  [[nodiscard]] PassBytes pass(double distinct_experts) const {
+    return bytes.trunk_pass(distinct_experts, static_cast<double>(flags.kv_len), flags.model.kv_type);
+  }
+  [[nodiscard]] double draft(int64_t draft_vocab) const {
+    return bytes.draft_step(draft_vocab, static_cast<double>(flags.kv_len), flags.model.kv_type);
+  }
+  [[nodiscard]] double speedup(int k, double distinct_experts, int64_t draft_vocab) const {
+    return ideal_speedup(bytes, k, published_acceptance_length(k), distinct_experts, draft_vocab,
+                         static_cast<double>(flags.kv_len), flags.model.kv_type);
+  }
+  [[nodiscard]] double tokens_per_second() const { return bandwidth / pass(1).total(); }
+
+  const ModelConfig& config;
+  ByteModel bytes;
+  const InspectFlags& flags;
+  double bandwidth;
+};
+
+std::string describe_costs(const Costs& costs) {
+  const PassBytes one = costs.pass(1);
+  std::string text = fmt::format("\nread for one token at {} positions of context:\n", costs.flags.kv_len);
+  for (const auto& [name, bytes] : parts_of(one)) {
+    if (bytes > 0)
+      text += fmt::format("  {:<26} {:>9}  {:>3.0f}%\n", name, format_bytes(bytes), 100 * bytes / one.total());
+  }
+  text += fmt::format("  {:<26} {:>9}\n", "one token", format_bytes(one.total()));
+  text += fmt::format("read bandwidth here {:.1f} GB/s: at most {:.1f} tok/s without MTP\n", costs.bandwidth / 1e9,
+                      costs.tokens_per_second());
+
+  text +=
+      "\nread by a window of n tokens, where neighbours route independently / with the overlap published for "
+      "Qwen3-30B-A3B:\n";
+  for (int n = 2; n <= kMaxDraft + 1; ++n) {
+    const double independent = independent_overlap(costs.config, n);
+    const double published = published_overlap(costs.config, n);
+    text += fmt::format("  n={}  U(n) {:.2f} / {:.2f}  {:>9} / {:>9}\n", n, independent, published,
+                        format_bytes(costs.pass(independent).total()), format_bytes(costs.pass(published).total()));
+  }
+  if (costs.config.num_mtp_layers == 0) return text + "\nno MTP layer: --mtp cannot gain anything with this file\n";
+
+  const int64_t draft_vocab = costs.flags.model.draft_vocab;
+  text += fmt::format("\none draft reads {} with the full head, {} with --draft-vocab {}\n",
+                      format_bytes(costs.draft(0)), format_bytes(costs.draft(draft_vocab)), draft_vocab);
+  text += fmt::format(
+      "most that --mtp can gain if acceptance is as published for Qwen3.6-35B-A3B (tok/s at the bandwidth measured):\n"
+      "  {:<3} {:>5}  {:>22}  {:>22}\n",
+      "k", "AL", "independent routing", "published overlap");
+  for (int k = 1; k <= kMaxDraft; ++k) {
+    const double independent = costs.speedup(k, independent_overlap(costs.config, k + 1), draft_vocab);
+    const double published = costs.speedup(k, published_overlap(costs.config, k + 1), draft_vocab);
+    text += fmt::format("  {:<3} {:>5.2f}  {:>6.2f} {:>9.1f} tok/s  {:>6.2f} {:>9.1f} tok/s\n", k,
+                        published_acceptance_length(k), independent, independent * costs.tokens_per_second(), published,
+                        published * costs.tokens_per_second());
+  }
+  return text;
+}
+
+Json costs_json(const Costs& costs) {
+  Json object;
+  const PassBytes one = costs.pass(1);
+  object["kv_len"] = costs.flags.kv_len;
+  for (const auto& [name, bytes] : parts_of(one)) object["bytes_per_token"][std::string(name)] = bytes;
+  object["bytes_per_token"]["total"] = one.total();
+  object["bandwidth_gb_per_s"] = costs.bandwidth / 1e9;
+  object["ideal_tokens_per_second"] = costs.tokens_per_second();
+  for (int n = 1; n <= kMaxDraft + 1; ++n) {
+    const double independent = independent_overlap(costs.config, n);
+    const double published = published_overlap(costs.config, n);
+    object["bytes_per_window"].push_back({{"rows", n},
+                                          {"distinct_experts_independent", independent},
+                                          {"bytes_independent", costs.pass(independent).total()},
+                                          {"distinct_experts_published", published},
+                                          {"bytes_published", costs.pass(published).total()}});
+  }
+  if (costs.config.num_mtp_layers == 0) return object;
+  const int64_t draft_vocab = costs.flags.model.draft_vocab;
+  object["bytes_per_draft"] = {
+      {"full_head", costs.draft(0)}, {"draft_vocab", costs.draft(draft_vocab)}, {"draft_vocab_rows", draft_vocab}};
+  for (int k = 1; k <= kMaxDraft; ++k) {
+    const double independent = independent_overlap(costs.config, k + 1);
+    const double published = published_overlap(costs.config, k + 1);
+    object["ideal_speedup"].push_back({{"k", k},
+                                       {"acceptance_length", published_acceptance_length(k)},
+                                       {"independent_full_head", costs.speedup(k, independent, 0)},
+                                       {"independent_draft_vocab", costs.speedup(k, independent, draft_vocab)},
+                                       {"published_full_head", costs.speedup(k, published, 0)},
+                                       {"published_draft_vocab", costs.speedup(k, published, draft_vocab)}});
+  }
+  return object;
+}
+
+Json file_json(const Inspection& inspection, const std::string& architecture) {
+  Json object;
+  object["path"] = inspection.file.path();
+  object["model_sha256"] = inspection.file.fingerprint();
+  object["file_bytes"] = inspection.file.size_bytes();
+  object["architecture"] = architecture;
+  object["can_run"] = inspection.refusal.empty();
+  object["refusal"] = inspection.refusal.empty() ? Json(nullptr) : Json(inspection.refusal);
+  if (inspection.config) {
+    const ModelConfig& c = *inspection.config;
+    object["name"] = c.name;
+    object["layers"] = c.num_layers;
+    object["mtp_layers"] = c.num_mtp_layers;
+    object["recurrent_layers"] = std::count(c.recurrent.begin(), c.recurrent.end(), true);
+    object["hidden_dim"] = c.hidden_dim;
+    object["vocab_size"] = c.vocab_size;
+    object["context_length"] = c.context_length;
+    object["experts"] = c.num_experts;
+    object["experts_per_token"] = c.experts_per_token;
+  }
+  object["tensors"] = Json::array();
+  for (const GgufTensor& tensor : inspection.file.tensors()) {
+    Json item;
+    item["name"] = tensor.name;
+    item["type"] = gguf_type_name(tensor.type_id);
+    item["shape"] = tensor.shape;
+    item["bytes"] = tensor.size_bytes;
+    item["supported"] = tensor.type().has_value();
+    item["layout"] = use_name(use_of(inspection.file, tensor));
+    object["tensors"].push_back(std::move(item));
+  }
+  object["unsupported_tensors"] = Json::array();
+  for (const GgufTensor* tensor : inspection.unsupported) object["unsupported_tensors"].push_back(tensor->name);
+  return object;
+}
+
+}  // namespace
+
+int run_inspect(int argc, const char* const* argv) {
+  InspectFlags flags;
+  if (!flags.parse(argc, argv)) return 0;
+  OutputFile json_file(flags.json_path, "--json");
+  const GgufFile file = GgufFile::open(flags.model.model_path);
+  const Inspection inspection = inspect(file);
+  const std::string architecture(file.get_string("general.architecture", "unknown"));
+
+  std::optional<Costs> costs;
+  if (inspection.config) costs.emplace(file, *inspection.config, flags, flags.model.measure_bandwidth());
+
+  if (!json_file.is_stdout()) {
+    std::string text = fmt::format("{}: {}{}{}, {}, {} tensors\n", file.path(), architecture,
+                                   inspection.config && !inspection.config->name.empty() ? ", " : "",
+                                   inspection.config ? inspection.config->name : "",
+                                   format_bytes(static_cast<double>(file.size_bytes())), file.tensors().size());
+    if (inspection.config) text += describe_config(*inspection.config);
+    text += "\n" + describe_tensors(inspection);
+    if (costs) text += describe_costs(*costs);
+    if (!inspection.refusal.empty()) text += fmt::format("\nThis file cannot be run: {}\n", inspection.refusal);
+    ResultStream().write(text);
+  }
+  Json object = file_json(inspection, architecture);
+  if (costs) object.update(costs_json(*costs));
+  write_json(json_file, object);
+  return 0;
+}
+
+}  // namespace foretoken
