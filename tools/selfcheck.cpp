@@ -1,0 +1,223 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <optional>
+
+#include "engine/sha256.h"
+#include "kernels/error.h"
+#include "tools/commands.h"
+#include "tools/model_flags.h"
+#include "tools/output.h"
+#include "tools/prompt.h"
+#include "tools/selfcheck_plan.h"
+#include "tools/summary.h"
+#include "tools/terminal.h"
+
+namespace foretoken {
+
+namespace {
+
+// Long enough that a chunk of 64 leaves a remainder; code and prose, so that experts differ.
+constexpr std::string_view kDefaultPrompt =
+    "import os\n\ndef find_files(root, suffix):\n    \"\"\"Yield the paths below root whose names end with "
+    "suffix.\"\"\"\n"
+    "    for folder, _, names in os.walk(root):\n        for name in sorted(names):\n            if "
+    "name.endswith(suffix):\n"
+    "                yield os.path.join(folder, name)\n\n"
+    "# The keeper of the lighthouse wrote down the wind, the weather and the ships that passed, as he had done for "
+    "years.\n"
+    "def count_lines(path):\n";
+
+struct SelfcheckFlags {
+  ModelFlags model;
+  PromptFlags prompt;
+  int64_t max_new_tokens = 32;
+  bool full = false;
+  std::string json_path;
+
+  [[nodiscard]] bool parse(int argc, const char* const* argv) {
+    CommandLine line("selfcheck", "-m MODEL",
+                     "Checks on your model and machine that no setting changes a bit: the same prompt under "
+                     "combinations of draft length,\n"
+                     "expert core, threads, instruction set, prompt chunk and weight layout, greedy and with a seeded "
+                     "sample. One hash of the\n"
+                     "logits at all positions each; exit 3 on any difference.");
+    prompt.add_to(line);
+    line.add_int("n-predict,n", &max_new_tokens, 1, INT32_MAX, "N", "tokens to make in each case");
+    line.add_switch("full", &full, "the whole product of all values, not a plan that covers them");
+    line.add_text("json", &json_path, "FILE", "write the result as JSON; -: to standard output, in place of the table");
+    model.mtp_text = std::to_string(kMaxDraft);
+    model.sampling.seed = 1;
+    model.add_to(line);
+    if (!line.parse(argc, argv)) return false;
+    mtp_given = line.given("mtp");
+    prompt.resolve(line);
+    model.resolve();
+    return true;
+  }
+
+  bool mtp_given = false;
+};
+
+struct NotRun {
+  std::string what, why;
+};
+
+std::vector<NotRun> list_not_run(const Model& model, const std::vector<Isa>& isas) {
+  std::vector<NotRun> list;
+  for (Isa isa : compiled_isas()) {
+    const std::string name(isa_name(isa));
+    if (!isa_supported(isa)) {
+      list.push_back({name, "this processor lacks " + name});
+    } else if (std::find(isas.begin(), isas.end(), isa) == isas.end()) {
+      list.push_back({name, "FORETOKEN_ISA asks for another one"});
+    }
+  }
+  if (!model.has_mtp()) list.push_back({"k=1..8", "this model has no MTP layer"});
+  const std::string missing = cuda_missing();
+  if (!missing.empty()) {
+    list.push_back({"cuda", missing});
+    list.push_back({"split", missing});
+  }
+  return list;
+}
+
+/// Runs one case. Nothing if it was interrupted.
+std::optional<CheckResult> run_case(const Model& model, const SelfcheckFlags& flags, const std::vector<TokenId>& prompt,
+                                    const CheckCase& check) {
+  const auto start = std::chrono::steady_clock::now();
+  SessionOptions session_options = flags.model.session_options(check.mtp);
+  const int64_t num_prompt = static_cast<int64_t>(prompt.size());
+  if (session_options.ctx_size == 0) session_options.ctx_size = num_prompt + flags.max_new_tokens + kMaxDraft + 1;
+  session_options.moe_verify = check.moe_verify;
+  session_options.threads = check.threads;
+  session_options.isa = check.isa;
+  session_options.prompt_chunk = check.prompt_chunk == 0 ? static_cast<int>(prompt.size()) : check.prompt_chunk;
+  Session session(model, session_options);
+
+  DecodeOptions options = flags.model.decode_options();
+  options.max_new_tokens = flags.max_new_tokens;
+  options.mtp = check.mtp;
+  options.controller = check.controller;
+  options.ignore_eos = true;  // the same number of positions in every case
+  options.stop = &interrupted();
+  if (!check.sampled) {
+    options.sampling.temperature = 0;
+  } else if (options.sampling.temperature == 0) {
+    options.sampling.temperature = 0.8f;
+  }
+  Sha256 logits_hash;
+  int64_t next_position = 0;
+  options.all_prompt_logits = true;
+  options.on_logits = [&](int64_t position, const float* logits) {
+    // A position out of its turn is a difference too: its number goes into the hash where it is not the next one.
+    if (position != next_position) logits_hash.update(std::as_bytes(std::span(&position, 1)));
+    next_position = position + 1;
+    logits_hash.update(std::as_bytes(std::span(logits, static_cast<size_t>(model.config().vocab_size))));
+  };
+  const DecodeResult result = decode(session, prompt, options);
+  if (result.stop_reason == StopReason::kInterrupted) return std::nullopt;
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  return CheckResult{check, logits_hash.hex(), ids_sha256(result.ids), seconds.count(), false};
+}
+
+std::string table(const std::vector<CheckResult>& results, const std::vector<NotRun>& not_run) {
+  std::string text;
+  for (const CheckResult& r : results) {
+    text += fmt::format("{}  logits {}  ids {}  {:6.2f} s  {}\n", describe(r.check), r.logits_sha256.substr(0, 16),
+                        r.ids_sha256.substr(0, 8), r.seconds, r.equal ? "same" : "DIFFERENT");
+  }
+  for (const NotRun& n : not_run) text += fmt::format("{}: not run ({})\n", n.what, n.why);
+  return text;
+}
+
+nlohmann::ordered_json to_json(const std::vector<CheckResult>& results, const std::vector<NotRun>& not_run,
+                               bool identical) {
+  nlohmann::ordered_json object;
+  object["identical"] = identical;
+  object["cases"] = nlohmann::ordered_json::array();
+  for (const CheckResult& r : results) {
+    nlohmann::ordered_json item;
+    item["mtp"] = r.check.mtp;
+    item["controller"] = r.check.controller;
+    item["moe_verify"] = moe_verify_name(r.check.moe_verify);
+    item["threads"] = r.check.threads;
+    item["isa"] = isa_name(r.check.isa);
+    item["prompt_chunk"] =
+        r.check.prompt_chunk == 0 ? nlohmann::ordered_json("whole") : nlohmann::ordered_json(r.check.prompt_chunk);
+    item["repack"] = r.check.repack;
+    item["sampled"] = r.check.sampled;
+    item["logits_sha256"] = r.logits_sha256;
+    item["ids_sha256"] = r.ids_sha256;
+    item["seconds"] = r.seconds;
+    item["equal"] = r.equal;
+    object["cases"].push_back(std::move(item));
+  }
+  object["not_run"] = nlohmann::ordered_json::array();
+  for (const NotRun& n : not_run) object["not_run"].push_back({{"what", n.what}, {"why", n.why}});
+  return object;
+}
+
+}  // namespace
+
+int run_selfcheck(int argc, const char* const* argv) {
+  SelfcheckFlags flags;
+  if (!flags.parse(argc, argv)) return 0;
+  OutputFile json_file(flags.json_path, "--json");
+  Prompt text;
+  if (flags.prompt.any()) {
+    text = read_prompt(flags.prompt);
+  } else {
+    text.text = kDefaultPrompt;
+    text.source = "the built-in prompt";
+  }
+
+  flags.model.no_repack = false;
+  std::optional<Model> model = flags.model.load();
+  if (flags.mtp_given) check_mtp(*model, flags.model.mtp);
+  const std::vector<TokenId> prompt = tokenize_prompt(text, model->tokenizer(), /*chat=*/false);
+  std::vector<Isa> isas = supported_isas();
+  if (flags.model.environment.isa) isas = {*flags.model.environment.isa};
+  const CheckAxes axes = check_axes(model->has_mtp() ? flags.model.mtp : 0, flags.model.threads, isas);
+  const std::vector<CheckCase> plan = flags.full ? full_plan(axes) : covering_plan(axes);
+  const std::vector<NotRun> not_run = list_not_run(*model, isas);
+  fmt::print(stderr, "{}: {} cases of {} prompt tokens and {} new ones\n", model->path(), plan.size(), prompt.size(),
+             flags.max_new_tokens);
+  nlohmann::ordered_json run;
+  add_run(run, flags.model, *model);
+
+  catch_interrupts();
+  std::vector<CheckResult> results;
+  ProgressBar bar("checking");
+  for (const CheckCase& check : plan) {
+    if (check.repack == flags.model.no_repack) {
+      flags.model.no_repack = !check.repack;
+      model.reset();  // before loading again: a model may fill most of the memory
+      model = flags.model.load();
+    }
+    std::optional<CheckResult> result = run_case(*model, flags, prompt, check);
+    if (!result) {
+      fmt::print(stderr, "foretoken: interrupted after {} of {} cases: no result\n", results.size(), plan.size());
+      return kExitInterrupted;
+    }
+    results.push_back(std::move(*result));
+    bar.show(results.size(), plan.size());
+  }
+
+  const bool identical = compare_with_references(results);
+  const std::string verdict =
+      identical ? fmt::format("all {} cases give the same bits\n", results.size()) : "cases DIFFER\n";
+  if (!json_file.is_stdout()) ResultStream().write(table(results, not_run) + verdict);
+  if (!identical)
+    fmt::print(stderr, "foretoken: the cases marked DIFFERENT part from the first of their kind; please report them\n");
+  nlohmann::ordered_json object = to_json(results, not_run, identical);
+  for (const char* key : {"version", "commit", "model", "model_sha256", "kv_type"}) object[key] = run[key];
+  object["prompt_tokens"] = prompt.size();
+  object["n_predict"] = flags.max_new_tokens;
+  write_json(json_file, object);
+  return identical ? 0 : kExitCheckFailed;
+}
+
+}  // namespace foretoken

@@ -1,0 +1,148 @@
+#include "tools/selfcheck_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "kernels/error.h"
+#include "tools/model_flags.h"
+
+namespace foretoken {
+
+namespace {
+
+CheckCase reference_case(const CheckAxes& axes) {
+  CheckCase check;
+  check.mtp = axes.mtp[0];
+  check.moe_verify = axes.moe_verify[0];
+  check.threads = axes.threads[0];
+  check.isa = axes.isas[0];
+  check.prompt_chunk = axes.prompt_chunks[0];
+  check.repack = axes.repack[0];
+  return check;
+}
+
+void add_new(std::vector<CheckCase>& plan, const CheckCase& check) {
+  if (std::find(plan.begin(), plan.end(), check) == plan.end()) plan.push_back(check);
+}
+
+/// For every value of an axis: the reference with that value.
+template <class T>
+void vary(std::vector<CheckCase>& plan, const CheckCase& reference, const std::vector<T>& values, T CheckCase::*field) {
+  for (const T value : values) {
+    CheckCase check = reference;
+    check.*field = value;
+    add_new(plan, check);
+  }
+}
+
+void repacked_first(std::vector<CheckCase>& plan) {
+  std::stable_partition(plan.begin(), plan.end(), [](const CheckCase& check) { return check.repack; });
+}
+
+}  // namespace
+
+CheckAxes check_axes(int max_mtp, int threads, const std::vector<Isa>& isas) {
+  CheckAxes axes;
+  for (int k = 0; k <= max_mtp; ++k) axes.mtp.push_back(k);
+  axes.moe_verify = {MoeVerify::kGrouped, MoeVerify::kPerToken};
+  axes.threads = {1, 2, 3};
+  if (threads > 3) axes.threads.push_back(threads);
+  // The fastest first: it is the reference, and the one that most cases run.
+  axes.isas.assign(isas.rbegin(), isas.rend());
+  axes.prompt_chunks = {0, 64, 7, 1};
+  axes.repack = {true, false};
+  return axes;
+}
+
+std::vector<CheckCase> covering_plan(const CheckAxes& axes) {
+  const CheckCase reference = reference_case(axes);
+  std::vector<CheckCase> plan = {reference};
+  CheckCase sampled = reference;
+  sampled.sampled = true;
+  add_new(plan, sampled);
+  vary(plan, reference, axes.mtp, &CheckCase::mtp);
+  vary(plan, reference, axes.moe_verify, &CheckCase::moe_verify);
+  vary(plan, reference, axes.threads, &CheckCase::threads);
+  vary(plan, reference, axes.isas, &CheckCase::isa);
+  vary(plan, reference, axes.prompt_chunks, &CheckCase::prompt_chunk);
+  for (const bool repack : axes.repack) {
+    CheckCase check = reference;
+    check.repack = repack;
+    add_new(plan, check);
+  }
+  if (axes.mtp.back() > 0) {
+    CheckCase check = reference;
+    check.mtp = axes.mtp.back();
+    check.controller = true;
+    add_new(plan, check);
+  }
+  // Mixed: axis values turn at different speeds, so that neighbours in the list share little. Each value of each axis
+  // comes up, because there are at least as many cases as the longest axis has values.
+  const size_t num_mixed =
+      std::max({axes.mtp.size(), axes.threads.size(), axes.isas.size(), axes.prompt_chunks.size(), size_t{8}});
+  for (size_t i = 0; i < num_mixed; ++i) {
+    CheckCase check;
+    check.mtp = axes.mtp[(axes.mtp.size() - 1 - i % axes.mtp.size())];
+    check.controller = check.mtp > 0 && i % 4 == 3;
+    check.moe_verify = axes.moe_verify[(i + i / 2) % axes.moe_verify.size()];
+    check.threads = axes.threads[(i + 1) % axes.threads.size()];
+    check.isa = axes.isas[(i / 2 + 1) % axes.isas.size()];
+    check.prompt_chunk = axes.prompt_chunks[(3 * i + 1 + i / 4) % axes.prompt_chunks.size()];
+    check.repack = axes.repack[(i / 3) % axes.repack.size()];
+    check.sampled = i % 2 == 0;
+    add_new(plan, check);
+  }
+  repacked_first(plan);
+  return plan;
+}
+
+std::vector<CheckCase> full_plan(const CheckAxes& axes) {
+  std::vector<CheckCase> plan = {reference_case(axes)};
+  CheckCase check;
+  for (const bool repack : axes.repack) {
+    check.repack = repack;
+    for (const bool sampled : {false, true}) {
+      check.sampled = sampled;
+      for (const int chunk : axes.prompt_chunks) {
+        check.prompt_chunk = chunk;
+        for (const Isa isa : axes.isas) {
+          check.isa = isa;
+          for (const int threads : axes.threads) {
+            check.threads = threads;
+            for (const MoeVerify moe_verify : axes.moe_verify) {
+              check.moe_verify = moe_verify;
+              for (const int mtp : axes.mtp) {
+                check.mtp = mtp;
+                if (!(check == plan[0])) plan.push_back(check);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  return plan;
+}
+
+std::string describe(const CheckCase& check) {
+  return fmt::format("k={}{:<5} {:<9} {} {:<7} {:<11} {:<11} {:<11} {}", check.mtp, check.controller ? " auto" : "",
+                     moe_verify_name(check.moe_verify), check.threads, check.threads == 1 ? "thread" : "threads",
+                     isa_name(check.isa),
+                     check.prompt_chunk == 0 ? "chunk whole" : fmt::format("chunk {}", check.prompt_chunk),
+                     check.repack ? "interleaved" : "file layout", check.sampled ? "sampled" : "greedy");
+}
+
+bool compare_with_references(std::vector<CheckResult>& results) {
+  bool all_equal = true;
+  for (CheckResult& result : results) {
+    const auto reference = std::find_if(results.begin(), results.end(), [&](const CheckResult& other) {
+      return other.check.sampled == result.check.sampled;
+    });
+    result.equal = result.logits_sha256 == reference->logits_sha256 && result.ids_sha256 == reference->ids_sha256;
+    all_equal = all_equal && result.equal;
+  }
+  return all_equal;
+}
+
+}  // namespace foretoken
