@@ -6,17 +6,19 @@
 
 // Private to attention_avx2.cpp and attention_avx512.cpp: attention_split over a register type V.
 //
-// Up to kMaxGroup queries walk through the split together. Keys come by chunks of positions that fill half of L1
-// (converted to float once, for all queries of the group), and meet the queries in tiles of 3 positions x 4 queries: 12
-// sums and 7 loads for 12 fma. Values come by chunks as well, in tiles of 4 queries x 2 registers of the head: 8 sums,
-// which is what FMA latency 4 x throughput 2 asks for. Memory is read in rising order in both, and once: a further
-// group finds the split (256 KB of F16 keys and values at head_dim 256) in L2.
+// Up to kMaxGroup queries walk through the split together, by chunks of positions that fill half of L1, so that memory
+// is read once and in rising order: first all keys, then all values. A further group finds the split (256 KB of F16
+// keys and values at head_dim 256) in L2. Halves are converted where they are used: on the way into a tile of four
+// queries that costs nothing (other units than fma's); to convert a chunk once for all queries and read it back as
+// floats took a quarter longer for eight queries. Only heads that are no multiple of 32 go through such a copy, for its
+// padding.
 
 namespace foretoken {
 namespace {
 
 constexpr int kMaxGroup = 16;                       // queries that walk together
-constexpr int kChunkFloats = 4096;                  // of converted keys or values: 16 KB, half of L1
+constexpr int kChunkBytes = 16 << 10;               // of keys or values, half of L1
+constexpr int kWorkFloats = 4096;                   // of padded queries or values' sums
 constexpr int kScoreStride = kAttentionSplit + 16;  // room for a tile that runs over the end
 constexpr int kTilePositions = 3;
 
@@ -24,44 +26,38 @@ inline int min_of(int a, int b) {
   return a < b ? a : b;
 }
 
-FT_INLINE F32x8 load_as_float(const float* p, F32x8) {
-  return F32x8::load(p);
+template <class V>
+FT_INLINE V load_row(const float* p) {
+  return V::load(p);
 }
-FT_INLINE F32x8 load_as_float(const uint16_t* p, F32x8) {
-  return F32x8::load_half(p);
-}
-FT_INLINE float zero_of(const float*) {
-  return 0.0f;
-}
-FT_INLINE uint16_t zero_of(const uint16_t*) {
-  return 0;
+template <class V>
+FT_INLINE V load_row(const uint16_t* p) {
+  return V::load_half(p);
 }
 
-/// Rows of keys or values as floats: in place where they are floats and fill whole steps of 32, else converted into
-/// `chunk` with rows of `padded` floats, +0 after the end.
+/// Asks for `size_bytes` of memory that are needed soon.
+FT_INLINE void prefetch(const void* from, int size_bytes) {
+  for (int i = 0; i < size_bytes; i += 64) _mm_prefetch(static_cast<const char*>(from) + i, _MM_HINT_T0);
+}
+
+/// Rows of keys or values as floats in `chunk`, `padded` apart, +0 after the end.
 template <class T>
-FT_INLINE const float* float_rows(const T* from, int num_positions, int head_dim, int padded, float* chunk) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (head_dim == padded) return from;
-  }
+FT_INLINE void convert_rows(const T* from, int num_positions, int head_dim, int padded, float* chunk) {
   for (int j = 0; j < num_positions; ++j) {
     const T* row = from + static_cast<int64_t>(j) * head_dim;
     float* to = chunk + j * padded;
     int i = 0;
-    for (; i + 8 <= head_dim; i += 8) load_as_float(row + i, F32x8{}).store(to + i);
-    if (i < padded) {
-      T tail[kLanes];
-      copy_tail(row + i, head_dim - i, zero_of(row), tail);
-      for (int k = 0; i < padded; i += 8, k += 8) load_as_float(tail + k, F32x8{}).store(to + i);
-    }
+    for (; i + 8 <= head_dim; i += 8) load_row<F32x8>(row + i).store(to + i);
+    T tail[kLanes];
+    copy_tail(row + i, head_dim - i, T{}, tail);
+    for (int k = 0; i < padded; i += 8, k += 8) load_row<F32x8>(tail + k).store(to + i);
   }
-  return chunk;
 }
 
-/// scores[q][j] = scale * (q . k_j) for Q queries and the three positions of k. A register's lanes of all sums go
-/// first, then the next register's: so 3 x Q sums stay in registers.
-template <class V, int Q>
-FT_INLINE void score_tile(const float* const* q, const float* const* k, int padded, float scale, float* const* scores,
+/// scores[q][j] = scale * (q . k_j) for Q queries and three positions. The lanes of one register go first for all sums,
+/// then the next register's: so 3 x Q sums stay in registers, 12 of them with 7 loads for 12 fma.
+template <class V, int Q, class T>
+FT_INLINE void score_tile(const float* const* q, const T* const* k, int padded, float scale, float* const* scores,
                           int j) {
   constexpr int kGroups = kLanes / V::kWidth;
   V lanes[kTilePositions][Q][kGroups];
@@ -72,7 +68,7 @@ FT_INLINE void score_tile(const float* const* q, const float* const* k, int padd
     }
     for (int i = g * V::kWidth; i < padded; i += kLanes) {
       V key[kTilePositions];
-      for (int p = 0; p < kTilePositions; ++p) key[p] = V::load(k[p] + i);
+      for (int p = 0; p < kTilePositions; ++p) key[p] = load_row<V>(k[p] + i);
       for (int r = 0; r < Q; ++r) {
         const V query = V::load(q[r] + i);
         for (int p = 0; p < kTilePositions; ++p) sums[p][r] = fma(query, key[p], sums[p][r]);
@@ -83,36 +79,53 @@ FT_INLINE void score_tile(const float* const* q, const float* const* k, int padd
     }
   }
   for (int p = 0; p < kTilePositions; ++p) {
-    for (int r = 0; r < Q; ++r) scores[r][j + p] = scale * fold_lanes(lanes[p][r]);
-  }
-}
-
-/// out[q][0..padded) += p[q][j] * v_j by fma for Q queries, j rising over num_positions.
-template <class V, int Q>
-FT_INLINE void value_tile(const float* const* p, const float* v, int num_positions, int padded, float* const* out) {
-  for (int i = 0; i < padded; i += 2 * V::kWidth) {
-    V sums[Q][2];
-    for (int r = 0; r < Q; ++r) {
-      sums[r][0] = V::load(out[r] + i);
-      sums[r][1] = V::load(out[r] + i + V::kWidth);
-    }
-    const float* row = v + i;
-    for (int j = 0; j < num_positions; ++j, row += padded) {
-      const V v0 = V::load(row), v1 = V::load(row + V::kWidth);
-      for (int r = 0; r < Q; ++r) {
-        const V weight = V::broadcast(p[r][j]);
-        sums[r][0] = fma(weight, v0, sums[r][0]);
-        sums[r][1] = fma(weight, v1, sums[r][1]);
-      }
-    }
-    for (int r = 0; r < Q; ++r) {
-      sums[r][0].store(out[r] + i);
-      sums[r][1].store(out[r] + i + V::kWidth);
+    if constexpr (Q == 4) {
+      alignas(16) float four[4];
+      fold_four(lanes[p], four);
+      for (int r = 0; r < Q; ++r) scores[r][j + p] = scale * four[r];
+    } else {
+      for (int r = 0; r < Q; ++r) scores[r][j + p] = scale * fold_lanes(lanes[p][r]);
     }
   }
 }
 
-/// What a group of queries needs while it walks through a split; 52 KB of stack.
+/// out[q][0 .. N registers) += p[q][j] * v_j by fma for Q queries, j rising over num_positions.
+template <class V, int Q, int N, class T>
+FT_INLINE void value_tile(const float* const* p, const T* v, int num_positions, int stride, float* const* out, int at) {
+  V sums[Q][N];
+  for (int r = 0; r < Q; ++r) {
+    for (int n = 0; n < N; ++n) sums[r][n] = V::load(out[r] + at + n * V::kWidth);
+  }
+  const T* row = v + at;
+  for (int j = 0; j < num_positions; ++j, row += stride) {
+    V value[N];
+    for (int n = 0; n < N; ++n) value[n] = load_row<V>(row + n * V::kWidth);
+    for (int r = 0; r < Q; ++r) {
+      const V weight = V::broadcast(p[r][j]);
+      for (int n = 0; n < N; ++n) sums[r][n] = fma(weight, value[n], sums[r][n]);
+    }
+  }
+  for (int r = 0; r < Q; ++r) {
+    for (int n = 0; n < N; ++n) sums[r][n].store(out[r] + at + n * V::kWidth);
+  }
+}
+
+/// All of the head: tiles of 4 queries x 3 registers (12 sums; FMA latency 4 x throughput 2 wants 8) and what is left
+/// over.
+template <class V, int Q, class T>
+FT_INLINE void value_tiles(const float* const* p, const T* v, int num_positions, int padded, float* const* out,
+                           bool first) {
+  int i = 0;
+  for (; i + 3 * V::kWidth <= padded; i += 3 * V::kWidth) {
+    if (first)
+      prefetch(v + num_positions * padded + i * num_positions,
+               3 * V::kWidth * num_positions * static_cast<int>(sizeof(T)));
+    value_tile<V, Q, 3>(p, v, num_positions, padded, out, i);
+  }
+  for (; i < padded; i += V::kWidth) value_tile<V, Q, 1>(p, v, num_positions, padded, out, i);
+}
+
+/// What a group of queries needs while it walks through a split; 50 KB of stack.
 struct AttentionGroup {
   AttentionQuery* queries[kMaxGroup];
   int counts[kMaxGroup];  // positions of this split that the query attends to, > 0
@@ -122,9 +135,31 @@ struct AttentionGroup {
   int size = 0;
   int longest = 0;  // the largest count
   alignas(64) float score_rows[kMaxGroup * kScoreStride];
-  alignas(64) float chunk[kChunkFloats];
-  alignas(64) float work[kChunkFloats];  // padded queries first, then the values' sums: [size, padded]
+  alignas(64) float chunk[kChunkBytes / sizeof(float)];
+  alignas(64) float work[kWorkFloats];  // padded queries first, then the values' sums: [size, padded]
 };
+
+/// Scores of a chunk of `count` positions from `begin` on, rows of `padded` values.
+template <class V, class T>
+FT_INLINE void score_chunk(const float* const* q, const T* rows, int begin, int count, int padded, float scale,
+                           AttentionGroup& group) {
+  int r = 0;
+  const auto walk = [&]<int Q>() __attribute__((always_inline)) {
+    for (int j = 0; j < count; j += kTilePositions) {
+      // Past the end the last position is read again; its scores land beyond the query's count.
+      const T* k[kTilePositions];
+      for (int p = 0; p < kTilePositions; ++p) k[p] = rows + static_cast<int64_t>(min_of(j + p, count - 1)) * padded;
+      if (r == 0)
+        prefetch(rows + static_cast<int64_t>(count + j) * padded,
+                 kTilePositions * padded * static_cast<int>(sizeof(T)));
+      score_tile<V, Q>(q + r, k, padded, scale, group.scores + r, begin + j);
+    }
+    r += Q;
+  };
+  while (r + 4 <= group.size) walk.template operator()<4>();
+  while (r + 2 <= group.size) walk.template operator()<2>();
+  if (r < group.size) walk.template operator()<1>();
+}
 
 template <class V, class T>
 FT_INLINE void score_group(const T* keys, int head_dim, int padded, float scale, AttentionGroup& group) {
@@ -138,23 +173,18 @@ FT_INLINE void score_group(const T* keys, int head_dim, int padded, float scale,
     copy_tail(q[r] + whole, head_dim - whole, -0.0f, copy + whole);
     q[r] = copy;
   }
-  const int chunk_positions = kChunkFloats / padded / kTilePositions * kTilePositions;
+  const bool in_place = head_dim == padded;
+  const int value_bytes = in_place ? sizeof(T) : sizeof(float);
+  const int chunk_positions = kChunkBytes / value_bytes / padded / kTilePositions * kTilePositions;
   for (int begin = 0; begin < group.longest; begin += chunk_positions) {
     const int count = min_of(chunk_positions, group.longest - begin);
-    const float* rows = float_rows(keys + static_cast<int64_t>(begin) * head_dim, count, head_dim, padded, group.chunk);
-    int r = 0;
-    const auto walk = [&]<int Q>() __attribute__((always_inline)) {
-      for (int j = 0; j < count; j += kTilePositions) {
-        // Past the end the last position is read again; its scores land beyond the query's count.
-        const float* k[kTilePositions];
-        for (int p = 0; p < kTilePositions; ++p) k[p] = rows + static_cast<int64_t>(min_of(j + p, count - 1)) * padded;
-        score_tile<V, Q>(q + r, k, padded, scale, group.scores + r, begin + j);
-      }
-      r += Q;
-    };
-    while (r + 4 <= group.size) walk.template operator()<4>();
-    while (r + 2 <= group.size) walk.template operator()<2>();
-    if (r < group.size) walk.template operator()<1>();
+    const T* rows = keys + static_cast<int64_t>(begin) * head_dim;
+    if (in_place) {
+      score_chunk<V>(q, rows, begin, count, padded, scale, group);
+    } else {
+      convert_rows(rows, count, head_dim, padded, group.chunk);
+      score_chunk<V>(q, static_cast<const float*>(group.chunk), begin, count, padded, scale, group);
+    }
   }
 }
 
@@ -178,6 +208,35 @@ FT_INLINE void exponentiate(float* scores, int count, float& largest, float& sum
   sum = fold_lanes(lanes);
 }
 
+/// Adds the values of a chunk of `count` positions from `begin` on to out[r], rows of `padded` values.
+template <class V, class T>
+FT_INLINE void add_chunk(const T* rows, int begin, int count, int padded, float* const* out, AttentionGroup& group) {
+  int r = 0;
+  const auto walk = [&]<int Q>() __attribute__((always_inline)) {
+    // Positions that all Q queries attend to, then what single ones attend to beyond.
+    int common = count;
+    const float* p[Q];
+    for (int s = 0; s < Q; ++s) {
+      common = min_of(common, group.counts[r + s] - begin);
+      p[s] = group.scores[r + s] + begin;
+    }
+    if (common < 0) common = 0;
+    if (common > 0) value_tiles<V, Q>(p, rows, common, padded, out + r, r == 0);
+    if constexpr (Q > 1) {
+      for (int s = 0; s < Q; ++s) {
+        const int rest = min_of(count, group.counts[r + s] - begin) - common;
+        const float* one = p[s] + common;
+        if (rest > 0)
+          value_tiles<V, 1>(&one, rows + static_cast<int64_t>(common) * padded, rest, padded, out + r + s, false);
+      }
+    }
+    r += Q;
+  };
+  while (r + 4 <= group.size) walk.template operator()<4>();
+  while (r + 2 <= group.size) walk.template operator()<2>();
+  if (r < group.size) walk.template operator()<1>();
+}
+
 template <class V, class T>
 FT_INLINE void add_values(const T* values, int head_dim, int padded, AttentionGroup& group) {
   float* out[kMaxGroup];
@@ -185,34 +244,18 @@ FT_INLINE void add_values(const T* values, int head_dim, int padded, AttentionGr
     out[r] = group.work + r * padded;
     for (int i = 0; i < padded; ++i) out[r][i] = 0.0f;
   }
-  const int chunk_positions = kChunkFloats / padded;
+  const bool in_place = head_dim == padded;
+  const int value_bytes = in_place ? sizeof(T) : sizeof(float);
+  const int chunk_positions = kChunkBytes / value_bytes / padded;
   for (int begin = 0; begin < group.longest; begin += chunk_positions) {
     const int count = min_of(chunk_positions, group.longest - begin);
-    const float* rows =
-        float_rows(values + static_cast<int64_t>(begin) * head_dim, count, head_dim, padded, group.chunk);
-    int r = 0;
-    const auto walk = [&]<int Q>() __attribute__((always_inline)) {
-      // Positions that all Q queries attend to, then what single ones attend to beyond.
-      int common = count;
-      const float* p[Q];
-      for (int s = 0; s < Q; ++s) {
-        common = min_of(common, group.counts[r + s] - begin);
-        p[s] = group.scores[r + s] + begin;
-      }
-      if (common < 0) common = 0;
-      if (common > 0) value_tile<V, Q>(p, rows, common, padded, out + r);
-      if constexpr (Q > 1) {
-        for (int s = 0; s < Q; ++s) {
-          const int rest = min_of(count, group.counts[r + s] - begin) - common;
-          const float* one = p[s] + common;
-          if (rest > 0) value_tile<V, 1>(&one, rows + static_cast<int64_t>(common) * padded, rest, padded, out + r + s);
-        }
-      }
-      r += Q;
-    };
-    while (r + 4 <= group.size) walk.template operator()<4>();
-    while (r + 2 <= group.size) walk.template operator()<2>();
-    if (r < group.size) walk.template operator()<1>();
+    const T* rows = values + static_cast<int64_t>(begin) * head_dim;
+    if (in_place) {
+      add_chunk<V>(rows, begin, count, padded, out, group);
+    } else {
+      convert_rows(rows, count, head_dim, padded, group.chunk);
+      add_chunk<V>(static_cast<const float*>(group.chunk), begin, count, padded, out, group);
+    }
   }
 }
 
@@ -234,7 +277,7 @@ FT_INLINE void attention_split_with(const KvHead& kv, int head_dim, float scale,
                                     int num_queries) {
   const int64_t first = split * kAttentionSplit;
   const int padded = (head_dim + kLanes - 1) / kLanes * kLanes;
-  const int group_size = min_of(kMaxGroup, kChunkFloats / padded);
+  const int group_size = min_of(kMaxGroup, kWorkFloats / padded);
   AttentionGroup group;
   for (int r = 0; r < kMaxGroup; ++r) group.scores[r] = group.score_rows + r * kScoreStride;
   for (int next = 0; next < num_queries;) {
