@@ -1,2 +1,97 @@
-# Finds the CUDA toolkit: FORETOKEN_CUDA = OFF | ON | AUTO. Sets FORETOKEN_HAVE_CUDA.
+# The CUDA backend. FORETOKEN_CUDA = OFF | ON (an error without a toolkit) | AUTO (built where a toolkit is found). The kernels' sources are also
+# compiled by the host compiler, against an emulation, for the tests: that needs no toolkit.
+#
+# FORETOKEN_CUDA_ARCHITECTURES: compute capabilities to compile for; empty: this machine's own GPU, or 90 where there is none. Of several, the
+# last also goes in as PTX, which newer GPUs compile for themselves.
+set(FORETOKEN_CUDA_ARCHITECTURES "" CACHE STRING "GPU architectures, e.g. 80;86;89;90;100;120 (empty: this machine's, else 90)")
+set_property(CACHE FORETOKEN_CUDA PROPERTY STRINGS OFF ON AUTO)
+if(NOT FORETOKEN_CUDA MATCHES "^(OFF|ON|AUTO)$")
+  message(FATAL_ERROR "FORETOKEN_CUDA is ${FORETOKEN_CUDA}: it can be OFF, ON or AUTO")
+endif()
+
 set(FORETOKEN_HAVE_CUDA OFF)
+if(NOT FORETOKEN_CUDA STREQUAL "OFF")
+  find_program(FORETOKEN_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_PATH PATHS /usr/local/cuda/bin /opt/cuda/bin PATH_SUFFIXES bin)
+  if(FORETOKEN_NVCC)
+    if(FORETOKEN_CUDA_ARCHITECTURES)
+      set(architectures ${FORETOKEN_CUDA_ARCHITECTURES})
+      list(LENGTH architectures count)
+      if(count GREATER 1)
+        list(POP_BACK architectures newest)
+        list(TRANSFORM architectures APPEND "-real")
+        list(APPEND architectures ${newest})
+      endif()
+    else()
+      execute_process(COMMAND nvidia-smi -L RESULT_VARIABLE no_gpu OUTPUT_QUIET ERROR_QUIET)
+      if(no_gpu STREQUAL "0")
+        set(architectures native)
+      else()
+        set(architectures 90)
+      endif()
+    endif()
+    set(CMAKE_CUDA_ARCHITECTURES ${architectures})
+    set(CMAKE_CUDA_COMPILER ${FORETOKEN_NVCC})
+    enable_language(CUDA)
+    if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25.1 does not know that nvcc 12 and later have C++20
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+      set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+    endif()
+    set(CMAKE_CUDA_STANDARD 20)
+    find_package(CUDAToolkit 12.8 REQUIRED)
+    set(FORETOKEN_HAVE_CUDA ON)
+    message(STATUS "CUDA ${CUDAToolkit_VERSION} for ${architectures}")
+  elseif(FORETOKEN_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "FORETOKEN_CUDA is ON and no nvcc was found: install the CUDA toolkit (12.8 or newer), put nvcc on the PATH, "
+                        "or configure with -DFORETOKEN_CUDA=OFF")
+  endif()
+endif()
+
+# Files of kernels/ that are not part of the CPU program. What names no device goes into both builds.
+file(GLOB FORETOKEN_CUDA_KERNELS CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/*.cu)
+set(FORETOKEN_CUDA_COMMON ${CMAKE_SOURCE_DIR}/kernels/cuda_matrix.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda_rows.cpp)
+
+# foretoken_cuda: the GPU backend, or, in a build without CUDA, only the answer that there is none (cuda_device.h).
+function(foretoken_cuda_library)
+  add_library(foretoken_cuda STATIC ${CMAKE_SOURCE_DIR}/kernels/cuda_device.cpp)
+  foretoken_warnings(foretoken_cuda)
+  target_link_libraries(foretoken_cuda PUBLIC foretoken_kernels)
+  if(FORETOKEN_HAVE_CUDA)
+    target_sources(foretoken_cuda PRIVATE ${FORETOKEN_CUDA_COMMON} ${FORETOKEN_CUDA_KERNELS} ${CMAKE_SOURCE_DIR}/kernels/cuda_runtime_wrap.cpp)
+    target_compile_definitions(foretoken_cuda PUBLIC FORETOKEN_HAVE_CUDA)
+    # The contract: no contraction, IEEE division and square root, denormals kept (nvcc's defaults but for the first).
+    target_compile_options(foretoken_cuda PRIVATE
+      $<$<COMPILE_LANGUAGE:CUDA>:--fmad=false --prec-div=true --prec-sqrt=true --ftz=false -Xcompiler=-Wall -Werror=all-warnings>)
+    target_link_libraries(foretoken_cuda PRIVATE CUDA::cudart_static)
+  endif()
+endfunction()
+
+# The tests tests/kernels/cuda_*_test.cpp, twice: against the emulation, on every machine, and against the GPU, where they report *skipped*
+# without one. Called from tests/, where the .cu files are C++ sources.
+function(foretoken_cuda_tests)
+  file(GLOB tests CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/kernels/cuda_*_test.cpp)
+  list(FILTER tests EXCLUDE REGEX "/cuda_emulation_test\\.cpp$")
+  set(main ${CMAKE_SOURCE_DIR}/tests/kernels/cuda_test_main.cpp)
+
+  find_package(Boost 1.74 QUIET COMPONENTS context)
+  if(TARGET Boost::context)
+    add_library(foretoken_cuda_emulation STATIC ${FORETOKEN_CUDA_COMMON} ${FORETOKEN_CUDA_KERNELS}
+      ${CMAKE_SOURCE_DIR}/kernels/cuda_emulation.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda_emulated_runtime.cpp)
+    set_source_files_properties(${FORETOKEN_CUDA_KERNELS} PROPERTIES LANGUAGE CXX)
+    foretoken_warnings(foretoken_cuda_emulation)
+    target_compile_definitions(foretoken_cuda_emulation PUBLIC FORETOKEN_CUDA_EMULATION)
+    target_link_libraries(foretoken_cuda_emulation PUBLIC foretoken_kernels PRIVATE Boost::context)
+    add_executable(test_cuda_emulation ${tests} ${main} ${CMAKE_SOURCE_DIR}/tests/kernels/cuda_emulation_test.cpp)
+    foretoken_warnings(test_cuda_emulation)
+    target_include_directories(test_cuda_emulation PRIVATE ${CMAKE_SOURCE_DIR})
+    target_link_libraries(test_cuda_emulation PRIVATE foretoken_cuda_emulation foretoken_moe Catch2::Catch2)
+    catch_discover_tests(test_cuda_emulation TEST_PREFIX "cuda emulation: " PROPERTIES TIMEOUT 1200)
+  endif()
+
+  if(FORETOKEN_HAVE_CUDA)
+    add_executable(test_cuda ${tests} ${main})
+    foretoken_warnings(test_cuda)
+    target_include_directories(test_cuda PRIVATE ${CMAKE_SOURCE_DIR})
+    target_link_libraries(test_cuda PRIVATE foretoken_cuda foretoken_moe Catch2::Catch2)
+    catch_discover_tests(test_cuda TEST_PREFIX "cuda: " PROPERTIES TIMEOUT 1200 SKIP_RETURN_CODE 77 RESOURCE_LOCK gpu)
+  endif()
+endfunction()

@@ -1,0 +1,137 @@
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda_device.h"
+#include "kernels/cuda_emulation.h"
+#include "kernels/cuda_runtime_wrap.h"
+#include "kernels/error.h"
+
+namespace foretoken::cuda {
+
+namespace {
+
+using Work = std::function<void()>;
+
+struct EmulatedStream {
+  std::vector<Work>* recording = nullptr;
+};
+
+struct EmulatedGraph {
+  std::vector<Work> work;
+};
+
+// Runs now, or at each replay of the graph that is being recorded.
+void submit(const Stream& stream, Work work) {
+  auto* target = static_cast<EmulatedStream*>(stream.handle());
+  FT_CHECK(target != nullptr);
+  if (target->recording != nullptr) {
+    target->recording->push_back(std::move(work));
+  } else {
+    work();
+  }
+}
+
+// Filled with 0xff, so that what is read before it is written is NaN. An allocation of its own for the address
+// sanitizer.
+void* allocate(size_t size_bytes) {
+  if (size_bytes == 0) return nullptr;
+  void* data = nullptr;
+  FT_CHECK(posix_memalign(&data, 256, size_bytes) == 0);
+  std::memset(data, 0xff, size_bytes);
+  return data;
+}
+
+}  // namespace
+
+Stream::Stream() : handle_(new EmulatedStream) {}
+Stream::~Stream() {
+  delete static_cast<EmulatedStream*>(handle_);
+}
+void Stream::synchronize() const {
+  FT_CHECK(static_cast<EmulatedStream*>(handle_)->recording == nullptr);
+}
+
+Event::Event() = default;
+Event::~Event() = default;
+void Event::record(const Stream&) {}
+void Event::synchronize() const {}
+float Event::milliseconds_since(const Event&) const {
+  return 0;
+}
+void wait_for(const Stream&, const Event&) {}
+
+Graph::Graph(const Stream& stream, const Work& work) {
+  auto* graph = new EmulatedGraph;
+  auto* source = static_cast<EmulatedStream*>(stream.handle());
+  FT_CHECK(source->recording == nullptr);
+  source->recording = &graph->work;
+  handle_ = graph;
+  try {
+    work();
+  } catch (...) {
+    source->recording = nullptr;
+    delete graph;
+    throw;
+  }
+  source->recording = nullptr;
+}
+
+Graph::~Graph() {
+  delete static_cast<EmulatedGraph*>(handle_);
+}
+
+void Graph::launch(const Stream& stream) const {
+  for (const Work& work : static_cast<EmulatedGraph*>(handle_)->work) submit(stream, work);
+}
+
+DeviceBuffer::DeviceBuffer(size_t size_bytes, std::string_view)
+    : data_(allocate(size_bytes)), size_bytes_(size_bytes) {}
+DeviceBuffer::~DeviceBuffer() {
+  std::free(data_);
+}
+PinnedBuffer::PinnedBuffer(size_t size_bytes) : data_(allocate(size_bytes)), size_bytes_(size_bytes) {}
+PinnedBuffer::~PinnedBuffer() {
+  std::free(data_);
+}
+
+void copy_to_device(const Stream& stream, void* to, const void* from, size_t size_bytes) {
+  submit(stream, [=] { std::memcpy(to, from, size_bytes); });
+}
+void copy_to_host(const Stream& stream, void* to, const void* from, size_t size_bytes) {
+  copy_to_device(stream, to, from, size_bytes);
+}
+void copy_on_device(const Stream& stream, void* to, const void* from, size_t size_bytes) {
+  copy_to_device(stream, to, from, size_bytes);
+}
+void fill_zero(const Stream& stream, void* to, size_t size_bytes) {
+  submit(stream, [=] { std::memset(to, 0, size_bytes); });
+}
+
+void launch_body(const Stream& stream, const LaunchShape& shape, const char* name, Work body) {
+  submit(stream, [shape, name, body = std::move(body)] {
+    try {
+      emulation::run_grid({shape.grid.x, shape.grid.y, shape.grid.z}, {shape.block.x, shape.block.y, shape.block.z},
+                          shape.shared_bytes, body);
+    } catch (const EmulationError& error) {
+      throw EmulationError(std::string(name) + ": " + error.what());
+    }
+  });
+}
+
+// A small device, so that configurations for several blocks are exercised.
+DeviceQuery query_device() {
+  return {DeviceProperties{"emulated", 90, 4, 99 << 10, size_t{1} << 33}, {}};
+}
+
+const DeviceProperties& require_device() {
+  static const DeviceProperties device = *query_device().device;
+  return device;
+}
+
+size_t free_memory_bytes() {
+  return require_device().memory_bytes;
+}
+
+}  // namespace foretoken::cuda

@@ -1,0 +1,171 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string_view>
+#include <tuple>
+#include <utility>
+
+namespace foretoken::cuda {
+
+// The CUDA runtime as the rest of the program uses it: owners of streams, events, graphs and memory, copies, and one
+// checked launch. Every failing call throws InputError with one line that names the call and CUDA's own reason. The
+// emulation has the same interface (cuda_emulated_runtime.cpp): a stream there runs each piece of work at once, device
+// memory is host memory, a graph is a list of launches.
+
+struct Dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+struct LaunchShape {
+  Dim3 grid, block;
+  size_t shared_bytes = 0;  // dynamic shared memory
+};
+
+/// A queue of work on the device. Work begins in the order in which it was put in. One host thread at a time.
+class Stream {
+ public:
+  Stream();
+  ~Stream();
+  Stream(Stream&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Stream& operator=(Stream&& other) noexcept {
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+
+  /// Waits for all work; errors of the work appear here.
+  void synchronize() const;
+  [[nodiscard]] void* handle() const { return handle_; }
+
+ private:
+  void* handle_ = nullptr;
+};
+
+class Event {
+ public:
+  Event();
+  ~Event();
+  Event(Event&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Event& operator=(Event&& other) noexcept {
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+
+  void record(const Stream& stream);
+  void synchronize() const;
+  /// REQUIRES: both were recorded and have happened.
+  [[nodiscard]] float milliseconds_since(const Event& begin) const;
+  [[nodiscard]] void* handle() const { return handle_; }
+
+ private:
+  void* handle_ = nullptr;
+};
+
+/// Work put into `stream` from now on waits for `event`.
+void wait_for(const Stream& stream, const Event& event);
+
+/// Work that was recorded once and is started as one. Pointers and sizes are those of the recording: what changes
+/// between replays has to be read from device memory.
+class Graph {
+ public:
+  Graph() = default;
+  /// Records what `work` puts into `stream`; nothing of it runs. No allocation and no waiting inside.
+  Graph(const Stream& stream, const std::function<void()>& work);
+  ~Graph();
+  Graph(Graph&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Graph& operator=(Graph&& other) noexcept {
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+
+  [[nodiscard]] bool empty() const { return handle_ == nullptr; }
+  void launch(const Stream& stream) const;
+
+ private:
+  void* handle_ = nullptr;
+};
+
+/// Memory of the device, not initialised. Move-only.
+class DeviceBuffer {
+ public:
+  DeviceBuffer() = default;
+  /// Throws InputError naming `what` and the sizes if it does not fit.
+  explicit DeviceBuffer(size_t size_bytes, std::string_view what = "a work buffer");
+  ~DeviceBuffer();
+  DeviceBuffer(DeviceBuffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), size_bytes_(std::exchange(other.size_bytes_, 0)) {}
+  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_bytes_, other.size_bytes_);
+    return *this;
+  }
+
+  template <class T = std::byte>
+  [[nodiscard]] T* data() const {
+    return static_cast<T*>(data_);
+  }
+  [[nodiscard]] size_t size_bytes() const { return size_bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t size_bytes_ = 0;
+};
+
+/// Host memory that the device can copy from and to without a detour. Move-only.
+class PinnedBuffer {
+ public:
+  PinnedBuffer() = default;
+  explicit PinnedBuffer(size_t size_bytes);
+  ~PinnedBuffer();
+  PinnedBuffer(PinnedBuffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), size_bytes_(std::exchange(other.size_bytes_, 0)) {}
+  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_bytes_, other.size_bytes_);
+    return *this;
+  }
+
+  template <class T = std::byte>
+  [[nodiscard]] T* data() const {
+    return static_cast<T*>(data_);
+  }
+  [[nodiscard]] size_t size_bytes() const { return size_bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t size_bytes_ = 0;
+};
+
+// Copies and fills are work of the stream. A copy from or to memory that is not pinned may wait for it.
+void copy_to_device(const Stream& stream, void* to, const void* from, size_t size_bytes);
+void copy_to_host(const Stream& stream, void* to, const void* from, size_t size_bytes);
+void copy_on_device(const Stream& stream, void* to, const void* from, size_t size_bytes);
+void fill_zero(const Stream& stream, void* to, size_t size_bytes);
+
+/// Starts one kernel: `function` is its host handle, `arguments` point to its parameters. For launch() below.
+void launch_function(const Stream& stream, const LaunchShape& shape, const char* name, const void* function,
+                     void** arguments);
+/// The same in the emulation, where a kernel is a function to call once a thread.
+void launch_body(const Stream& stream, const LaunchShape& shape, const char* name, std::function<void()> body);
+
+/// launch(stream, shape, "cuda_rms_norm", cuda_rms_norm, arguments...): the only way a kernel is started.
+template <class... Parameters, class... Arguments>
+void launch(const Stream& stream, const LaunchShape& shape, const char* name, void (*kernel)(Parameters...),
+            Arguments&&... arguments) {
+  static_assert(sizeof...(Parameters) == sizeof...(Arguments));
+  std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
+#ifdef FORETOKEN_CUDA_EMULATION
+  launch_body(stream, shape, name, [kernel, values] { std::apply(kernel, values); });
+#else
+  std::apply(
+      [&](auto&... value) {
+        void* pointers[] = {static_cast<void*>(&value)...};
+        launch_function(stream, shape, name, reinterpret_cast<const void*>(kernel), pointers);
+      },
+      values);
+#endif
+}
+
+}  // namespace foretoken::cuda

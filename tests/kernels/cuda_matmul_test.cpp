@@ -1,0 +1,99 @@
+#include <catch2/catch.hpp>
+
+#include "kernels/elementwise.h"
+#include "kernels/matmul.h"
+#include "kernels/matmul_cuda.h"
+#include "kernels/quantise_row_cuda.h"
+#include "tests/kernels/cuda_test_support.h"
+
+namespace foretoken::cuda {
+namespace {
+
+using test::random_matrix;
+using test::same_bits;
+
+// The same rows on both sides, quantised there and here.
+struct Rows {
+  Rows(const Stream& stream, int num_rows, int64_t num_cols, int block, uint32_t seed)
+      : host(num_rows, num_cols),
+        device(num_rows, num_cols,
+               block == 0    ? 0
+               : block == 32 ? RowMemory::kBy32
+                             : RowMemory::kBy256) {
+    const std::vector<float> values = test::random_values(static_cast<size_t>(num_rows * num_cols), seed);
+    std::copy(values.begin(), values.end(), host.row(0));
+    for (int r = 0; r < num_rows; ++r) {
+      host.quantise(Isa::kScalar, r, block);
+      views.push_back(host.view(r));
+    }
+    copy_to_device(stream, device.rows().values, values.data(), values.size() * sizeof(float));
+    if (block != 0) {
+      const QuantiseDesc desc{device.rows(), num_rows, nullptr};
+      launch(desc, choose_config(desc), stream);
+    }
+    stream.synchronize();
+  }
+  RowBuffer host;
+  RowMemory device;
+  std::vector<RowView> views;
+};
+
+std::vector<float> reference(const MatrixView& w, const std::vector<RowView>& x) {
+  std::vector<float> y(x.size() * static_cast<size_t>(w.num_rows));
+  std::vector<float*> rows;
+  for (size_t r = 0; r < x.size(); ++r) rows.push_back(&y[r * static_cast<size_t>(w.num_rows)]);
+  matmul_rows(Isa::kScalar, w, 0, w.num_rows, x.data(), static_cast<int>(x.size()), rows.data());
+  return y;
+}
+
+// Every way to cut the problem up.
+std::vector<MatmulConfig> configs(const MatmulDesc& desc, bool is_float) {
+  std::vector<MatmulConfig> all{choose_config(desc)};
+  if (is_float) {
+    for (const int rows : {1, 2, 4, kMaxDotRows}) {
+      all.push_back({MatmulConfig::Kernel::kFloat, rows, 2, 3});
+    }
+    return all;
+  }
+  for (const int rows : {1, 2, 4, kMaxDotRows}) all.push_back({MatmulConfig::Kernel::kDot, rows, 2, all[0].log2_slots});
+  all.push_back({MatmulConfig::Kernel::kDot, 4, 1, 3});
+  all.push_back({MatmulConfig::Kernel::kTiles, 1, 4, 3});
+  return all;
+}
+
+TEST_CASE("matmul: every type, every kernel, odd numbers of outputs and rows") {
+  const Stream stream;
+  for (const WeightTypeInfo& info : all_weight_types()) {
+    const std::vector<int64_t> widths = info.block_size == 256  ? std::vector<int64_t>{256, 512, 2304}
+                                        : info.block_size == 32 ? std::vector<int64_t>{32, 96, 544}
+                                                                : std::vector<int64_t>{8, 67, 320};
+    for (const int64_t num_cols : widths) {
+      for (const int num_rows : {1, 2, 3, 5, 9, 14}) {
+        const int64_t num_outputs = num_rows == 9 ? 70 : 19;
+        const test::HostMatrix w =
+            random_matrix(info.type, num_outputs, num_cols, static_cast<uint32_t>(num_cols + num_rows));
+        const test::DeviceMatrixMemory device = test::to_device(stream, w.view);
+        const Rows x(stream, num_rows, num_cols, info.activation_block, 99);
+        const std::vector<float> wanted = reference(w.view, x.views);
+        const DeviceBuffer y(wanted.size() * sizeof(float));
+        MatmulDesc desc;
+        desc.w = device.matrix;
+        desc.num_outputs = num_outputs;
+        desc.x = x.device.rows();
+        desc.max_rows = num_rows;
+        desc.y = y.data<float>();
+        desc.y_stride = num_outputs;
+        for (const MatmulConfig& config : configs(desc, info.is_float())) {
+          INFO(info.name << " " << num_outputs << " x " << num_cols << ", " << num_rows << " rows, kernel "
+                         << static_cast<int>(config.kernel) << ", " << config.rows_at_once << " rows at once");
+          fill_zero(stream, y.data(), y.size_bytes());
+          launch(desc, config, stream);
+          CHECK(same_bits(test::download<float>(stream, y.data(), wanted.size()), wanted));
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace foretoken::cuda
