@@ -31,10 +31,23 @@ int64_t scalar_argmax(const float* x, int64_t n) {
   return best < 0 ? 0 : best;
 }
 
+float scalar_softmax_share(const float* x, int64_t n, int64_t chosen) {
+  float sum = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const float below = x[i] - x[chosen];
+    if (below > -16.0f) sum += math::exp(below);
+  }
+  return 1.0f / sum;
+}
+
 }  // namespace
 
 void softmax(Isa isa, const float* x, int64_t n, float* out) {
   isa == Isa::kScalar ? scalar_softmax(x, n, out) : avx2_softmax(x, n, out);
+}
+
+float softmax_share(Isa isa, const float* x, int64_t n, int64_t chosen) {
+  return isa == Isa::kScalar ? scalar_softmax_share(x, n, chosen) : avx2_softmax_share(x, n, chosen);
 }
 
 int64_t argmax(Isa isa, const float* x, int64_t n) {

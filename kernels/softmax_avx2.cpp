@@ -40,6 +40,22 @@ void avx2_softmax(const float* x, int64_t n, float* out) {
   for (i = 0; i < n; ++i) out[i] = out[i] / sum;
 }
 
+float avx2_softmax_share(const float* x, int64_t n, int64_t chosen) {
+  // Far from the top there are whole blocks that count for nothing: a comparison a value instead of an exponential.
+  constexpr int64_t kBlock = 256;
+  const float top = x[chosen];
+  float values[kBlock];
+  float sum = 0;
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    const int64_t count = begin + kBlock < n ? kBlock : n - begin;
+    if (!(largest_of(x + begin, count) - top > -16.0f)) continue;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < count; ++i) values[i] = math::exp(x[begin + i] - top);
+    for (int64_t i = 0; i < count; ++i) sum += values[i];
+  }
+  return sum > 0 ? 1.0f / sum : 0.0f;
+}
+
 int64_t avx2_argmax(const float* x, int64_t n) {
   // One pass finds the block of 4 KB that first holds the largest value; only that block is searched for the place.
   constexpr int64_t kBlock = 1024;

@@ -1,27 +1,11 @@
 #include "mtp/draft.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "kernels/error.h"
+#include "kernels/softmax.h"
 
 namespace foretoken {
-
-namespace {
-
-// Softmax probability of `id` among finite logits. A hint for the controller alone, never part of the text: plain
-// arithmetic will do.
-float probability(const float* logits, int64_t vocab_size, TokenId id) {
-  const float top = logits[id];
-  float sum = 0;
-  for (int64_t i = 0; i < vocab_size; ++i) {
-    const float below = logits[i] - top;
-    if (below > -16.0f) sum += std::exp(below);  // the rest is below 1e-7 each
-  }
-  return sum > 0 ? 1.0f / sum : 0.0f;
-}
-
-}  // namespace
 
 Drafter::Drafter(Session& session) : session_(session) {
   hidden_.reserve(static_cast<size_t>(kMaxDeferred * session.model().config().hidden_dim));
@@ -82,7 +66,7 @@ TokenId Drafter::next_draft(const SamplingOptions& sampling, float& confidence) 
   const float* logits = session_.mtp_logits(last_row_);
   const int64_t vocab_size = session_.model().config().vocab_size;
   last_draft_ = choose_token(session_.options().isa, logits, vocab_size, sampling, filled_ + num_drafts_);
-  confidence = probability(logits, vocab_size, last_draft_);
+  confidence = softmax_share(session_.options().isa, logits, vocab_size, last_draft_);
   ++num_drafts_;
   return last_draft_;
 }
