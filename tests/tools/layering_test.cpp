@@ -1,0 +1,76 @@
+#include <algorithm>
+#include <array>
+#include <catch2/catch.hpp>
+#include <filesystem>
+#include <fstream>
+#include <regex>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace {
+
+namespace fs = std::filesystem;
+
+/// From the bottom to the top: a folder may include itself and what stands before it.
+constexpr std::array<std::string_view, 5> kFolders = {"kernels", "moe", "engine", "mtp", "tools"};
+
+int rank_of(std::string_view folder) {
+  const auto found = std::find(kFolders.begin(), kFolders.end(), folder);
+  return found == kFolders.end() ? -1 : static_cast<int>(found - kFolders.begin());
+}
+
+/// Lines of `text`, a file of `folder`, that break the order of the folders.
+std::vector<std::string> wrong_includes(std::string_view folder, const std::string& text) {
+  static const std::regex kInclude(R"re(^\s*#\s*include\s*([<"])([^>"]+)[>"].*)re");
+  static const std::regex kHardware(R"re((.*intrin\.h|cuda.*|cublas.*|mma\.h|simde/.*|arm_neon\.h))re");
+  std::vector<std::string> wrong;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    std::smatch match;
+    if (!std::regex_match(line, match, kInclude)) continue;
+    const std::string path = match[2];
+    const bool ours = match[1] == "\"";
+    const int rank = rank_of(path.substr(0, path.find('/')));
+    const bool upwards = ours && rank > rank_of(folder);
+    const bool homeless = ours && rank < 0;  // every file of ours is named from the root
+    const bool hardware = folder != "kernels" && std::regex_match(path, kHardware);
+    if (upwards || homeless || hardware) wrong.push_back(line);
+  }
+  return wrong;
+}
+
+bool is_source(const fs::path& path) {
+  static constexpr std::array<std::string_view, 5> kEndings = {".h", ".cpp", ".cu", ".cuh", ".inc"};
+  return std::find(kEndings.begin(), kEndings.end(), path.extension().string()) != kEndings.end();
+}
+
+}  // namespace
+
+TEST_CASE("Calls go only downwards: tools, mtp, engine, moe, kernels", "[layering]") {
+  int num_files = 0;
+  for (std::string_view folder : kFolders) {
+    for (const fs::directory_entry& entry : fs::recursive_directory_iterator(fs::path(FORETOKEN_SOURCE_DIR) / folder)) {
+      if (!entry.is_regular_file() || !is_source(entry.path())) continue;
+      std::ifstream file(entry.path());
+      std::ostringstream text;
+      text << file.rdbuf();
+      INFO(entry.path().string());
+      CHECK(wrong_includes(folder, text.str()) == std::vector<std::string>{});
+      ++num_files;
+    }
+  }
+  CHECK(num_files > 60);
+}
+
+TEST_CASE("The layering check sees what it is there for", "[layering]") {
+  CHECK(wrong_includes("moe", "#include \"engine/session.h\"\n").size() == 1);
+  CHECK(wrong_includes("kernels", "  #  include \"moe/router.h\"  // why\n").size() == 1);
+  CHECK(wrong_includes("engine", "#include \"mtp/decoder.h\"\n#include \"tools/version.h\"\n").size() == 2);
+  CHECK(wrong_includes("engine", "#include \"session.h\"\n").size() == 1);
+  CHECK(wrong_includes("engine", "#include <immintrin.h>\n").size() == 1);
+  CHECK(wrong_includes("mtp", "#include <cuda_runtime.h>\n").size() == 1);
+  CHECK(wrong_includes("kernels", "#include <immintrin.h>\n#include \"kernels/isa.h\"\n").empty());
+  CHECK(wrong_includes("tools", "#include \"mtp/decoder.h\"\n#include <vector>\n#include \"engine/gguf.h\"\n").empty());
+}

@@ -1,0 +1,569 @@
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "tests/engine/random_model.h"
+#include "tests/tools/subprocess.h"
+
+using foretoken::test::Invocation;
+using foretoken::test::kDemoModel;
+using foretoken::test::Outcome;
+using foretoken::test::read_all;
+using foretoken::test::run;
+using foretoken::test::TempFolder;
+using foretoken::test::write_file;
+using Json = nlohmann::json;
+
+namespace {
+
+constexpr const char* kPrompt = "def read_lines(path):\n";
+
+/// `decode` of the demonstration model with these further arguments.
+std::vector<std::string> demo(std::vector<std::string> arguments, const std::string& command = "decode") {
+  arguments.insert(arguments.begin(), {command, "-m", kDemoModel});
+  return arguments;
+}
+
+Outcome run_with(std::vector<std::string> arguments, std::vector<std::string> environment) {
+  Invocation invocation;
+  invocation.arguments = std::move(arguments);
+  invocation.environment = std::move(environment);
+  return run(invocation);
+}
+
+/// The error line of a program that refused: the last line on stderr, "foretoken: ...".
+std::string error_line(const Outcome& outcome) {
+  std::string text = outcome.err;
+  REQUIRE_FALSE(text.empty());
+  REQUIRE(text.back() == '\n');
+  text.pop_back();
+  return text.substr(text.rfind('\n') == std::string::npos ? 0 : text.rfind('\n') + 1);
+}
+
+/// A refusal: exit code, nothing on stdout, one line on stderr that has all the words.
+void check_refused(const Outcome& outcome, int exit_code, const std::vector<std::string>& words) {
+  INFO(outcome.err);
+  CHECK(outcome.exit_code == exit_code);
+  CHECK(outcome.out.empty());
+  CHECK(error_line(outcome).starts_with("foretoken: "));
+  for (const std::string& word : words) {
+    INFO(word);
+    CHECK(error_line(outcome).find(word) != std::string::npos);
+  }
+}
+
+Json decode_json(std::vector<std::string> arguments) {
+  arguments.insert(arguments.end(), {"--json", "-"});
+  const Outcome outcome = run(demo(std::move(arguments)));
+  INFO(outcome.err);
+  REQUIRE(outcome.exit_code == 0);
+  return Json::parse(outcome.out);
+}
+
+}  // namespace
+
+TEST_CASE("Without a command, or with an unknown one, the commands are listed", "[program]") {
+  for (const auto& arguments : {std::vector<std::string>{}, {"decod"}, {"--frobnicate"}}) {
+    const Outcome outcome = run(arguments);
+    CHECK(outcome.exit_code == 2);
+    CHECK(outcome.out.empty());
+    CHECK(outcome.err.starts_with("foretoken: "));
+    for (const char* command : {"decode", "bench", "eval", "selfcheck", "inspect", "tokenize", "synth"}) {
+      CHECK(outcome.err.find(std::string("\n  ") + command) != std::string::npos);
+    }
+  }
+}
+
+TEST_CASE("--version names version, commit, instruction sets and CUDA", "[program]") {
+  const Outcome outcome = run({"--version"});
+  CHECK(outcome.exit_code == 0);
+  CHECK(outcome.err.empty());
+  for (const char* word : {"foretoken ", "commit ", "compiled in scalar", "chosen ", "CUDA: "}) {
+    INFO(outcome.out);
+    CHECK(outcome.out.find(word) != std::string::npos);
+  }
+}
+
+TEST_CASE("--help of each command lists flags, defaults and the environment", "[program]") {
+  CHECK(run({"--help"}).exit_code == 0);
+  for (const char* command : {"decode", "bench", "eval", "selfcheck", "inspect"}) {
+    const Outcome outcome = run({command, "--help"});
+    INFO(command);
+    CHECK(outcome.exit_code == 0);
+    CHECK(outcome.err.empty());
+    for (const char* word : {"--threads", "--draft-vocab", "(default 32768)", "--json", "FORETOKEN_MOE_VERIFY",
+                             "FORETOKEN_ISA", "FORETOKEN_THREADS"}) {
+      INFO(word);
+      // eval measures the whole head unless told otherwise.
+      if (std::string(command) == "eval" && std::string(word) == "(default 32768)") continue;
+      CHECK(outcome.out.find(word) != std::string::npos);
+    }
+  }
+  for (const char* command : {"tokenize", "synth"}) CHECK(run({command, "--help"}).exit_code == 0);
+}
+
+TEST_CASE("decode prints the text alone on stdout and the statistics on stderr", "[program][decode]") {
+  const Outcome text = run(demo({"-p", kPrompt, "-n", "24", "--mtp", "3"}));
+  CHECK(text.exit_code == 0);
+  CHECK_FALSE(text.out.empty());
+  for (const char* word : {"prompt ", "time to first token", "tok/s", "verify passes", "acceptance length",
+                           "accepted by position", "mean k", "peak memory"}) {
+    INFO(text.err);
+    CHECK(text.err.find(word) != std::string::npos);
+  }
+  CHECK(text.err.find('\r') == std::string::npos);  // no progress bar: stderr is no terminal
+
+  Invocation from_stdin;
+  from_stdin.arguments = demo({"-n", "24"});
+  from_stdin.input = kPrompt;
+  CHECK(run(from_stdin).out == text.out);
+}
+
+TEST_CASE("The prompt's four sources give the same ids, and all settings the same text", "[program][decode]") {
+  const TempFolder folder;
+  const Json plain = decode_json({"-p", kPrompt, "-n", "32"});
+  std::string ids;
+  for (const Json& id : plain["prompt_ids"]) ids += id.dump() + "\n";
+  CHECK(decode_json({"-f", write_file(folder, "prompt.txt", kPrompt), "-n", "32"})["ids"] == plain["ids"]);
+  CHECK(decode_json({"--ids", write_file(folder, "ids.txt", ids), "-n", "32"})["ids"] == plain["ids"]);
+  CHECK(decode_json({"-p", kPrompt, "-n", "32", "--mtp"})["ids_sha256"] == plain["ids_sha256"]);
+  CHECK(decode_json({"-p", kPrompt, "-n", "32", "--mtp", "4", "--mtp-fixed", "--draft-vocab", "0"})["ids_sha256"] ==
+        plain["ids_sha256"]);
+  CHECK(decode_json({"-p", kPrompt, "-n", "32", "--no-repack", "-t", "1", "--prompt-chunk", "2"})["ids_sha256"] ==
+        plain["ids_sha256"]);
+
+  const Outcome printed = run(demo({"-p", kPrompt, "-n", "32", "--print-ids"}));
+  std::string expected;
+  for (const Json& id : plain["ids"]) expected += id.dump() + "\n";
+  CHECK(printed.out == expected);
+}
+
+TEST_CASE("A seeded sample is the same text with MTP on and off", "[program][decode]") {
+  const std::vector<std::string> sampled = {"-p",      kPrompt, "-n",      "32",   "--temp", "0.9",
+                                            "--top-k", "50",    "--top-p", "0.95", "--seed", "7"};
+  auto with_mtp = sampled;
+  with_mtp.insert(with_mtp.end(), {"--mtp", "3", "--mtp-fixed"});
+  CHECK(decode_json(sampled)["ids"] == decode_json(with_mtp)["ids"]);
+}
+
+TEST_CASE("decode's JSON has the documented keys", "[program][decode]") {
+  const TempFolder folder;
+  const std::string path = folder.file("out.json");
+  const Outcome outcome = run(demo({"-p", kPrompt, "-n", "16", "--mtp", "2", "--mtp-fixed", "--json", path}));
+  REQUIRE(outcome.exit_code == 0);
+  const Json json = Json::parse(read_all(path));
+  for (const char* key :
+       {"prompt_ids", "ids", "text", "ids_sha256", "prompt_tokens_per_second", "time_to_first_token_ms",
+        "decode_tokens_per_second", "verify_passes", "acceptance_length", "accepted_by_position", "peak_rss_bytes",
+        "mtp", "moe_verify", "isa", "threads", "model_sha256"}) {
+    INFO(key);
+    CHECK(json.contains(key));
+  }
+  CHECK(json["text"] == outcome.out);
+  CHECK(json["ids"].size() == 16);
+  CHECK(json["mtp"] == 2);
+  CHECK(json["moe_verify"] == "grouped");
+  CHECK(json["accepted_by_position"].size() == 2);
+  CHECK(json["ids_sha256"].get<std::string>().size() == 64);
+}
+
+TEST_CASE("Wrong command lines exit 2 with one line", "[program]") {
+  check_refused(run({"decode", "-p", "x"}), 2, {"-m"});
+  check_refused(run(demo({"-p", "x", "--fast"})), 2, {"--fast"});
+  check_refused(run(demo({"-p", "x", "-n", "many"})), 2, {"--n-predict", "many"});
+  check_refused(run(demo({"-p", "x", "-n", "0"})), 2, {"--n-predict", "0"});
+  check_refused(run(demo({"-p", "x", "--mtp", "9"})), 2, {"--mtp", "9", "8"});
+  check_refused(run(demo({"-p", "x", "--mtp", "--mtp-fixed"})), 2, {"--mtp-fixed"});
+  check_refused(run(demo({"-p", "x", "--temp", "-0.1"})), 2, {"--temp", "-0.1"});
+  check_refused(run(demo({"-p", "x", "--top-p", "1.5"})), 2, {"--top-p", "1.5"});
+  check_refused(run(demo({"-p", "x", "--top-p", "0"})), 2, {"--top-p"});
+  check_refused(run(demo({"-p", "x", "-t", "0"})), 2, {"--threads", "0"});
+  check_refused(run(demo({"-p", "x", "--kv-type", "q8"})), 2, {"--kv-type", "q8", "f16"});
+  check_refused(run(demo({"-p", "x", "--device", "tpu"})), 2, {"--device", "tpu"});
+  check_refused(run(demo({"-p", "x", "-f", "y"})), 2, {"-p", "-f"});
+  check_refused(run(demo({"--arms", "off,fast", "-n", "8"}, "bench")), 2, {"--arms", "fast"});
+  check_refused(run({"inspect"}), 2, {"MODEL"});
+}
+
+TEST_CASE("Unknown environment values exit 2 and list the known ones", "[program][environment]") {
+  check_refused(run_with(demo({"-p", "x"}), {"FORETOKEN_MOE_VERIFY=both"}), 2,
+                {"FORETOKEN_MOE_VERIFY", "both", "grouped", "per-token"});
+  check_refused(run_with(demo({"-p", "x"}), {"FORETOKEN_ISA=sse2"}), 2,
+                {"FORETOKEN_ISA", "sse2", "scalar", "avx2", "avx512"});
+  for (const char* value : {"0", "many", "-1", "", "100000"}) {
+    check_refused(run_with(demo({"-p", "x"}), {std::string("FORETOKEN_THREADS=") + value}), 2, {"FORETOKEN_THREADS"});
+  }
+}
+
+TEST_CASE("Environment variables take effect, are printed, and flags win over them", "[program][environment]") {
+  const Outcome outcome = run_with(demo({"-p", kPrompt, "-n", "4", "--json", "-"}),
+                                   {"FORETOKEN_MOE_VERIFY=per-token", "FORETOKEN_ISA=scalar", "FORETOKEN_THREADS=1"});
+  REQUIRE(outcome.exit_code == 0);
+  const Json json = Json::parse(outcome.out);
+  CHECK(json["moe_verify"] == "per-token");
+  CHECK(json["isa"] == "scalar");
+  CHECK(json["threads"] == 1);
+  for (const char* setting : {"FORETOKEN_MOE_VERIFY=per-token", "FORETOKEN_ISA=scalar", "FORETOKEN_THREADS=1"}) {
+    CHECK(outcome.err.find(setting) != std::string::npos);
+  }
+  const Outcome flag = run_with(demo({"-p", kPrompt, "-n", "4", "-t", "2", "--json", "-"}), {"FORETOKEN_THREADS=1"});
+  REQUIRE(flag.exit_code == 0);
+  CHECK(Json::parse(flag.out)["threads"] == 2);
+  CHECK(Json::parse(flag.out)["ids"] == json["ids"]);
+}
+
+TEST_CASE("Bad models exit 1 with one line that names the file", "[program][bad_input]") {
+  const TempFolder folder;
+  const auto refused = [&](const std::string& path, const std::vector<std::string>& words = {}) {
+    auto all = words;
+    all.push_back(path);
+    check_refused(run({"decode", "-m", path, "-p", "x"}), 1, all);
+    check_refused(run({"inspect", path}), 1, all);
+    check_refused(run({"tokenize", "-m", path, "-p", "x"}), 1, all);
+  };
+  refused(folder.file("missing.gguf"));
+  refused(folder.file(""));
+  refused(write_file(folder, "empty.gguf", ""));
+  refused(write_file(folder, "text.gguf", "this is no model\n"));
+  const std::string model = read_all(kDemoModel);
+  refused(write_file(folder, "short.gguf", model.substr(0, 1000)));
+  refused(write_file(folder, "half.gguf", model.substr(0, model.size() / 2)));
+  if (geteuid() != 0) {
+    const std::string path = write_file(folder, "secret.gguf", model);
+    chmod(path.c_str(), 0);
+    refused(path);
+  }
+}
+
+TEST_CASE("A model without an MTP layer is refused under --mtp, and runs without", "[program][bad_input]") {
+  const TempFolder folder;
+  foretoken::test::RandomModel random;
+  random.mtp = false;
+  random.write(folder.file("plain.gguf"));
+  const std::string ids = write_file(folder, "ids", "1 2 3 4 5");
+  const auto arguments = [&](const std::string& command, std::vector<std::string> more) {
+    more.insert(more.begin(), {command, "-m", folder.file("plain.gguf")});
+    return more;
+  };
+  check_refused(run(arguments("decode", {"--ids", ids, "--mtp", "1"})), 1, {"plain.gguf", "MTP layer", "--mtp 0"});
+  check_refused(run(arguments("decode", {"--ids", ids, "--mtp"})), 1, {"MTP layer"});
+  check_refused(run(arguments("eval", {"--ids", ids, "--mtp", "2"})), 1, {"MTP layer"});
+  check_refused(run(arguments("eval", {"--ids", ids, "--mtp-logits", folder.file("m.npy")})), 1, {"MTP layer"});
+  check_refused(run(arguments("bench", {"-n", "4", "--arms", "off,mtp:1"})), 1, {"MTP layer"});
+  check_refused(run(arguments("selfcheck", {"--ids", ids, "--mtp", "2"})), 1, {"MTP layer"});
+  CHECK(run(arguments("decode", {"--ids", ids, "-n", "4"})).exit_code == 0);
+
+  const Outcome check = run(arguments("selfcheck", {"--ids", ids, "-n", "4", "--json", "-"}));
+  REQUIRE(check.exit_code == 0);
+  for (const Json& item : Json::parse(check.out)["cases"]) CHECK(item["mtp"] == 0);
+  CHECK(check.out.find("no MTP layer") != std::string::npos);
+
+  const Outcome bench = run(arguments("bench", {"-n", "4", "--rounds", "1", "--json", "-"}));
+  REQUIRE(bench.exit_code == 0);
+  CHECK(Json::parse(bench.out)["arms"][1]["name"] == "off:per-token");
+
+  const Outcome inspect = run({"inspect", folder.file("plain.gguf")});
+  CHECK(inspect.exit_code == 0);
+  CHECK(inspect.out.find("cannot gain anything") != std::string::npos);
+}
+
+TEST_CASE("inspect describes files that cannot be run, and says why", "[program][inspect]") {
+  const TempFolder folder;
+  const foretoken::test::GgufEdit good = foretoken::test::RandomModel().build();
+  auto other = good;
+  other.set_string("general.architecture", "mamba9");
+  other.write(folder.file("other.gguf"));
+  auto odd = good;
+  odd.tensor("blk.0.ffn_up_exps.weight").type_id = 16;  // IQ2_XXS
+  odd.write(folder.file("odd.gguf"));
+
+  const Outcome text = run({"inspect", folder.file("other.gguf")});
+  CHECK(text.exit_code == 0);
+  CHECK(text.out.find("cannot be run") != std::string::npos);
+  CHECK(text.out.find("mamba9") != std::string::npos);
+  CHECK(text.out.find("blk.0.attn_norm.weight") != std::string::npos);
+  check_refused(run({"decode", "-m", folder.file("other.gguf"), "-p", "x"}), 1, {"other.gguf", "mamba9"});
+
+  const Outcome outcome = run({"inspect", folder.file("odd.gguf"), "--json", "-"});
+  INFO(outcome.err);
+  REQUIRE(outcome.exit_code == 0);
+  const Json json = Json::parse(outcome.out);
+  CHECK(json["can_run"] == false);
+  CHECK(json["refusal"].get<std::string>().find("IQ2_XXS") != std::string::npos);
+  CHECK(json["unsupported_tensors"] == Json({"blk.0.ffn_up_exps.weight"}));
+  check_refused(run({"decode", "-m", folder.file("odd.gguf"), "-p", "x"}), 1,
+                {"odd.gguf", "blk.0.ffn_up_exps.weight", "IQ2_XXS"});
+}
+
+TEST_CASE("Bad prompts exit 1 with one line", "[program][bad_input]") {
+  const TempFolder folder;
+  check_refused(run(demo({"-p", ""})), 1, {"empty"});
+  check_refused(run(demo({"-f", write_file(folder, "empty.txt", "")})), 1, {"empty.txt", "empty"});
+  check_refused(run(demo({"--ids", write_file(folder, "ids.txt", " \n")})), 1, {"ids.txt", "empty"});
+  check_refused(run(demo({})), 1, {"standard input", "empty"});
+  check_refused(run(demo({"-f", folder.file("missing.txt")})), 1, {"missing.txt", "No such file"});
+  check_refused(run(demo({"-f", folder.file("")})), 1, {"directory"});
+  check_refused(run(demo({"-p", "ab\xff"})), 1, {"UTF-8", "offset 2"});
+  check_refused(run(demo({"-f", write_file(folder, "latin1.txt", "caf\xe9 au lait")})), 1,
+                {"latin1.txt", "UTF-8", "offset 3"});
+  check_refused(run(demo({"--ids", write_file(folder, "bad-ids.txt", "1 2 x3")})), 1, {"bad-ids.txt", "x3"});
+  check_refused(run(demo({"--ids", write_file(folder, "big-ids.txt", "1 2 4096000")})), 1, {"4096000", "vocabulary"});
+  std::string longer;
+  for (int i = 0; i < 200; ++i) longer += "import os\n";
+  check_refused(run(demo({"-p", longer, "-c", "64"})), 1, {"64", "--ctx-size"});
+}
+
+TEST_CASE("--chat needs the marks of ChatML in the vocabulary", "[program][decode]") {
+  const Outcome outcome = run(demo({"-p", "hello", "--chat", "-n", "4"}));
+  if (outcome.exit_code == 0) {
+    const Json json = decode_json({"-p", "hello", "--chat", "-n", "4"});
+    const Json bare = decode_json({"-p", "hello", "-n", "4"});
+    CHECK(json["prompt_ids"].size() > bare["prompt_ids"].size());
+  } else {
+    check_refused(outcome, 1, {"--chat"});
+  }
+}
+
+TEST_CASE("Devices that this build cannot serve exit 1", "[program][bad_input]") {
+  if (run({"--version"}).out.find("CUDA: no") == std::string::npos) return;
+  check_refused(run(demo({"-p", "x", "--device", "cuda"})), 1, {"--device", "cuda"});
+  check_refused(run(demo({"-p", "x", "--device", "split"})), 1, {"--device", "split"});
+}
+
+TEST_CASE("A path that cannot be written is known before the work", "[program][bad_input]") {
+  const TempFolder folder;
+  const std::string nowhere = folder.file("no/such/folder/out");
+  check_refused(run(demo({"-p", kPrompt, "-n", "4", "--json", nowhere})), 1, {"--json", nowhere});
+  check_refused(run(demo({"-p", kPrompt, "-n", "4", "--json", folder.file("")})), 1, {"--json", "directory"});
+  check_refused(run(demo({"-p", kPrompt, "--logits", nowhere}, "eval")), 1, {"--logits", nowhere});
+  check_refused(run(demo({"-n", "4", "--csv", nowhere}, "bench")), 1, {"--csv", nowhere});
+  // A failed run leaves an older result alone.
+  const std::string old = write_file(folder, "old.json", "{}");
+  CHECK(run(demo({"-p", "", "--json", old})).exit_code == 1);
+  CHECK(read_all(old) == "{}");
+  CHECK_FALSE(std::filesystem::exists(nowhere));
+}
+
+TEST_CASE("A full disk is reported", "[program][bad_input]") {
+  if (access("/dev/full", W_OK) != 0) return;
+  Invocation invocation;
+  invocation.arguments = demo({"-p", kPrompt, "-n", "4"});
+  invocation.stdout_path = "/dev/full";
+  const Outcome outcome = run(invocation);
+  CHECK(outcome.exit_code == 1);
+  CHECK(error_line(outcome).find("No space left") != std::string::npos);
+  const Outcome to_json = run(demo({"-p", kPrompt, "-n", "4", "--json", "/dev/full"}));
+  CHECK(to_json.exit_code == 1);
+  CHECK(error_line(to_json).find("--json /dev/full: writing failed: No space left") != std::string::npos);
+}
+
+TEST_CASE("A reader that goes away ends a generation quietly", "[program][decode]") {
+  Invocation invocation;
+  invocation.arguments = demo({"-p", kPrompt, "-n", "100000", "-c", "2048", "--ignore-eos"});
+  invocation.stop_reading_after = 20;
+  const Outcome outcome = run(invocation);
+  INFO(outcome.err);
+  CHECK(outcome.exit_code == 0);
+  CHECK(outcome.err.find("foretoken: ") == std::string::npos);
+  CHECK(outcome.err.find("decode") != std::string::npos);  // the statistics still follow
+}
+
+TEST_CASE("Ctrl-C ends a generation cleanly: text, statistics and JSON stand, exit 130", "[program][decode]") {
+  const TempFolder folder;
+  const int sent = GENERATE(SIGINT, SIGTERM);
+  Invocation invocation;
+  // The demonstration model fills its context of 2,048 in about a second; -t 1 and the scalar kernels leave time to
+  // interrupt it.
+  invocation.arguments = demo({"-p", kPrompt, "-n", "100000", "-c", "2048", "--ignore-eos", "--mtp", "2", "-t", "1",
+                               "--json", folder.file("out.json")});
+  invocation.environment = {"FORETOKEN_ISA=scalar"};
+  bool interrupted = false;
+  invocation.on_output = [&](pid_t child, const std::string& text) {
+    if (text.size() < 10 || interrupted) return;
+    interrupted = true;
+    kill(child, sent);
+  };
+  const Outcome outcome = run(invocation);
+  INFO(outcome.err);
+  CHECK(outcome.exit_code == 130);
+  CHECK(outcome.err.find("time to first token") != std::string::npos);
+  CHECK(outcome.err.find("interrupted") != std::string::npos);
+  const Json json = Json::parse(read_all(folder.file("out.json")));
+  CHECK(json["text"] == outcome.out);
+  CHECK(json["ids"].size() < 2000);
+}
+
+TEST_CASE("tokenize prints ids and turns them back", "[program][tokenize]") {
+  const std::string text = "def naïve(x):\n    return \"日本\"  # 🙂\n";
+  const Outcome ids = run(demo({"-p", text}, "tokenize"));
+  REQUIRE(ids.exit_code == 0);
+  CHECK(ids.err.empty());
+  CHECK(std::count(ids.out.begin(), ids.out.end(), '\n') > 5);
+  Invocation back;
+  back.arguments = demo({"--decode"}, "tokenize");
+  back.input = ids.out;
+  CHECK(run(back).out == text);
+  check_refused(run(demo({"-p", "1 2 two", "--decode"}, "tokenize")), 1, {"two"});
+  check_refused(run(demo({"-p", "a\xc0"}, "tokenize")), 1, {"offset 1"});
+}
+
+TEST_CASE("eval gives the perplexity and the logits as NumPy files", "[program][eval]") {
+  const TempFolder folder;
+  const std::string text =
+      "import os\n\ndef find_files(root, suffix):\n    return [name for name in os.listdir(root)]\n";
+  const auto arguments = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"-p", text, "--json", "-"});
+    return demo(std::move(more), "eval");
+  };
+  const Outcome outcome =
+      run(arguments({"--mtp", "2", "--logits", folder.file("l.npy"), "--mtp-logits", folder.file("m.npy")}));
+  INFO(outcome.err);
+  REQUIRE(outcome.exit_code == 0);
+  const Json json = Json::parse(outcome.out);
+  const int64_t n = json["tokens"];
+  CHECK(json["tokens_counted"] == n - 1);
+  CHECK(json["perplexity"].get<double>() > 1);
+  CHECK(json["perplexity"].get<double>() < 100);  // the model has read such text
+  CHECK(json["drafts_compared_by_position"] == Json({n, n - 1}));
+  CHECK(json["draft_agreement_by_position"][0].get<double>() > 0.3);
+
+  // The perplexity again, from the file.
+  const std::string logits = read_all(folder.file("l.npy"));
+  const std::string mtp = read_all(folder.file("m.npy"));
+  REQUIRE(logits.size() == mtp.size());
+  const size_t begin = logits.find('\n') + 1;
+  const int64_t vocab = static_cast<int64_t>((logits.size() - begin) / sizeof(float)) / n;
+  CHECK(logits.find(std::to_string(n) + ", " + std::to_string(vocab)) != std::string::npos);
+  std::vector<float> values(static_cast<size_t>(n * vocab));
+  std::memcpy(values.data(), logits.data() + begin, values.size() * sizeof(float));
+  const Outcome tokens = run(demo({"-p", text}, "tokenize"));
+  std::istringstream ids(tokens.out);
+  double nll = 0;
+  int64_t id = 0;
+  ids >> id;
+  for (int64_t p = 0; p + 1 < n; ++p) {
+    ids >> id;
+    const float* row = values.data() + p * vocab;
+    double sum = 0;
+    for (int64_t i = 0; i < vocab; ++i) sum += std::exp(static_cast<double>(row[i]));
+    nll += std::log(sum) - static_cast<double>(row[id]);
+  }
+  CHECK(json["nats_per_token"].get<double>() == Approx(nll / static_cast<double>(n - 1)).epsilon(1e-9));
+
+  // Chunks and single rows of the MTP layer change nothing.
+  const Outcome again =
+      run(arguments({"--prompt-chunk", "3", "--logits", folder.file("l2.npy"), "--mtp-logits", folder.file("m2.npy")}));
+  REQUIRE(again.exit_code == 0);
+  CHECK(read_all(folder.file("l2.npy")) == logits);
+  CHECK(read_all(folder.file("m2.npy")) == mtp);
+  CHECK(Json::parse(again.out)["perplexity"] == json["perplexity"]);
+}
+
+TEST_CASE("eval cuts a text that is longer than the context into parts", "[program][eval]") {
+  std::string text;
+  for (int i = 0; i < 20; ++i) text += "import os\nimport sys\n";
+  const Outcome outcome = run(demo({"-p", text, "-c", "32", "--json", "-"}, "eval"));
+  INFO(outcome.err);
+  REQUIRE(outcome.exit_code == 0);
+  const Json json = Json::parse(outcome.out);
+  const int64_t parts = json["parts"];
+  CHECK(parts == (json["tokens"].get<int64_t>() + 31) / 32);
+  CHECK(json["tokens_counted"] == json["tokens"].get<int64_t>() - parts);
+}
+
+TEST_CASE("bench measures arms with equal ids and writes JSON and CSV", "[program][bench]") {
+  const TempFolder folder;
+  const std::string prompts = write_file(folder, "prompts.txt", "def main():\n\nimport os\n");
+  const Outcome outcome =
+      run(demo({"--prompts", prompts, "-n", "16", "--rounds", "2", "--arms", "off,mtp:2:fixed,mtp:3:per-token",
+                "--json", folder.file("b.json"), "--csv", folder.file("b.csv")},
+               "bench"));
+  INFO(outcome.err);
+  REQUIRE(outcome.exit_code == 0);
+  for (const char* word : {"off", "mtp:2:fixed", "mtp:3:per-token", "V(n)", "U(n)", "GB/s", "identical"}) {
+    INFO(outcome.out);
+    CHECK(outcome.out.find(word) != std::string::npos);
+  }
+  const Json json = Json::parse(read_all(folder.file("b.json")));
+  CHECK(json["identical"] == true);
+  CHECK(json["bandwidth_gb_per_s"].get<double>() > 0.1);
+  REQUIRE(json["arms"].size() == 3);
+  for (const Json& arm : json["arms"]) {
+    for (const char* key : {"name", "tokens_per_second", "ci95", "speedup", "speedup_ci95", "acceptance_length",
+                            "ids_sha256", "bytes_per_token", "bandwidth_share", "verify_ms_by_rows", "draft_ms",
+                            "distinct_experts_by_rows", "peak_rss_bytes"}) {
+      INFO(key);
+      CHECK(arm.contains(key));
+    }
+    CHECK(arm["ids_sha256"] == json["arms"][0]["ids_sha256"]);
+    CHECK(arm["tokens_per_second"].get<double>() > 0);
+    CHECK(arm["bytes_per_token"].get<double>() > 0);
+  }
+  CHECK(json["arms"][0]["acceptance_length"].get<double>() == Approx(1));
+  CHECK(json["arms"][0]["speedup"].get<double>() == Approx(1));
+  CHECK(json["arms"][1]["verify_ms_by_rows"][3].is_number());
+  const std::string csv = read_all(folder.file("b.csv"));
+  CHECK(std::count(csv.begin(), csv.end(), '\n') == 1 + 3 * 2);
+}
+
+TEST_CASE("bench with forced acceptance accepts all drafts or none, and gives the same ids", "[program][bench]") {
+  const auto acceptance_length = [](const std::string& forced) {
+    const Outcome outcome = run(
+        demo({"-n", "25", "--rounds", "1", "--arms", "off,mtp:3:fixed", "--forced-acceptance", forced, "--json", "-"},
+             "bench"));
+    INFO(outcome.err);
+    REQUIRE(outcome.exit_code == 0);
+    return Json::parse(outcome.out)["arms"][1]["acceptance_length"].get<double>();
+  };
+  CHECK(acceptance_length("1") == Approx(4));  // 24 tokens after the first: six windows of four
+  CHECK(acceptance_length("0") == Approx(1));
+}
+
+TEST_CASE("selfcheck finds no difference and says what it could not run", "[program][selfcheck]") {
+  const Outcome outcome = run(demo({"-n", "8", "--json", "-"}, "selfcheck"));
+  INFO(outcome.err);
+  INFO(outcome.out);
+  REQUIRE(outcome.exit_code == 0);
+  const Json json = Json::parse(outcome.out);
+  CHECK(json["identical"] == true);
+  CHECK(json["cases"].size() > 20);
+  for (const Json& check : json["cases"]) CHECK(check["equal"] == true);
+  if (run({"--version"}).out.find("CUDA: no") != std::string::npos) {
+    CHECK(std::any_of(json["not_run"].begin(), json["not_run"].end(),
+                      [](const Json& item) { return item["what"] == "cuda"; }));
+  }
+}
+
+TEST_CASE("inspect lists tensors, bytes and what MTP can gain", "[program][inspect]") {
+  const Outcome outcome = run({"inspect", kDemoModel});
+  INFO(outcome.err);
+  REQUIRE(outcome.exit_code == 0);
+  for (const char* word :
+       {"qwen35moe", "token_embd.weight", "interleaved", "look-up", "routed_experts", "GB/s", "published overlap"}) {
+    INFO(outcome.out);
+    CHECK(outcome.out.find(word) != std::string::npos);
+  }
+  const Outcome as_json = run({"inspect", kDemoModel, "--json", "-"});
+  REQUIRE(as_json.exit_code == 0);
+  const Json json = Json::parse(as_json.out);
+  CHECK(json["can_run"] == true);
+  CHECK(json["unsupported_tensors"].empty());
+  CHECK(json["ideal_speedup"].size() == 8);
+  CHECK(json["bytes_per_window"].size() == 9);
+  double sum = 0;
+  for (const auto& [kind, bytes] : json["bytes_per_token"].items()) {
+    if (kind != "total") sum += bytes.get<double>();
+  }
+  CHECK(json["bytes_per_token"]["total"].get<double>() == Approx(sum));
+}

@@ -1,0 +1,85 @@
+#include <catch2/catch.hpp>
+#include <set>
+
+#include "tools/selfcheck_plan.h"
+
+using namespace foretoken;
+
+namespace {
+
+template <class T>
+std::set<T> values(const std::vector<CheckCase>& plan, T CheckCase::*field) {
+  std::set<T> found;
+  for (const CheckCase& check : plan) found.insert(check.*field);
+  return found;
+}
+
+int distance(const CheckCase& a, const CheckCase& b) {
+  return (a.mtp != b.mtp) + (a.moe_verify != b.moe_verify) + (a.threads != b.threads) + (a.isa != b.isa) +
+         (a.prompt_chunk != b.prompt_chunk) + (a.repack != b.repack);
+}
+
+}  // namespace
+
+TEST_CASE("The covering plan holds every value of every axis alone and mixed", "[selfcheck]") {
+  const CheckAxes axes = check_axes(8, 6, {Isa::kScalar, Isa::kAvx2, Isa::kAvx512});
+  const std::vector<CheckCase> plan = covering_plan(axes);
+  const CheckCase reference = plan[0];
+  std::vector<CheckCase> alone, mixed;
+  for (const CheckCase& check : plan) (distance(check, reference) <= 1 ? alone : mixed).push_back(check);
+
+  for (const auto& part : {alone, mixed}) {
+    CHECK(values(part, &CheckCase::mtp).size() >= 8);  // 0 is the reference's: alone in any case, mixed below
+    CHECK(values(part, &CheckCase::moe_verify).size() == 2);
+    CHECK(values(part, &CheckCase::threads) == std::set<int>{1, 2, 3, 6});
+    CHECK(values(part, &CheckCase::isa).size() == 3);
+    CHECK(values(part, &CheckCase::prompt_chunk) == std::set<int>{0, 1, 7, 64});
+    CHECK(values(part, &CheckCase::repack).size() == 2);
+    CHECK(values(part, &CheckCase::sampled).size() == 2);
+    CHECK(values(part, &CheckCase::controller).size() == 2);
+  }
+  CHECK(values(mixed, &CheckCase::mtp).count(0) == 1);
+  CHECK(plan.size() < 40);
+  CHECK(plan == covering_plan(axes));
+}
+
+TEST_CASE("A model without MTP layer has plans of k = 0 alone", "[selfcheck]") {
+  const CheckAxes axes = check_axes(0, 2, {Isa::kScalar});
+  for (const auto& plan : {covering_plan(axes), full_plan(axes)}) {
+    CHECK(values(plan, &CheckCase::mtp) == std::set<int>{0});
+    CHECK(values(plan, &CheckCase::controller) == std::set<bool>{false});
+  }
+}
+
+TEST_CASE("The full plan is the product, each case once, and loads a model at most twice", "[selfcheck]") {
+  const CheckAxes axes = check_axes(8, 2, {Isa::kScalar, Isa::kAvx2});
+  const std::vector<CheckCase> plan = full_plan(axes);
+  CHECK(plan.size() == 9 * 2 * 3 * 2 * 4 * 2 * 2);
+  for (const auto& p : {plan, covering_plan(axes)}) {
+    int loads = 1;
+    for (size_t i = 1; i < p.size(); ++i) {
+      loads += p[i].repack != p[i - 1].repack;
+      CHECK(std::find(p.begin(), p.begin() + static_cast<ptrdiff_t>(i), p[i]) == p.begin() + static_cast<ptrdiff_t>(i));
+    }
+    CHECK(loads == 2);
+  }
+}
+
+TEST_CASE("A case is compared with the first of its own text", "[selfcheck]") {
+  CheckCase greedy, sampled;
+  sampled.sampled = true;
+  std::vector<CheckResult> results = {{greedy, "a", "x", 0, false},
+                                      {sampled, "b", "y", 0, false},
+                                      {sampled, "b", "y", 0, false},
+                                      {greedy, "a", "x", 0, false}};
+  CHECK(compare_with_references(results));
+  results[3].logits_sha256 = "c";
+  CHECK_FALSE(compare_with_references(results));
+  CHECK(results[0].equal);
+  CHECK(results[2].equal);
+  CHECK_FALSE(results[3].equal);
+  results[3].logits_sha256 = "a";
+  results[2].ids_sha256 = "z";
+  CHECK_FALSE(compare_with_references(results));
+  CHECK_FALSE(results[2].equal);
+}
