@@ -19,6 +19,8 @@ namespace foretoken {
 
 namespace {
 
+using Json = nlohmann::ordered_json;
+
 // Real text: random tokens distort acceptance and routing alike.
 constexpr std::array<std::string_view, 3> kDefaultPrompts = {
     "def read_lines(path):\n    \"\"\"Return the lines of a text file without their line ends.\"\"\"\n",
@@ -31,7 +33,7 @@ struct BenchFlags {
   std::string arms_text, prompts_path, json_path, csv_path;
   int rounds = 5;
   int64_t max_new_tokens = 128;
-  double forced_acceptance = -1;  // below 0: the MTP layer's own drafts count
+  std::optional<double> forced_acceptance;  // nothing: the MTP layer's own drafts count
   bool ignore_eos = false;
 
   [[nodiscard]] bool parse(int argc, const char* const* argv) {
@@ -51,10 +53,8 @@ struct BenchFlags {
     line.add_switch("ignore-eos", &ignore_eos, "do not stop at an end-of-text token");
     line.add_text("json", &json_path, "FILE", "write the result as JSON; -: to standard output, in place of the table");
     line.add_text("csv", &csv_path, "FILE", "write one line an arm and round");
-    forced_acceptance = 1;
     model.add_to(line);
     if (!line.parse(argc, argv)) return false;
-    if (!line.given("forced-acceptance")) forced_acceptance = -1;
     if (json_path == "-" && csv_path == "-")
       throw UsageError("--json - and --csv -: standard output takes one of them");
     model.resolve();
@@ -150,7 +150,7 @@ class ArmRunner {
     options.stop = &interrupted();
     if (!continuations_.empty()) {
       options.forced_continuation = continuations_[prompt_idx];
-      options.forced_acceptance = flags_.forced_acceptance;
+      options.forced_acceptance = *flags_.forced_acceptance;
     }
     return options;
   }
@@ -173,9 +173,8 @@ double mean_kv_len(const std::vector<std::vector<TokenId>>& prompts, const Bench
   return sum / static_cast<double>(prompts.size());
 }
 
-nlohmann::ordered_json run_json(const BenchFlags& flags, const Model& model,
-                                const std::vector<std::vector<TokenId>>& prompts) {
-  nlohmann::ordered_json object;
+Json run_json(const BenchFlags& flags, const Model& model, const std::vector<std::vector<TokenId>>& prompts) {
+  Json object;
   add_run(object, flags.model, model);
   object.erase("mtp");  // the arms say it
   object["processor"] = cpu_model_name();
@@ -183,9 +182,17 @@ nlohmann::ordered_json run_json(const BenchFlags& flags, const Model& model,
   object["rounds"] = flags.rounds;
   object["n_predict"] = flags.max_new_tokens;
   object["prompts"] = prompts.size();
-  object["forced_acceptance"] =
-      flags.forced_acceptance < 0 ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(flags.forced_acceptance);
+  object["forced_acceptance"] = flags.forced_acceptance ? Json(*flags.forced_acceptance) : Json(nullptr);
   return object;
+}
+
+/// What the figures belong to.
+std::string describe_machine(const Json& run) {
+  return fmt::format("{}, model sha256 {}\n{}, {} threads, {}, read bandwidth {:.1f} GB/s; foretoken {} (commit {})\n",
+                     run["model"].get<std::string>(), run["model_sha256"].get<std::string>().substr(0, 16),
+                     run["processor"].get<std::string>(), run["threads"].get<int>(), run["isa"].get<std::string>(),
+                     run["bandwidth_gb_per_s"].get<double>(), run["version"].get<std::string>(),
+                     run["commit"].get<std::string>());
 }
 
 }  // namespace
@@ -211,7 +218,7 @@ int run_bench(int argc, const char* const* argv) {
   catch_interrupts();
   const double bandwidth = flags.model.measure_bandwidth();
   ArmRunner runner(model, flags, arms, prompts);
-  if (flags.forced_acceptance >= 0 && !runner.learn_continuations()) return kExitInterrupted;
+  if (flags.forced_acceptance && !runner.learn_continuations()) return kExitInterrupted;
   const BenchSamples samples =
       measure_arms(arms.size(), prompts.size(), flags.rounds,
                    [&](int round, size_t arm, size_t prompt) { return runner.run(round, arm, prompt); });
@@ -225,11 +232,10 @@ int run_bench(int argc, const char* const* argv) {
   const ByteAccount account = {&bytes, flags.model.draft_vocab, flags.model.kv_type, mean_kv_len(prompts, samples),
                                bandwidth};
   const BenchOutcome outcome = conclude_bench(arms, samples, account, runner.memory());
-  nlohmann::ordered_json object = outcome.json;
+  Json object = outcome.json;
   object.update(run_json(flags, model, prompts));
   if (!json_file.is_stdout() && !csv_file.is_stdout()) {
-    ResultStream().write(fmt::format("read bandwidth {:.1f} GB/s; commit {}\n{}", bandwidth / 1e9,
-                                     object["commit"].get<std::string>(), outcome.text));
+    ResultStream().write(describe_machine(object) + outcome.text);
   }
   if (outcome.exit_code != 0) fmt::print(stderr, "foretoken: {}", outcome.text);
   write_json(json_file, object);

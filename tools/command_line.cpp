@@ -4,10 +4,10 @@
 
 #include <charconv>
 #include <cmath>
-#include <iostream>
 #include <sstream>
 
 #include "kernels/error.h"
+#include "tools/output.h"
 
 namespace foretoken {
 
@@ -21,6 +21,17 @@ constexpr unsigned kHelpWidth = 110;
 std::string long_flag(std::string_view name) {
   return "--" + std::string(name.substr(0, name.find(',')));
 }
+
+/// A value that may be left out. Boost's own help text for one, "[=K(=auto)]", says that an equal sign is needed; it is
+/// not.
+class OptionalValue : public po::typed_value<std::string> {
+ public:
+  explicit OptionalValue(std::string metavar) : typed_value(nullptr), metavar_(std::move(metavar)) {}
+  [[nodiscard]] std::string name() const override { return "[" + metavar_ + "]"; }
+
+ private:
+  std::string metavar_;
+};
 
 /// Boost's messages quote options with single quotes and name the canonical flag; one line each already.
 std::string one_line(std::string text) {
@@ -63,7 +74,8 @@ void CommandLine::section(std::string_view heading) {
 
 void CommandLine::add_value(std::string_view name, std::string_view metavar, std::string_view help,
                             const std::string& shown_default, Setter setter, std::string_view implicit) {
-  auto* semantic = po::value<std::string>()->value_name(std::string(metavar))->notifier(std::move(setter));
+  auto* semantic = implicit.empty() ? po::value<std::string>() : new OptionalValue(std::string(metavar));
+  semantic->value_name(std::string(metavar))->notifier(std::move(setter));
   if (!implicit.empty()) semantic->implicit_value(std::string(implicit));
   std::string text(help);
   if (!shown_default.empty()) text += fmt::format(" (default {})", shown_default);
@@ -141,6 +153,12 @@ void CommandLine::add_float(std::string_view name, float* value, double min, dou
   });
 }
 
+void CommandLine::add_float(std::string_view name, std::optional<double>* value, double min, double max,
+                            std::string_view metavar, std::string_view help) {
+  add_value(name, metavar, help, "",
+            [=, flag = long_flag(name)](const std::string& text) { *value = parse_float(flag, text, min, max); });
+}
+
 void CommandLine::add_positional(std::string_view name, std::string* value, std::string_view metavar,
                                  std::string_view help) {
   FT_CHECK(positional_help_.empty());
@@ -193,7 +211,7 @@ void CommandLine::print_help() const {
     if (!section->options().empty()) text << "\n" << *section;
   }
   if (!epilogue_.empty()) text << "\n" << epilogue_;
-  std::cout << text.str();
+  ResultStream().write(text.str());
 }
 
 }  // namespace foretoken

@@ -35,13 +35,15 @@ class CommandLine {
   void add_int(std::string_view name, int64_t* value, int64_t min, int64_t max, std::string_view metavar,
                std::string_view help);
   void add_int(std::string_view name, int* value, int min, int max, std::string_view metavar, std::string_view help);
-  /// Without a default: the help text says what counts where the flag is not given.
+  // With std::optional there is no default: the help text says what counts where the flag is not given.
   void add_int(std::string_view name, std::optional<int>* value, int min, int max, std::string_view metavar,
                std::string_view help);
   void add_seed(std::string_view name, uint64_t* value, std::string_view help);
   void add_float(std::string_view name, double* value, double min, double max, std::string_view metavar,
                  std::string_view help);
   void add_float(std::string_view name, float* value, double min, double max, std::string_view metavar,
+                 std::string_view help);
+  void add_float(std::string_view name, std::optional<double>* value, double min, double max, std::string_view metavar,
                  std::string_view help);
   /// One argument without a flag. REQUIRES: at most once.
   void add_positional(std::string_view name, std::string* value, std::string_view metavar, std::string_view help);

@@ -153,17 +153,23 @@ std::vector<std::pair<std::string_view, double>> parts_of(const PassBytes& bytes
 /// Byte counts and ideal speed-ups of a model that can be run.
 struct Costs {
   Costs(const GgufFile& file, const ModelConfig& config, const InspectFlags& flags, double bandwidth)
-      : config(config), bytes(file, config), flags(flags), bandwidth(bandwidth) {}
+      : config(config),
+        bytes(file, config),
+        flags(flags),
+        bandwidth(bandwidth),
+        kv_len(std::min(flags.kv_len, config.context_length)),
+        draft_rows(flags.model.draft_vocab == 0 ? config.vocab_size
+                                                : std::min(flags.model.draft_vocab, config.vocab_size)) {}
 
   [[nodiscard]] PassBytes pass(double distinct_experts) const {
-    return bytes.trunk_pass(distinct_experts, static_cast<double>(flags.kv_len), flags.model.kv_type);
+    return bytes.trunk_pass(distinct_experts, static_cast<double>(kv_len), flags.model.kv_type);
   }
   [[nodiscard]] double draft(int64_t draft_vocab) const {
-    return bytes.draft_step(draft_vocab, static_cast<double>(flags.kv_len), flags.model.kv_type);
+    return bytes.draft_step(draft_vocab, static_cast<double>(kv_len), flags.model.kv_type);
   }
   [[nodiscard]] double speedup(int k, double distinct_experts, int64_t draft_vocab) const {
     return ideal_speedup(bytes, k, published_acceptance_length(k), distinct_experts, draft_vocab,
-                         static_cast<double>(flags.kv_len), flags.model.kv_type);
+                         static_cast<double>(kv_len), flags.model.kv_type);
   }
   [[nodiscard]] double tokens_per_second() const { return bandwidth / pass(1).total(); }
 
@@ -171,11 +177,13 @@ struct Costs {
   ByteModel bytes;
   const InspectFlags& flags;
   double bandwidth;
+  int64_t kv_len;      // not beyond the model's context
+  int64_t draft_rows;  // head rows that a draft reads
 };
 
 std::string describe_costs(const Costs& costs) {
   const PassBytes one = costs.pass(1);
-  std::string text = fmt::format("\nread for one token at {} positions of context:\n", costs.flags.kv_len);
+  std::string text = fmt::format("\nread for one token at {} positions of context:\n", costs.kv_len);
   for (const auto& [name, bytes] : parts_of(one)) {
     if (bytes > 0)
       text += fmt::format("  {:<26} {:>9}  {:>3.0f}%\n", name, format_bytes(bytes), 100 * bytes / one.total());
@@ -195,9 +203,9 @@ std::string describe_costs(const Costs& costs) {
   }
   if (costs.config.num_mtp_layers == 0) return text + "\nno MTP layer: --mtp cannot gain anything with this file\n";
 
-  const int64_t draft_vocab = costs.flags.model.draft_vocab;
-  text += fmt::format("\none draft reads {} with the full head, {} with --draft-vocab {}\n",
-                      format_bytes(costs.draft(0)), format_bytes(costs.draft(draft_vocab)), draft_vocab);
+  const int64_t draft_vocab = costs.draft_rows;
+  text += fmt::format("\none draft reads {} with the full head, {} with one of {} rows\n", format_bytes(costs.draft(0)),
+                      format_bytes(costs.draft(draft_vocab)), draft_vocab);
   text += fmt::format(
       "most that --mtp can gain if acceptance is as published for Qwen3.6-35B-A3B (tok/s at the bandwidth measured):\n"
       "  {:<3} {:>5}  {:>22}  {:>22}\n",
@@ -215,7 +223,7 @@ std::string describe_costs(const Costs& costs) {
 Json costs_json(const Costs& costs) {
   Json object;
   const PassBytes one = costs.pass(1);
-  object["kv_len"] = costs.flags.kv_len;
+  object["kv_len"] = costs.kv_len;
   for (const auto& [name, bytes] : parts_of(one)) object["bytes_per_token"][std::string(name)] = bytes;
   object["bytes_per_token"]["total"] = one.total();
   object["bandwidth_gb_per_s"] = costs.bandwidth / 1e9;
@@ -230,7 +238,7 @@ Json costs_json(const Costs& costs) {
                                           {"bytes_published", costs.pass(published).total()}});
   }
   if (costs.config.num_mtp_layers == 0) return object;
-  const int64_t draft_vocab = costs.flags.model.draft_vocab;
+  const int64_t draft_vocab = costs.draft_rows;
   object["bytes_per_draft"] = {
       {"full_head", costs.draft(0)}, {"draft_vocab", costs.draft(draft_vocab)}, {"draft_vocab_rows", draft_vocab}};
   for (int k = 1; k <= kMaxDraft; ++k) {
