@@ -48,6 +48,12 @@ constexpr size_t kMinKeyBytes = 8 + 1 + 4 + 1;  // length, one character, type, 
 constexpr size_t kMinTensorBytes =
     8 + 1 + 4 + 8 + 4 + 8;  // length, one character, dimensions, one of them, type, offset
 
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string out;
+  for (int64_t dim : shape) out += (out.empty() ? "" : " x ") + std::to_string(dim);
+  return out;
+}
+
 class Parser {
  public:
   Parser(std::span<const std::byte> bytes, const std::string& path) : bytes_(bytes), path_(path) {}
@@ -319,7 +325,7 @@ class Parser {
       tensor.shape.push_back(static_cast<int64_t>(dim));
       if (__builtin_mul_overflow(num_values, static_cast<int64_t>(dim), &num_values)) {
         fail(fmt::format("shape {}: the number of values overflows 64 bits; the file is damaged",
-                         fmt::join(tensor.shape, " x ")));
+                         shape_text(tensor.shape)));
       }
     }
   }
@@ -334,8 +340,8 @@ class Parser {
     }
     size_t size_bytes = 0;
     if (__builtin_mul_overflow(tensor.num_values() / info.block_size, info.block_bytes, &size_bytes)) {
-      fail(fmt::format("shape {} of {}: its size overflows 64 bits; the file is damaged",
-                       fmt::join(tensor.shape, " x "), info.name));
+      fail(fmt::format("shape {} of {}: its size overflows 64 bits; the file is damaged", shape_text(tensor.shape),
+                       info.name));
     }
     return size_bytes;
   }
