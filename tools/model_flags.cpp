@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "engine/machine.h"
+#include "kernels/cuda_device.h"
 #include "kernels/error.h"
 #include "kernels/thread_team.h"
 #include "tools/terminal.h"
@@ -132,13 +133,15 @@ std::string_view moe_verify_name(MoeVerify moe_verify) {
 }
 
 std::string cuda_missing() {
-  return "this build has no CUDA backend";
+  const cuda::DeviceQuery query = cuda::query_device();
+  return query.device ? fmt::format("models run on the CPU alone; on {} only the kernels' tests do", query.device->name)
+                      : query.reason;
 }
 
 void check_device(std::string_view device) {
   if (device == "cpu") return;
   const std::string missing = cuda_missing();
-  if (!missing.empty()) throw InputError(fmt::format("--device {}: {}; use --device cpu", device, missing));
+  if (!missing.empty()) throw InputError(fmt::format("--device {}: {}", device, missing));
 }
 
 }  // namespace foretoken

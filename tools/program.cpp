@@ -46,10 +46,13 @@ std::string help_text() {
 std::string version_text() {
   std::string compiled;
   for (Isa isa : compiled_isas()) compiled += fmt::format("{}{}", compiled.empty() ? "" : " ", isa_name(isa));
-  const std::string missing = cuda_missing();
+#ifdef FORETOKEN_HAVE_CUDA
+  const std::string cuda = "built in; " + cuda_missing();
+#else
+  const std::string cuda = "not built in";
+#endif
   return fmt::format("foretoken {} (commit {})\ninstruction sets: compiled in {}; chosen {}\nCUDA: {}\n", kVersion,
-                     kCommit, compiled, isa_name(read_environment().isa.value_or(best_isa())),
-                     missing.empty() ? "yes" : "no, " + missing);
+                     kCommit, compiled, isa_name(read_environment().isa.value_or(best_isa())), cuda);
 }
 
 int dispatch(int argc, const char* const* argv) {
