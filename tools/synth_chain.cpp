@@ -15,9 +15,10 @@ namespace {
 constexpr int64_t kLongestCycle = 16384;
 constexpr double kSlowPeriod = 30;
 constexpr float kTopLogit = 20;
-constexpr float kFlagWeight = 0.75f;      // half of what a flag adds
+constexpr float kFlagWeight =
+    1;  // half of what a flag adds; as large as the identity, so that every quantiser meets it exactly
 constexpr float kRouterDeviation = 1.5f;  // of the router's logits
-constexpr float kRouterNoise = 0.01f;     // share of it that comes from the whole row
+constexpr float kRouterNoise = 0.003f;    // share of it that comes from the whole row
 constexpr float kHiddenShare = 0.1f;      // of the MTP layer's input that comes from the hidden state
 
 double normal_cdf(double x) {

@@ -59,8 +59,8 @@ struct ChainSpec {
 ///
 /// Acceptance: eh_proj passes the embedding on (and adds a little of the hidden state), so the MTP layer drafts
 /// next(t). For a share of 1 - acceptance of the cycle's tokens one to three of four flags are up; eh_proj turns each
-/// into 1.5 times the content of another token, and the draft is what follows one of those: sometimes surely, sometimes
-/// as one of several, so a wrong draft is often an unsure one. Rows of eh_proj hold 0.75 at a flag and at its constant:
+/// into twice the content of another token, and the draft is what follows one of those: sometimes surely, sometimes
+/// as one of several, so a wrong draft is often an unsure one. Rows of eh_proj hold 1 at a flag and at its constant:
 /// with the flag at -1 they cancel.
 class Chain {
  public:
