@@ -3,7 +3,9 @@
 #include <cstring>
 #include <map>
 
+#include "kernels/elementwise.h"
 #include "kernels/interleave.h"
+#include "kernels/rms_norm.h"
 #include "kernels/weight_codec.h"
 #include "moe/moe.h"
 #include "tests/engine/random_model.h"
@@ -146,31 +148,56 @@ struct Run {
 
 constexpr int kMaxRows = 20;
 
-Run run(const Layer& layer, const Shape& shape, int num_rows, Isa isa, int threads, MoeVerify verify,
-        ExpertReads* reads = nullptr) {
-  ThreadTeam team(threads);
-  RowBuffer x(kMaxRows, shape.hidden_dim), residual(kMaxRows, shape.hidden_dim);
-  MoeScratch scratch({shape.hidden_dim, shape.num_experts, shape.top_k, shape.expert_dim, shape.shared_dim}, kMaxRows,
-                     threads);
-  scratch.reads = reads;
+// Neighbouring rows are alike, so that experts are shared.
+void fill_rows(int num_rows, RowBuffer& x, RowBuffer& residual) {
   for (int r = 0; r < num_rows; ++r) {
-    // Neighbouring rows are alike, so that experts are shared.
-    const auto own = test::random_ids(static_cast<int>(shape.hidden_dim), 2001, static_cast<uint64_t>(r));
-    const auto common = test::random_ids(static_cast<int>(shape.hidden_dim), 2001, 1000);
+    const auto own = test::random_ids(static_cast<int>(x.num_cols()), 2001, static_cast<uint64_t>(r));
+    const auto common = test::random_ids(static_cast<int>(x.num_cols()), 2001, 1000);
     for (size_t i = 0; i < own.size(); ++i) {
       x.row(r)[i] = static_cast<float>(own[i] + common[i] - 2000) * 1e-3f;
       residual.row(r)[i] = static_cast<float>(own[i]) * 1e-3f;
     }
-    const unsigned blocks = input_blocks(layer.weights());
+  }
+}
+
+void quantise_rows(Isa isa, int num_rows, const MoeWeights& weights, RowBuffer& x) {
+  const unsigned blocks = input_blocks(weights);
+  for (int r = 0; r < num_rows; ++r) {
     if (blocks & 1u) x.quantise(isa, r, 32);
     if (blocks & 2u) x.quantise(isa, r, 256);
   }
+}
+
+MoeShape scratch_shape(const Shape& shape) {
+  return {shape.hidden_dim, shape.num_experts, shape.top_k, shape.expert_dim, shape.shared_dim};
+}
+
+Run run(const Layer& layer, const Shape& shape, int num_rows, Isa isa, int threads, MoeVerify verify,
+        ExpertReads* reads = nullptr) {
+  ThreadTeam team(threads);
+  RowBuffer x(kMaxRows, shape.hidden_dim), residual(kMaxRows, shape.hidden_dim);
+  MoeScratch scratch(scratch_shape(shape), kMaxRows, threads);
+  scratch.reads = reads;
+  fill_rows(num_rows, x, residual);
+  quantise_rows(isa, num_rows, layer.weights(), x);
   moe_forward(isa, team, verify, layer.weights(), x, num_rows, scratch, residual);
   Run result;
   result.residual.assign(residual.row(0), residual.row(num_rows - 1) + shape.hidden_dim);
   result.routing = scratch.routing;
   result.distinct_experts = scratch.distinct_experts;
   return result;
+}
+
+// What these weights add to a residual of zeros, [kMaxRows, hidden_dim].
+std::vector<float> added_by(const MoeWeights& weights, const Shape& shape) {
+  ThreadTeam team(1);
+  RowBuffer x(kMaxRows, shape.hidden_dim), residual(kMaxRows, shape.hidden_dim);
+  MoeScratch scratch(scratch_shape(shape), kMaxRows, 1);
+  fill_rows(kMaxRows, x, residual);
+  quantise_rows(best_isa(), kMaxRows, weights, x);
+  for (int r = 0; r < kMaxRows; ++r) std::fill_n(residual.row(r), shape.hidden_dim, 0.0f);
+  moe_forward(best_isa(), team, MoeVerify::kPerToken, weights, x, kMaxRows, scratch, residual);
+  return {residual.row(0), residual.row(kMaxRows - 1) + shape.hidden_dim};
 }
 
 std::vector<Shape> shapes() {
@@ -210,21 +237,63 @@ TEST_CASE("a row's feed-forward bits depend on nothing but the row: cores, threa
   }
 }
 
+TEST_CASE("experts are added in rank order, then the shared expert, then the residual, to the bit") {
+  for (const Shape& shape : shapes()) {
+    if (shape.num_experts == 0) continue;
+    const Layer layer(shape);
+    const Run got = run(layer, shape, kMaxRows, best_isa(), 2, MoeVerify::kGrouped);
+    const MoeWeights& all = layer.weights();
+    // What each expert gives by itself: a layer of this one expert has the weight 1.
+    std::vector<std::vector<float>> parts;
+    for (int e = 0; e < shape.num_experts; ++e) {
+      MoeWeights one;
+      one.num_experts = one.top_k = 1;
+      one.router = all.router.slice_rows(e, e + 1);
+      const auto cut = [&](const ExpertMatrices& from) {
+        return ExpertMatrices{from.expert(e), from.num_rows, 0, from.num_rows};
+      };
+      one.gate = cut(all.gate), one.up = cut(all.up), one.down = cut(all.down);
+      parts.push_back(added_by(one, shape));
+    }
+    MoeWeights dense;
+    dense.shared_gate = all.shared_gate, dense.shared_up = all.shared_up, dense.shared_down = all.shared_down;
+    const std::vector<float> shared = all.has_shared() ? added_by(dense, shape) : std::vector<float>();
+    RowBuffer x(kMaxRows, shape.hidden_dim), residual(kMaxRows, shape.hidden_dim);
+    fill_rows(kMaxRows, x, residual);
+    for (int r = 0; r < kMaxRows; ++r) {
+      float gate = 1.0f;
+      if (all.has_shared()) {
+        const float score = float_dot(best_isa(), all.shared_router, x.row(r), shape.hidden_dim);
+        sigmoid_gate(best_isa(), &score, 1, &gate);
+      }
+      for (int64_t i = 0; i < shape.hidden_dim; ++i) {
+        const auto at = static_cast<size_t>(r * shape.hidden_dim + i);
+        float sum = 0;
+        for (int rank = 0; rank < shape.top_k; ++rank) {
+          const auto slot = static_cast<size_t>(r * shape.top_k + rank);
+          sum = std::fma(got.routing.weights[slot], parts[static_cast<size_t>(got.routing.experts[slot])][at], sum);
+        }
+        if (all.has_shared()) sum = std::fma(gate, shared[at], sum);
+        if (got.residual[at] != residual.row(r)[i] + sum)
+          FAIL("row " << r << ", value " << i << ": " << got.residual[at]);
+      }
+    }
+  }
+}
+
 TEST_CASE("the feed-forward part of float layers agrees with double arithmetic") {
   for (const Shape& shape : shapes()) {
     if (!weight_type_info(shape.type).is_float()) continue;
     Layer layer(shape);
     const Run got = run(layer, shape, kMaxRows, best_isa(), 2, MoeVerify::kGrouped);
+    RowBuffer x(kMaxRows, shape.hidden_dim), residual(kMaxRows, shape.hidden_dim);
+    fill_rows(kMaxRows, x, residual);
     for (int r = 0; r < kMaxRows; ++r) {
       const auto dim = static_cast<size_t>(shape.hidden_dim);
-      std::vector<float> x(dim);
-      const auto own = test::random_ids(static_cast<int>(dim), 2001, static_cast<uint64_t>(r));
-      const auto common = test::random_ids(static_cast<int>(dim), 2001, 1000);
-      for (size_t i = 0; i < dim; ++i) x[i] = static_cast<float>(own[i] + common[i] - 2000) * 1e-3f;
-      const std::vector<double> want = layer.expected(x.data());
+      const std::vector<double> want = layer.expected(x.row(r));
       double difference = 0, norm = 0;
       for (size_t i = 0; i < dim; ++i) {
-        const double full = want[i] + double{static_cast<float>(own[i]) * 1e-3f};
+        const double full = want[i] + double{residual.row(r)[i]};
         const double error = double{got.residual[static_cast<size_t>(r) * dim + i]} - full;
         difference += error * error;
         norm += full * full;
