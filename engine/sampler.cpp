@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/error.h"
+#include "kernels/gumbel.h"
 #include "kernels/math.h"
 #include "kernels/softmax.h"
 
@@ -17,37 +18,12 @@ namespace foretoken {
 
 namespace {
 
+using gumbel::kNoiseBits;
+using gumbel::noise_bits;
+using gumbel::noise_from_bits;
+using gumbel::stream_start;
+
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-// The noise takes 40 bits of hash. With the 24 of a float's mantissa the rarest values would repeat: of 248,320 ids 1
-// in 70 draws would have two ids with the same largest noise, and nothing rarer than 2^-24 could ever be chosen.
-constexpr int kNoiseBits = 40;
-
-// splitmix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"): the finaliser and the
-// stream's step.
-constexpr uint64_t kStep = 0x9e3779b97f4a7c15u;
-
-uint64_t mix(uint64_t z) {
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return z ^ (z >> 31);
-}
-
-// Each position has its own splitmix64 stream, from a start that seed and position pick; id is the place in it.
-uint64_t stream_start(uint64_t seed, int64_t position) {
-  return mix(mix(seed + kStep) ^ (static_cast<uint64_t>(position) * 0xd1342543de82ef95u + 1));
-}
-
-uint64_t noise_bits(uint64_t start, TokenId id) {
-  return mix(start + kStep * (static_cast<uint64_t>(id) + 1)) >> (64 - kNoiseBits);
-}
-
-// v = (bits + 1/2) / 2^40 is uniform, u = 1 - v. Large noise is small v, where floats are dense and -log(u) = log1p(v /
-// (1 - v)).
-float noise_from_bits(uint64_t bits) {
-  const float v = std::min((static_cast<float>(bits) + 0.5f) * 0x1p-40f, 1.0f - 0x1p-24f);
-  return -math::log(v > 0.5f ? -math::log(1.0f - v) : math::log1p(v / (1.0f - v)));
-}
 
 // noise_from_bits(bits) is no larger: -log(u) >= v >= 2^(width - 1 - 40), width being that of bits.
 float noise_bound(uint64_t bits) {

@@ -95,5 +95,119 @@ TEST_CASE("matmul: every type, every kernel, odd numbers of outputs and rows") {
   }
 }
 
+TEST_CASE("matmul: every bit pattern of every quantised type") {
+  const Stream stream;
+  for (const WeightTypeInfo& info : all_weight_types()) {
+    if (info.is_float()) continue;
+    const int64_t num_cols = info.block_size == 256 ? 1280 : 352, num_outputs = 66;
+    const test::HostMatrix w = test::noise_matrix(info.type, num_outputs, num_cols, 17);
+    const test::DeviceMatrixMemory device = test::to_device(stream, w.view);
+    for (const int num_rows : {1, 4, 13}) {
+      const Rows x(stream, num_rows, num_cols, info.activation_block, 3);
+      const std::vector<float> wanted = reference(w.view, x.views);
+      const DeviceBuffer y(wanted.size() * sizeof(float));
+      MatmulDesc desc;
+      desc.w = device.matrix;
+      desc.num_outputs = num_outputs;
+      desc.x = x.device.rows();
+      desc.max_rows = num_rows;
+      desc.y = y.data<float>();
+      desc.y_stride = num_outputs;
+      INFO(info.name << ", " << num_rows << " rows");
+      test::for_each_order([&] {
+        fill_zero(stream, y.data(), y.size_bytes());
+        launch(desc, choose_config(desc), stream);
+        CHECK(same_bits(test::download<float>(stream, y.data(), wanted.size()), wanted));
+      });
+    }
+  }
+}
+
+TEST_CASE("matmul: an interleaved host matrix packs to the same device rows") {
+  for (const WeightTypeInfo& info : all_weight_types()) {
+    if (!can_interleave(info.type, 32, 512)) continue;
+    const test::HostMatrix w = test::noise_matrix(info.type, 32, 512, 5);
+    std::vector<std::byte> interleaved(w.bytes.size());
+    interleave_rows(w.view, 0, 32, interleaved.data());
+    MatrixView view = w.view;
+    view.data = interleaved.data();
+    view.layout = Layout::kInterleaved;
+    const auto size = static_cast<size_t>(32 * device_row_bytes(info.type, 512));
+    std::vector<std::byte> from_rows(size), from_groups(size);
+    pack_device_rows(w.view, 0, 32, from_rows.data());
+    pack_device_rows(view, 0, 32, from_groups.data());
+    INFO(info.name);
+    CHECK(from_rows == from_groups);
+  }
+}
+
+TEST_CASE("matmul: a draft head reads its groups of rows, as many as the device knows of") {
+  const Stream stream;
+  for (const WeightType type : {WeightType::kQ6_K, WeightType::kF16}) {
+    const WeightTypeInfo& info = weight_type_info(type);
+    const int64_t num_cols = 512, vocab = 10 * kInterleave;
+    const test::HostMatrix w = random_matrix(type, vocab, num_cols, 8);
+    const test::DeviceMatrixMemory device = test::to_device(stream, w.view);
+    const std::vector<int32_t> groups{1, 4, 5, 9, 0, 0};  // room for six, three in use
+    const DeviceBuffer device_groups = test::upload(stream, groups),
+                       num_groups = test::upload(stream, std::vector<int32_t>{3});
+    const Rows x(stream, 2, num_cols, info.activation_block, 21);
+    const std::vector<float> all = reference(w.view, x.views);
+    const auto capacity = static_cast<int64_t>(groups.size()) * kInterleave;
+    const DeviceBuffer y(static_cast<size_t>(2 * capacity) * sizeof(float));
+    MatmulDesc desc;
+    desc.w = device.matrix;
+    desc.num_outputs = capacity;
+    desc.x = x.device.rows();
+    desc.max_rows = 2;
+    desc.y = y.data<float>();
+    desc.y_stride = capacity;
+    desc.groups = device_groups.data<int32_t>();
+    desc.device_num_groups = num_groups.data<int32_t>();
+    std::vector<float> wanted(static_cast<size_t>(2 * capacity), 0.0f);
+    for (int r = 0; r < 2; ++r) {
+      for (int64_t o = 0; o < 3 * kInterleave; ++o) {
+        const int64_t row = groups[static_cast<size_t>(o / kInterleave)] * kInterleave + o % kInterleave;
+        wanted[static_cast<size_t>(r * capacity + o)] = all[static_cast<size_t>(r * vocab + row)];
+      }
+    }
+    for (const MatmulConfig& config : configs(desc, info.is_float())) {
+      fill_zero(stream, y.data(), y.size_bytes());
+      launch(desc, config, stream);
+      CHECK(same_bits(test::download<float>(stream, y.data(), wanted.size()), wanted));
+    }
+  }
+}
+
+TEST_CASE("matmul: rows beyond those of the pass are left alone, and a graph replays with another number of them") {
+  const Stream stream;
+  const int64_t num_cols = 512, num_outputs = 33;
+  const test::HostMatrix w = random_matrix(WeightType::kQ4_K, num_outputs, num_cols, 2);
+  const test::DeviceMatrixMemory device = test::to_device(stream, w.view);
+  const Rows x(stream, 9, num_cols, 256, 31);
+  const std::vector<float> all = reference(w.view, x.views);
+  const DeviceBuffer y(all.size() * sizeof(float)), num_rows(sizeof(int32_t));
+  MatmulDesc desc;
+  desc.w = device.matrix;
+  desc.num_outputs = num_outputs;
+  desc.x = x.device.rows();
+  desc.max_rows = 9;
+  desc.device_num_rows = num_rows.data<int32_t>();
+  desc.y = y.data<float>();
+  desc.y_stride = num_outputs;
+  const Graph graph(stream, [&] {
+    fill_zero(stream, y.data(), y.size_bytes());
+    launch(desc, choose_config(desc), stream);
+  });
+  for (const int32_t rows : {3, 9, 1}) {
+    copy_to_device(stream, num_rows.data(), &rows, sizeof rows);
+    stream.synchronize();
+    graph.launch(stream);
+    std::vector<float> wanted(all.size(), 0.0f);
+    std::copy_n(all.begin(), static_cast<size_t>(rows * num_outputs), wanted.begin());
+    CHECK(same_bits(test::download<float>(stream, y.data(), all.size()), wanted));
+  }
+}
+
 }  // namespace
 }  // namespace foretoken::cuda

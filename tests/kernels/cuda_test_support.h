@@ -82,6 +82,22 @@ inline HostMatrix random_matrix(WeightType type, int64_t num_rows, int64_t num_c
   return matrix;
 }
 
+/// A host matrix of random bytes with finite scales, so that every bit pattern of a block occurs.
+inline HostMatrix noise_matrix(WeightType type, int64_t num_rows, int64_t num_cols, uint32_t seed) {
+  HostMatrix matrix = random_matrix(type, num_rows, num_cols, seed);
+  const WeightTypeInfo& info = weight_type_info(type);
+  const auto block_bytes = static_cast<size_t>(info.block_bytes);
+  std::mt19937 random(seed);
+  for (size_t at = 0; at < matrix.bytes.size(); at += block_bytes) {
+    do {
+      for (size_t i = at; i < at + block_bytes; ++i) matrix.bytes[i] = static_cast<std::byte>(random());
+      // Powers of two that stay far from infinity after a dot product.
+      if (type == WeightType::kMXFP4) matrix.bytes[at] = static_cast<std::byte>(random() % 60);
+    } while (!row_is_finite(type, &matrix.bytes[at], info.block_size));
+  }
+  return matrix;
+}
+
 /// A host matrix on the device.
 struct DeviceMatrixMemory {
   DeviceBuffer buffer;
