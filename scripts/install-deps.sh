@@ -9,15 +9,16 @@ packages=(g++ cmake ninja-build pkg-config git libboost-program-options-dev libf
 test_packages=(catch2 libsimde-dev libboost-context-dev clang-format-14)
 fuzz_packages=(clang libclang-rt-14-dev)
 
-case "${1:-}" in
-  "") ;;
-  --tests) packages+=("${test_packages[@]}") ;;
-  --fuzz) packages+=("${fuzz_packages[@]}") ;;
-  *)
-    echo "usage: install-deps.sh [--tests | --fuzz]" >&2
-    exit 2
-    ;;
-esac
+for argument in "$@"; do
+  case "$argument" in
+    --tests) packages+=("${test_packages[@]}") ;;
+    --fuzz) packages+=("${fuzz_packages[@]}") ;;
+    *)
+      echo "usage: install-deps.sh [--tests] [--fuzz]" >&2
+      exit 2
+      ;;
+  esac
+done
 
 if ! command -v dpkg-query >/dev/null; then
   echo "install-deps.sh: no dpkg here, so nothing is installed; needed are: ${packages[*]}" >&2
