@@ -243,6 +243,24 @@ TEST_CASE("splits merged in order give the bits of splits run in turn") {
   }
 }
 
+TEST_CASE("a merge is the contract's expressions to the bit") {
+  Random random(8);
+  for (const auto& [before, m] : {std::pair{1.25f, -0.75f}, {-3.0f, 2.5f}, {1.0f, 1.0f}, {-HUGE_VALF, 0.5f}}) {
+    const Floats o = random_floats(random, 50), start = random_floats(random, 50);
+    const float a = before == -HUGE_VALF ? 0.0f : math::exp(before - std::max(before, m));
+    const float b = math::exp(m - std::max(before, m));
+    for (Isa isa : supported_isas()) {
+      Floats part_out = o, out = start;
+      const AttentionQuery part{nullptr, 1, m, 7.3f, part_out.data()};
+      AttentionQuery whole{nullptr, 1, before, 2.9f, out.data()};
+      attention_merge(isa, part, 50, whole);
+      CHECK(whole.max == std::max(before, m));
+      CHECK(same_bits(whole.sum, std::fma(7.3f, b, 2.9f * a)));
+      for (int64_t i = 0; i < 50; ++i) CHECK(same_bits(out[i], std::fma(o[i], b, start[i] * a)));
+    }
+  }
+}
+
 TEST_CASE("scalar attention matches double arithmetic") {
   Random random(6);
   for (KvType type : {KvType::kF16, KvType::kF32}) {

@@ -208,6 +208,9 @@ TEST_CASE("causal_conv gives the scalar bits and matches double arithmetic") {
           magnitude += std::fabs(product);
         }
         const double silu = y / (1.0 + std::exp(-y));
+        float exact = 0.0f;
+        for (int j = 0; j < taps; ++j) exact = std::fma(weight[c * taps + j], u[static_cast<size_t>(j)][c], exact);
+        REQUIRE(same_bits(want[c], math::silu(exact)));
         // `taps` roundings through silu, whose slope is at most 1.1, and silu's own 5 units.
         REQUIRE(std::fabs(want[c] - silu) <= 1.05 * kUnit * (1.1 * taps * magnitude + 5 * std::fabs(silu)));
       }
@@ -233,6 +236,8 @@ TEST_CASE("delta_gates matches double arithmetic") {
   for (int h = 0; h < heads; ++h) a[h] = -std::fabs(a[h]);
   delta_gates(b.data(), alpha.data(), a.data(), dt.data(), heads, beta.data(), decay.data());
   for (int h = 0; h < heads; ++h) {
+    CHECK(same_bits(beta[h], math::sigmoid(b[h])));
+    CHECK(same_bits(decay[h], math::exp(a[h] * math::softplus(alpha[h] + dt[h]))));
     const double sigmoid = 1.0 / (1.0 + std::exp(-double{b[h]}));
     CHECK(std::fabs(beta[h] - sigmoid) <= 4.01 * kUnit * sigmoid);
     const double x = double{alpha[h]} + dt[h], softplus = std::log1p(std::exp(x));

@@ -78,6 +78,25 @@ TEST_CASE("vectorised functions give the scalar bits from the smallest to the la
   }
 }
 
+TEST_CASE("elementwise operations are the contract's expressions to the bit") {
+  Random random(4);
+  const int64_t n = 500;
+  const Floats a = random_floats(random, n, 0, 5.0f), b = random_floats(random, n);
+  Floats silu_product(n), gated = b, sum = b, scaled_sum = b, scaled(n);
+  silu_mul(Isa::kScalar, a.data(), b.data(), n, silu_product.data());
+  sigmoid_gate(Isa::kScalar, a.data(), n, gated.data());
+  add(Isa::kScalar, a.data(), n, sum.data());
+  add_scaled(Isa::kScalar, 0.37f, a.data(), n, scaled_sum.data());
+  scale_row(Isa::kScalar, 0.37f, a.data(), n, scaled.data());
+  for (int64_t i = 0; i < n; ++i) {
+    CHECK(same_bits(silu_product[i], math::silu(a[i]) * b[i]));
+    CHECK(same_bits(gated[i], b[i] * math::sigmoid(a[i])));
+    CHECK(same_bits(sum[i], b[i] + a[i]));
+    CHECK(same_bits(scaled_sum[i], std::fma(0.37f, a[i], b[i])));
+    CHECK(same_bits(scaled[i], 0.37f * a[i]));
+  }
+}
+
 TEST_CASE("scalar elementwise operations match double arithmetic") {
   Random random(2);
   const int64_t n = 1000;

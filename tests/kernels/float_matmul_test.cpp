@@ -106,6 +106,58 @@ TEST_CASE("float matrix products give the scalar bits, for any number of rows") 
   }
 }
 
+TEST_CASE("float matrix products give the scalar bits for any number of outputs") {
+  Random random(3);
+  for (WeightType type : kTypes) {
+    for (int64_t num_outputs = 1; num_outputs <= 40; ++num_outputs) {
+      const int64_t num_cols = num_outputs % 2 == 0 ? 544 : 1111;
+      const Weights w = random_weights(random, type, num_outputs, num_cols, 1);
+      Rows want = random_rows(random, 11, num_cols, num_outputs);
+      float_matmul_rows(Isa::kScalar, w.view, 0, num_outputs, want.views.data(), 11, want.outputs.data());
+      for (int num_rows : {1, 2, 3, 4, 11}) {
+        INFO(weight_type_info(type).name << ", outputs " << num_outputs << ", rows " << num_rows);
+        for (Isa isa : fast_isas()) {
+          Rows got = random_rows(random, num_rows, num_cols, num_outputs);
+          float_matmul_rows(isa, w.view, 0, num_outputs, want.views.data(), num_rows, got.outputs.data());
+          for (size_t r = 0; r < got.y.size(); ++r) {
+            REQUIRE(got.y[r] == want.y[r]);
+            REQUIRE(got.y[r].guard_is_intact());
+          }
+        }
+#ifdef FORETOKEN_HAVE_EMULATION
+        Rows got = random_rows(random, num_rows, num_cols, num_outputs);
+        emulated_avx512_float_matmul_rows(type, w.view.data, num_outputs, num_cols, want.views.data(), num_rows,
+                                          got.outputs.data());
+        for (size_t r = 0; r < got.y.size(); ++r) REQUIRE(got.y[r] == want.y[r]);
+#endif
+      }
+    }
+  }
+}
+
+TEST_CASE("lanes of a float matrix product that stop early stay as they are") {
+  // All products underflow to -0: a lane that took part in the tail with +0 would turn the sum of all into +0.
+  for (int64_t num_cols = 1; num_cols <= 70; ++num_cols) {
+    Floats w(num_cols), x(num_cols);
+    for (int64_t i = 0; i < num_cols; ++i) w[i] = -1e-30f, x[i] = 1e-30f;
+    const MatrixView view{reinterpret_cast<const std::byte*>(w.data()), 1, num_cols, WeightType::kF32, Layout::kRows};
+    RowView row;
+    row.values = x.data();
+    float want = 1.0f, got = 1.0f;
+    float *want_y = &want, *got_y = &got;
+    float_matmul_rows(Isa::kScalar, view, 0, 1, &row, 1, &want_y);
+    CHECK(same_bits(want, num_cols < 32 ? 0.0f : -0.0f));
+    for (Isa isa : fast_isas()) {
+      float_matmul_rows(isa, view, 0, 1, &row, 1, &got_y);
+      CHECK(same_bits(got, want));
+    }
+#ifdef FORETOKEN_HAVE_EMULATION
+    emulated_avx512_float_matmul_rows(view.type, view.data, 1, num_cols, &row, 1, &got_y);
+    CHECK(same_bits(got, want));
+#endif
+  }
+}
+
 TEST_CASE("scalar float matrix products match double arithmetic") {
   Random random(2);
   for (WeightType type : kTypes) {

@@ -83,6 +83,28 @@ TEST_CASE("sigmoid, silu and softplus have their exact cases") {
   CHECK(math::softplus(0x1.400002p+4f) == 0x1.400002p+4f);
 }
 
+/// FNV-1a over the bits of f(x) for the floats of [low, high], every `kStep`-th bit pattern.
+template <class F>
+uint64_t hash_of_bits(float low, float high, F f) {
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (uint64_t bits = 0; bits <= 0xffffffffu; bits += kStep) {
+    const float x = math::float_from_bits(static_cast<uint32_t>(bits));
+    if (!(x >= low && x <= high)) continue;
+    hash = (hash ^ math::bits_of(f(x))) * 0x100000001b3u;
+  }
+  return hash;
+}
+
+TEST_CASE("the functions keep their bits") {
+  // Not only the accuracy: another sequence of operations is another model output. Whoever changes one changes these
+  // numbers knowingly.
+  CHECK(hash_of_bits(-200.0f, 200.0f, [](float x) { return math::exp(x); }) == 0x8458528179f4c925u);
+  CHECK(hash_of_bits(0x1p-126f, kLargest, [](float x) { return math::log(x); }) == 0x829ebfe0e72416bau);
+  CHECK(hash_of_bits(-200.0f, 200.0f, [](float x) { return math::sigmoid(x); }) == 0xf4c3dcca70c6a846u);
+  CHECK(hash_of_bits(-200.0f, 200.0f, [](float x) { return math::silu(x); }) == 0xdbd7aa49978ab891u);
+  CHECK(hash_of_bits(-200.0f, 200.0f, [](float x) { return math::softplus(x); }) == 0x22c6c5ceec284876u);
+}
+
 TEST_CASE("NaN stays NaN") {
   for (uint32_t bits : {0x7fc00000u, 0x7fffffffu, 0xffc00000u, 0x7fc12345u, 0x7f800001u}) {
     const float nan = math::float_from_bits(bits);

@@ -2,6 +2,7 @@
 
 #include <catch2/catch.hpp>
 
+#include "kernels/math.h"
 #include "tests/kernels/float_test.h"
 
 namespace foretoken::test {
@@ -60,6 +61,23 @@ TEST_CASE("float_dot adds in the order of the contract") {
   a[33] = 0.0f, a[31] = -0x1p24f, a[15] = 1.0f;
   // Lane 15 joins lane 31 first: 1 - 2^24 survives to the last fold with lane 1: 2 - 2^24; then 2^24.
   CHECK(float_dot(Isa::kScalar, a.data(), one.data(), 64) == 2.0f);
+}
+
+TEST_CASE("norms are the contract's expressions to the bit") {
+  Random random(4);
+  const int64_t n = 300;
+  const Floats x = random_floats(random, n), z = random_floats(random, n, 0, 4.0f), weight = random_floats(random, n);
+  Floats norm(n), gated(n), l2(n);
+  rms_norm(Isa::kScalar, x.data(), weight.data(), n, 1e-6f, norm.data());
+  rms_norm_gated(Isa::kScalar, x.data(), weight.data(), z.data(), n, 1e-6f, gated.data());
+  l2_norm(Isa::kScalar, x.data(), n, 1e-6f, l2.data());
+  const float sum = float_dot(Isa::kScalar, x.data(), x.data(), n);
+  const float inverse = 1.0f / std::sqrt(sum / 300.0f + 1e-6f), l2_inverse = 1.0f / std::sqrt(sum);
+  for (int64_t i = 0; i < n; ++i) {
+    CHECK(same_bits(norm[i], (x[i] * inverse) * weight[i]));
+    CHECK(same_bits(gated[i], ((x[i] * inverse) * weight[i]) * math::silu(z[i])));
+    CHECK(same_bits(l2[i], x[i] * l2_inverse));
+  }
 }
 
 TEST_CASE("scalar norms match double arithmetic") {

@@ -38,6 +38,11 @@ TEST_CASE("rope rotates pairs half a dimension apart by position times frequency
     for (int i = 0; i < rope_dim / 2; ++i) {
       const double angle = static_cast<double>(position) * std::pow(1e7, -2.0 * i / rope_dim);
       const double a = x[i], b = x[i + rope_dim / 2];
+      const float c = table.cos(position)[i], s = table.sin(position)[i];
+      CHECK(same_bits(c, static_cast<float>(std::cos(angle))));
+      CHECK(same_bits(s, static_cast<float>(std::sin(angle))));
+      CHECK(same_bits(out[i], std::fma(x[i], c, -(x[i + rope_dim / 2] * s))));
+      CHECK(same_bits(out[i + rope_dim / 2], std::fma(x[i], s, x[i + rope_dim / 2] * c)));
       // cos and sin are rounded once (u each), one product and the fma: at most 3 u of each of the two terms.
       const double tolerance = 3.01 * kUnit * (std::fabs(a * std::cos(angle)) + std::fabs(b * std::sin(angle)));
       const double other = 3.01 * kUnit * (std::fabs(a * std::sin(angle)) + std::fabs(b * std::cos(angle)));
