@@ -11,6 +11,7 @@
 #include "tools/commands.h"
 #include "tools/model_flags.h"
 #include "tools/output.h"
+#include "tools/profile_report.h"
 #include "tools/prompt.h"
 #include "tools/summary.h"
 #include "tools/terminal.h"
@@ -35,6 +36,7 @@ struct BenchFlags {
   int64_t max_new_tokens = 128;
   std::optional<double> forced_acceptance;  // nothing: the MTP layer's own drafts count
   bool ignore_eos = false;
+  bool profile = false;
 
   [[nodiscard]] bool parse(int argc, const char* const* argv) {
     CommandLine line(
@@ -50,6 +52,8 @@ struct BenchFlags {
     line.add_text("prompts", &prompts_path, "FILE", "prompts, separated by blank lines (default three built-in ones)");
     line.add_float("forced-acceptance", &forced_acceptance, 0, 1, "A",
                    "take drafts from the known continuation, each right with probability A");
+    line.add_switch("profile", &profile,
+                    "then run each arm once more and show where a cycle's time goes, by kind of work");
     line.add_switch("ignore-eos", &ignore_eos, "do not stop at an end-of-text token");
     line.add_text("json", &json_path, "FILE", "write the result as JSON; -: to standard output, in place of the table");
     line.add_text("csv", &csv_path, "FILE", "write one line an arm and round");
@@ -129,6 +133,24 @@ class ArmRunner {
     const DecodeResult result = decode(*session, prompts_[prompt_idx], decode_options(arms_[arm_idx], prompt_idx));
     if (alone) memory_[arm_idx] = {peak_rss_bytes(), session->memory().total()};
     return {result.ids, result.statistics, result.stop_reason == StopReason::kInterrupted};
+  }
+
+  /// One more run of an arm over the first prompt with every work item timed; adds to the arm's JSON and returns the
+  /// table.
+  std::string profile(size_t arm_idx, Json& json) {
+    SessionOptions session_options = options_of(arms_[arm_idx]);
+    session_options.profile = true;
+    Session session(model_, session_options);
+    DecodeOptions options = decode_options(arms_[arm_idx], 0);
+    bool first = true;
+    options.on_token = [&](TokenId) {
+      if (first) session.profile()->clear();  // the prompt is another story
+      first = false;
+      return true;
+    };
+    const DecodeResult result = decode(session, prompts_[0], options);
+    json["profile"] = profile_json(*session.profile(), result.statistics);
+    return fmt::format("\n{}\n{}", arms_[arm_idx].name, describe_profile(*session.profile(), result.statistics));
   }
 
   [[nodiscard]] const std::vector<ArmMemory>& memory() const { return memory_; }
@@ -234,8 +256,12 @@ int run_bench(int argc, const char* const* argv) {
   const BenchOutcome outcome = conclude_bench(arms, samples, account, runner.memory());
   Json object = outcome.json;
   object.update(run_json(flags, model, prompts));
+  std::string profiles;
+  for (size_t arm = 0; flags.profile && outcome.exit_code == 0 && arm < arms.size(); ++arm) {
+    profiles += runner.profile(arm, object["arms"][arm]);
+  }
   if (!json_file.is_stdout() && !csv_file.is_stdout()) {
-    ResultStream().write(describe_machine(object) + outcome.text);
+    ResultStream().write(describe_machine(object) + outcome.text + profiles);
   }
   if (outcome.exit_code != 0) fmt::print(stderr, "foretoken: {}", outcome.text);
   write_json(json_file, object);

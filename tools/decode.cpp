@@ -89,7 +89,7 @@ int run_decode(int argc, const char* const* argv) {
   check_mtp(model, flags.model.mtp);
   const std::vector<TokenId> prompt_ids = tokenize_prompt(prompt, model.tokenizer(), flags.chat);
   Session session(model, flags.model.session_options(flags.model.mtp));
-  fmt::print(stderr, "{}", describe_run(flags.model, model));
+  fmt::print(stderr, "{}{}", describe_run(flags.model, model), describe_session(session));
 
   catch_interrupts();
   TokenPrinter printer(model.tokenizer(), flags.print_ids, /*silent=*/json_file.is_stdout());

@@ -55,6 +55,14 @@ std::string describe_statistics(const DecodeStatistics& s, int mtp) {
                                      s.verify_ms / passes, s.accept_ms / passes, s.refresh_ms / passes));
     }
   }
+  std::string distinct;
+  for (size_t n = 1; n < s.windows_by_rows.size(); ++n) {
+    if (s.windows_by_rows[n] == 0 || s.distinct_experts_by_rows[n] == 0) continue;
+    distinct += fmt::format("{}{:.2f} of {} {}", distinct.empty() ? "" : ", ",
+                            s.distinct_experts_by_rows[n] / static_cast<double>(s.windows_by_rows[n]), n,
+                            n == 1 ? "row" : "rows");
+  }
+  if (!distinct.empty()) line("distinct experts U(n)", distinct);
   line("peak memory", format_bytes(static_cast<double>(peak_rss_bytes())));
   return text;
 }
@@ -76,6 +84,13 @@ void add_statistics(nlohmann::ordered_json& object, const DecodeStatistics& s) {
   object["accepted_by_position"] = used(s.accepted_by_position, s.drafted_by_position);
   object["windows_by_k"] = s.windows_by_k;
   object["mean_k"] = s.mean_k();
+  object["windows_by_rows"] = s.windows_by_rows;
+  std::vector<double> distinct(s.windows_by_rows.size(), 0.0);
+  for (size_t n = 0; n < distinct.size(); ++n) {
+    if (s.windows_by_rows[n] > 0)
+      distinct[n] = s.distinct_experts_by_rows[n] / static_cast<double>(s.windows_by_rows[n]);
+  }
+  object["distinct_experts_by_rows"] = distinct;
   object["draft_ms"] = s.draft_ms;
   object["verify_ms"] = s.verify_ms;
   object["accept_ms"] = s.accept_ms;
@@ -106,6 +121,15 @@ std::string describe_run(const ModelFlags& flags, const Model& model) {
   return fmt::format("{}: {}, {}; {} {}, {}; MTP {}\n", model.path(), model.config().architecture,
                      format_bytes(static_cast<double>(model.file_bytes())), flags.threads,
                      flags.threads == 1 ? "thread" : "threads", isa_name(flags.isa()), mtp);
+}
+
+std::string describe_session(const Session& session) {
+  const SessionMemory memory = session.memory();
+  const auto bytes = [](size_t size) { return format_bytes(static_cast<double>(size)); };
+  return fmt::format("context of {} positions: KV cache {} ({}), recurrent state {}, work buffers {}\n",
+                     session.options().ctx_size, bytes(memory.kv_bytes),
+                     session.options().kv_type == KvType::kF16 ? "f16" : "f32", bytes(memory.recurrent_bytes),
+                     bytes(memory.work_bytes));
 }
 
 }  // namespace foretoken

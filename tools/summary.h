@@ -25,4 +25,7 @@ void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Mode
 /// One line for a person: model, instruction set, threads, --mtp.
 [[nodiscard]] std::string describe_run(const ModelFlags& flags, const Model& model);
 
+/// One line for a person: the context and the memory that was taken for it.
+[[nodiscard]] std::string describe_session(const Session& session);
+
 }  // namespace foretoken
