@@ -27,6 +27,8 @@ std::string summary(const std::string& path, const SynthSpec& spec, const SynthR
   return text;
 }
 
+struct Interrupted {};
+
 }  // namespace
 
 int run_synth(int argc, const char* const* argv) {
@@ -91,9 +93,15 @@ int run_synth(int argc, const char* const* argv) {
 
   const auto begin = std::chrono::steady_clock::now();
   SynthReport report;
-  {
+  catch_interrupts();
+  try {
     ProgressBar bar("writing " + path);
-    report = write_synth_model(path, spec, [&](size_t done, size_t all) { bar.show(done, all); });
+    report = write_synth_model(path, spec, [&](size_t done, size_t all) {
+      if (interrupted()) throw Interrupted();
+      bar.show(done, all);
+    });
+  } catch (const Interrupted&) {
+    return kExitInterrupted;  // the writer has removed what it began
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   ResultStream().write(summary(path, spec, report, seconds));
