@@ -19,19 +19,25 @@ OddBytes odd_bytes(WeightType type) {
     case WeightType::kQ4_0:
     case WeightType::kQ5_0:
     case WeightType::kQ8_0:
-    case WeightType::kIQ4_NL: return {0, 2};
-    case WeightType::kMXFP4: return {0, 1};
-    case WeightType::kQ3_K: return {108, 2};
-    case WeightType::kQ6_K: return {208, 2};
+    case WeightType::kIQ4_NL:
+      return {0, 2};
+    case WeightType::kMXFP4:
+      return {0, 1};
+    case WeightType::kQ3_K:
+      return {108, 2};
+    case WeightType::kQ6_K:
+      return {208, 2};
     case WeightType::kQ4_1:
     case WeightType::kQ5_1:
     case WeightType::kQ2_K:
     case WeightType::kQ4_K:
     case WeightType::kQ5_K:
-    case WeightType::kIQ4_XS: return {0, 0};
+    case WeightType::kIQ4_XS:
+      return {0, 0};
     case WeightType::kF32:
     case WeightType::kF16:
-    case WeightType::kBF16: break;
+    case WeightType::kBF16:
+      break;
   }
   check_failed(__FILE__, __LINE__, "the type has an interleaved form", std::string(weight_type_info(type).name));
 }

@@ -7,11 +7,12 @@
 // Private to the interleaved kernels: how each format's words unpack, one struct a format. The formats themselves are
 // defined in quant_formats.h.
 //
-// A block is `kLoops` times `kChunks` chunks of `kSteps` words; loops run, chunks and steps are unrolled. A step unpacks one
-// word of every lane into `kStreams` registers of four weights (the two nibbles of a byte belong to different columns).
-// column<chunk, step>(loop, stream) is the first of those four columns, run<chunk>(loop, stream) the run that scales them.
-// Weights come as u = q + kOffset, 0 <= u <= kMaxU; formats with kSigned as int8 (a magnitude of 128 fits the unsigned side of
-// the multiply), or plus 128 where the processor has the int8 dot product, which does not saturate.
+// A block is `kLoops` times `kChunks` chunks of `kSteps` words; loops run, chunks and steps are unrolled. A step
+// unpacks one word of every lane into `kStreams` registers of four weights (the two nibbles of a byte belong to
+// different columns). column<chunk, step>(loop, stream) is the first of those four columns, run<chunk>(loop, stream)
+// the run that scales them. Weights come as u = q + kOffset, 0 <= u <= kMaxU; formats with kSigned as int8 (a magnitude
+// of 128 fits the unsigned side of the multiply), or plus 128 where the processor has the int8 dot product, which does
+// not saturate.
 
 namespace foretoken {
 namespace {
@@ -21,8 +22,8 @@ FT_INLINE __m128i lane_pattern(int b0, int b1, int b2, int b3) {
   const auto at = [](int lane, int byte) __attribute__((always_inline)) {
     return static_cast<char>(byte < 0 ? -128 : 4 * lane + byte);
   };
-  return _mm_setr_epi8(at(0, b0), at(0, b1), at(0, b2), at(0, b3), at(1, b0), at(1, b1), at(1, b2), at(1, b3), at(2, b0),
-                       at(2, b1), at(2, b2), at(2, b3), at(3, b0), at(3, b1), at(3, b2), at(3, b3));
+  return _mm_setr_epi8(at(0, b0), at(0, b1), at(0, b2), at(0, b3), at(1, b0), at(1, b1), at(1, b2), at(1, b3),
+                       at(2, b0), at(2, b1), at(2, b2), at(2, b3), at(3, b0), at(3, b1), at(3, b2), at(3, b3));
 }
 
 template <class V>
@@ -77,9 +78,7 @@ struct NibbleBlock {
   static FT_INLINE int run(int, int) {
     return 0;
   }
-  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 1>& h) {
-    h.d = V::halves(block + 2 * lane);
-  }
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 1>& h) { h.d = V::halves(block + 2 * lane); }
 };
 
 template <class V>
@@ -197,7 +196,8 @@ struct Mxfp4 : NibbleBlock<V> {
   }
   template <int kChunk, int kStep>
   static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[2]) {
-    const __m128i table = _mm_setr_epi8(16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4);  // kMxfp4Table + 16
+    const __m128i table =
+        _mm_setr_epi8(16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4);  // kMxfp4Table + 16
     split_nibbles<V>(word<V>(p, kStep), u);
     u[0] = V::look_up(table, u[0]);
     u[1] = V::look_up(table, u[1]);
@@ -388,9 +388,10 @@ struct Q3K {
     constexpr int kN = kChunk / 4, kT = kChunk % 4 / 2, kHalf = kChunk % 2;
     const typename V::Int w = word<V>(p, 8 + 8 * kN + 4 * kHalf + kStep), high = word<V>(p, 4 * kHalf + kStep);
     const typename V::Int bits = V::splat8(3), bit = V::splat8(4);
-    u[0] = V::or_(V::and_(V::template shift16<4 * kT>(w), bits), V::and_(V::template shift16<4 * kN + 2 * kT - 2>(high), bit));
-    u[1] =
-        V::or_(V::and_(V::template shift16<4 * kT + 2>(w), bits), V::and_(V::template shift16<4 * kN + 2 * kT - 1>(high), bit));
+    u[0] = V::or_(V::and_(V::template shift16<4 * kT>(w), bits),
+                  V::and_(V::template shift16<4 * kN + 2 * kT - 2>(high), bit));
+    u[1] = V::or_(V::and_(V::template shift16<4 * kT + 2>(w), bits),
+                  V::and_(V::template shift16<4 * kN + 2 * kT - 1>(high), bit));
   }
 };
 
@@ -405,13 +406,14 @@ struct Iq4Xs {
     const Int first = word<V>(p, 0), nibbles = word<V>(p, 1);
     typename V::Float high_bits_as_half;
     V::two_halves(first, h.d, high_bits_as_half);
-    // scales_h stands in bytes 2 and 3 of the first word, run r in bits 2r, 2r+1. Even runs 0 2 4 6 find theirs at bit 0 and 4 of either
-    // byte, odd runs at bit 2 and 6; all go to bits 4 and 5.
+    // scales_h stands in bytes 2 and 3 of the first word, run r in bits 2r, 2r+1. Even runs 0 2 4 6 find theirs at bit
+    // 0 and 4 of either byte, odd runs at bit 2 and 6; all go to bits 4 and 5.
     const Int high = V::shuffle(first, lane_pattern(2, 2, 3, 3));
     const Int at_first = V::splat32(0x00300030), at_second = V::splat32(0x30003000);
     Int even_odd[2];
     split_nibbles<V>(nibbles, even_odd);
-    even_odd[0] = V::or_(even_odd[0], V::or_(V::and_(V::template shift16<-4>(high), at_first), V::and_(high, at_second)));
+    even_odd[0] =
+        V::or_(even_odd[0], V::or_(V::and_(V::template shift16<-4>(high), at_first), V::and_(high, at_second)));
     even_odd[1] = V::or_(even_odd[1], V::or_(V::and_(V::template shift16<-2>(high), at_first),
                                              V::and_(V::template shift16<2>(high), at_second)));
     even_odd[0] = V::sub8(even_odd[0], V::splat8(32));
@@ -421,7 +423,8 @@ struct Iq4Xs {
     if constexpr (kOffset != 0) {
 #pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) {
-        const Int even = V::shuffle(even_odd[0], lane_pattern(-1, k, -1, -1)), odd = V::shuffle(even_odd[1], lane_pattern(-1, -1, -1, k));
+        const Int even = V::shuffle(even_odd[0], lane_pattern(-1, k, -1, -1)),
+                  odd = V::shuffle(even_odd[1], lane_pattern(-1, -1, -1, k));
         const Int pair = V::template arithmetic16<8>(V::or_(even, odd));
         h.pair[k] = V::sub16(V::zero(), V::template shift16<-7>(pair));
       }

@@ -2,6 +2,8 @@
 
 namespace foretoken {
 
-void avx2_interleaved_matmul(const QuantMatmul& m) { interleaved_matmul<Lanes8</*kHasDot=*/false>>(m); }
+void avx2_interleaved_matmul(const QuantMatmul& m) {
+  interleaved_matmul<Lanes8</*kHasDot=*/false>>(m);
+}
 
 }  // namespace foretoken

@@ -2,6 +2,8 @@
 
 namespace foretoken {
 
-void FT_KERNEL(avx512_interleaved_matmul)(const QuantMatmul& m) { interleaved_matmul<Lanes16</*kHasDot=*/false>>(m); }
+void FT_KERNEL(avx512_interleaved_matmul)(const QuantMatmul& m) {
+  interleaved_matmul<Lanes16</*kHasDot=*/false>>(m);
+}
 
 }  // namespace foretoken

@@ -2,6 +2,8 @@
 
 namespace foretoken {
 
-void FT_KERNEL(avx512vnni_interleaved_matmul)(const QuantMatmul& m) { interleaved_matmul<Lanes16</*kHasDot=*/true>>(m); }
+void FT_KERNEL(avx512vnni_interleaved_matmul)(const QuantMatmul& m) {
+  interleaved_matmul<Lanes16</*kHasDot=*/true>>(m);
+}
 
 }  // namespace foretoken

@@ -7,8 +7,8 @@
 #include "kernels/simd_intrinsics.h"
 #include "kernels/weight_type.h"
 
-// Private: the per-ISA entry points behind matmul_rows and quantise_row. Arguments are plain, because inline functions of
-// the contract headers would link as one copy for all instruction sets.
+// Private: the per-ISA entry points behind matmul_rows and quantise_row. Arguments are plain, because inline functions
+// of the contract headers would link as one copy for all instruction sets.
 
 namespace foretoken {
 

@@ -1,14 +1,15 @@
 #include "kernels/quant_matmul.h"
 
-// Quantised weights in the file's own layout. A lane of the float step is a block, not an output row: eight blocks are unpacked to int8, run
-// scales and mins, each block of a row becomes one register of int32, eight registers are folded into one, whose lane p is the isum of block
-// 8c + p. That is partial sum p, so the eight partial sums of an output are one register.
+// Quantised weights in the file's own layout. A lane of the float step is a block, not an output row: eight blocks are
+// unpacked to int8, run scales and mins, each block of a row becomes one register of int32, eight registers are folded
+// into one, whose lane p is the isum of block 8c + p. That is partial sum p, so the eight partial sums of an output are
+// one register.
 //
-// The int8 product takes |w| as its unsigned side and gives the signs of w to the activation: |w| <= 128, so a pair is at most
-// 2 * 128 * 127 = 32512 and never saturates. One multiply-add by the run scales widens to int32.
+// The int8 product takes |w| as its unsigned side and gives the signs of w to the activation: |w| <= 128, so a pair is
+// at most 2 * 128 * 127 = 32512 and never saturates. One multiply-add by the run scales widens to int32.
 //
-// Sixteen AVX-512 lanes would need sixteen blocks in flight for the same eight partial sums; this is the path of --no-repack and of shapes
-// that do not interleave, so AVX-512 machines run it as it stands.
+// Sixteen AVX-512 lanes would need sixteen blocks in flight for the same eight partial sums; this is the path of
+// --no-repack and of shapes that do not interleave, so AVX-512 machines run it as it stands.
 
 namespace foretoken {
 
@@ -17,11 +18,21 @@ namespace {
 constexpr int kBlocksAtOnce = 8;  // kPartialSums
 constexpr int kRowsAtOnce = 16;   // rows that share one unpacking
 
-__m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-__m128i load_half_register(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
-void store(void* p, __m256i x) { _mm256_store_si256(static_cast<__m256i*>(p), x); }
-__m256i low_nibbles(__m256i x) { return _mm256_and_si256(x, _mm256_set1_epi8(0x0f)); }
-__m256i high_nibbles(__m256i x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
+__m256i load(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+__m128i load_half_register(const void* p) {
+  return _mm_loadu_si128(static_cast<const __m128i*>(p));
+}
+void store(void* p, __m256i x) {
+  _mm256_store_si256(static_cast<__m256i*>(p), x);
+}
+__m256i low_nibbles(__m256i x) {
+  return _mm256_and_si256(x, _mm256_set1_epi8(0x0f));
+}
+__m256i high_nibbles(__m256i x) {
+  return low_nibbles(_mm256_srli_epi16(x, 4));
+}
 
 uint32_t u32_at(const std::byte* p) {
   uint32_t x;
@@ -43,14 +54,16 @@ __m256i nibble_array(const std::byte* p) {
 
 // 0x10 in byte i where bit i is set.
 __m256i fifth_bits(uint32_t bits) {
-  const __m256i spread = _mm256_shuffle_epi8(
-      _mm256_set1_epi32(static_cast<int>(bits)),
-      _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303));
+  const __m256i spread =
+      _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)),
+                          _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303));
   const __m256i mask = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
   return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(spread, mask), mask), _mm256_set1_epi8(0x10));
 }
 
-__m256i look_up(__m128i table, __m256i index) { return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), index); }
+__m256i look_up(__m128i table, __m256i index) {
+  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), index);
+}
 
 __m128i iq4_table() {
   return _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);  // kIq4Table
@@ -138,7 +151,9 @@ struct Large {
 };
 
 // Eight int16, each twice.
-__m256i twice(__m128i x) { return _mm256_set_m128i(_mm_unpackhi_epi16(x, x), _mm_unpacklo_epi16(x, x)); }
+__m256i twice(__m128i x) {
+  return _mm256_set_m128i(_mm_unpackhi_epi16(x, x), _mm_unpacklo_epi16(x, x));
+}
 
 // The packed scales of Q4_K and Q5_K, see unpack_block.
 void unpack_k_scales(const std::byte* p, int16_t* scales, int16_t* mins) {
@@ -316,7 +331,8 @@ __m256i block_product(const Blocks<F>& blocks, int b, const int8_t* a) {
 
 // Adds `count` blocks of one row to its partial sums.
 template <class F>
-void add_blocks(const Blocks<F>& blocks, int count, const int8_t* a, const float* d, const int16_t* sums, float* partials) {
+void add_blocks(const Blocks<F>& blocks, int count, const int8_t* a, const float* d, const int16_t* sums,
+                float* partials) {
   __m256i products[8], mins[8];
   for (int b = 0; b < count; ++b) products[b] = block_product<F>(blocks, b, a + b * F::kBlockSize);
   for (int b = count; b < 8; ++b) products[b] = _mm256_setzero_si256();
@@ -376,22 +392,36 @@ void matmul_format(const QuantMatmul& m) {
 
 void avx2_quant_matmul(const QuantMatmul& m) {
   switch (m.type) {
-    case WeightType::kQ4_0: return matmul_format<Q4_0>(m);
-    case WeightType::kQ4_1: return matmul_format<Q4_1>(m);
-    case WeightType::kQ5_0: return matmul_format<Q5_0>(m);
-    case WeightType::kQ5_1: return matmul_format<Q5_1>(m);
-    case WeightType::kQ8_0: return matmul_format<Q8_0>(m);
-    case WeightType::kIQ4_NL: return matmul_format<Iq4Nl>(m);
-    case WeightType::kMXFP4: return matmul_format<Mxfp4>(m);
-    case WeightType::kQ2_K: return matmul_format<Q2K>(m);
-    case WeightType::kQ3_K: return matmul_format<Q3K>(m);
-    case WeightType::kQ4_K: return matmul_format<Q4K>(m);
-    case WeightType::kQ5_K: return matmul_format<Q5K>(m);
-    case WeightType::kQ6_K: return matmul_format<Q6K>(m);
-    case WeightType::kIQ4_XS: return matmul_format<Iq4Xs>(m);
+    case WeightType::kQ4_0:
+      return matmul_format<Q4_0>(m);
+    case WeightType::kQ4_1:
+      return matmul_format<Q4_1>(m);
+    case WeightType::kQ5_0:
+      return matmul_format<Q5_0>(m);
+    case WeightType::kQ5_1:
+      return matmul_format<Q5_1>(m);
+    case WeightType::kQ8_0:
+      return matmul_format<Q8_0>(m);
+    case WeightType::kIQ4_NL:
+      return matmul_format<Iq4Nl>(m);
+    case WeightType::kMXFP4:
+      return matmul_format<Mxfp4>(m);
+    case WeightType::kQ2_K:
+      return matmul_format<Q2K>(m);
+    case WeightType::kQ3_K:
+      return matmul_format<Q3K>(m);
+    case WeightType::kQ4_K:
+      return matmul_format<Q4K>(m);
+    case WeightType::kQ5_K:
+      return matmul_format<Q5K>(m);
+    case WeightType::kQ6_K:
+      return matmul_format<Q6K>(m);
+    case WeightType::kIQ4_XS:
+      return matmul_format<Iq4Xs>(m);
     case WeightType::kF32:
     case WeightType::kF16:
-    case WeightType::kBF16: break;
+    case WeightType::kBF16:
+      break;
   }
   __builtin_unreachable();  // matmul_rows sends quantised types only
 }

@@ -5,8 +5,9 @@
 
 #include "kernels/simd_intrinsics.h"
 
-// Private to the per-ISA files of the quantised kernels: a register of 32-bit lanes, each an output row, so that a kernel is
-// written once for all widths. In an anonymous namespace and force-inlined, so that every file has its own copy.
+// Private to the per-ISA files of the quantised kernels: a register of 32-bit lanes, each an output row, so that a
+// kernel is written once for all widths. In an anonymous namespace and force-inlined, so that every file has its own
+// copy.
 
 #ifndef FT_INLINE
 #define FT_INLINE inline __attribute__((always_inline))
@@ -91,22 +92,56 @@ struct Lanes8 {
   struct Signed {
     Int magnitude, sign;
   };
-  static FT_INLINE Signed signed_bytes(Int w) { return {_mm256_abs_epi8(w), w}; }
-  static FT_INLINE Int pairs(const Signed& w, Int s) { return pairs(w.magnitude, _mm256_sign_epi8(s, w.sign)); }
+  /// The weights' side of a product, once for all rows.
+  template <bool kSigned>
+  static FT_INLINE auto factor(Int w) {
+    if constexpr (kSigned) {
+      return Signed{_mm256_abs_epi8(w), w};
+    } else {
+      return w;
+    }
+  }
+  static FT_INLINE Int pairs(const Signed& w, Int s) {
+    return pairs(w.magnitude, _mm256_sign_epi8(s, w.sign));
+  }
 
-  static FT_INLINE Float to_float(Int x) { return _mm256_cvtepi32_ps(x); }
-  static FT_INLINE Float as_float(Int x) { return _mm256_castsi256_ps(x); }
-  static FT_INLINE Float zero_float() { return _mm256_setzero_ps(); }
-  static FT_INLINE Float load_float(const float* p) { return _mm256_load_ps(p); }
-  static FT_INLINE void store_float(float* p, Float x) { _mm256_store_ps(p, x); }
-  static FT_INLINE void store_unaligned(float* p, Float x) { _mm256_storeu_ps(p, x); }
-  static FT_INLINE Float broadcast_float(const float* p) { return _mm256_broadcast_ss(p); }
-  static FT_INLINE Float negate(Float a) { return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f)); }
-  static FT_INLINE Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
-  static FT_INLINE Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+  static FT_INLINE Float to_float(Int x) {
+    return _mm256_cvtepi32_ps(x);
+  }
+  static FT_INLINE Float as_float(Int x) {
+    return _mm256_castsi256_ps(x);
+  }
+  static FT_INLINE Float zero_float() {
+    return _mm256_setzero_ps();
+  }
+  static FT_INLINE Float load_float(const float* p) {
+    return _mm256_load_ps(p);
+  }
+  static FT_INLINE void store_float(float* p, Float x) {
+    _mm256_store_ps(p, x);
+  }
+  static FT_INLINE void store_unaligned(float* p, Float x) {
+    _mm256_storeu_ps(p, x);
+  }
+  static FT_INLINE Float broadcast_float(const float* p) {
+    return _mm256_broadcast_ss(p);
+  }
+  static FT_INLINE Float negate(Float a) {
+    return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f));
+  }
+  static FT_INLINE Float add(Float a, Float b) {
+    return _mm256_add_ps(a, b);
+  }
+  static FT_INLINE Float mul(Float a, Float b) {
+    return _mm256_mul_ps(a, b);
+  }
   /// a * b + c and -a * b + c, rounded once.
-  static FT_INLINE Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
-  static FT_INLINE Float negative_fma(Float a, Float b, Float c) { return _mm256_fnmadd_ps(a, b, c); }
+  static FT_INLINE Float fma(Float a, Float b, Float c) {
+    return _mm256_fmadd_ps(a, b, c);
+  }
+  static FT_INLINE Float negative_fma(Float a, Float b, Float c) {
+    return _mm256_fnmadd_ps(a, b, c);
+  }
   /// kLanes halves side by side.
   static FT_INLINE Float halves(const std::byte* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -122,7 +157,9 @@ struct Lanes8 {
   static FT_INLINE Int widen_bytes(const std::byte* p) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   }
-  static FT_INLINE Int max32(Int a, Int b) { return _mm256_max_epi32(a, b); }
+  static FT_INLINE Int max32(Int a, Int b) {
+    return _mm256_max_epi32(a, b);
+  }
   /// Lanes of b where a < limit, of c elsewhere.
   static FT_INLINE Int where_less(Int a, int limit, Int b, Int c) {
     return _mm256_blendv_epi8(c, b, _mm256_cmpgt_epi32(splat32(limit), a));
@@ -199,25 +236,54 @@ struct Lanes16 {
     Int magnitude;
     __mmask64 negative;
   };
-  static FT_INLINE Signed signed_bytes(Int w) { return {_mm512_abs_epi8(w), _mm512_movepi8_mask(w)}; }
+  template <bool kSigned>
+  static FT_INLINE auto factor(Int w) {
+    if constexpr (kSigned) {
+      return Signed{_mm512_abs_epi8(w), _mm512_movepi8_mask(w)};
+    } else {
+      return w;
+    }
+  }
   static FT_INLINE Int pairs(const Signed& w, Int s) {
     return pairs(w.magnitude, _mm512_mask_sub_epi8(s, w.negative, zero(), s));
   }
 
-  static FT_INLINE Float to_float(Int x) { return _mm512_cvtepi32_ps(x); }
-  static FT_INLINE Float as_float(Int x) { return _mm512_castsi512_ps(x); }
-  static FT_INLINE Float zero_float() { return _mm512_setzero_ps(); }
-  static FT_INLINE Float load_float(const float* p) { return _mm512_load_ps(p); }
-  static FT_INLINE void store_float(float* p, Float x) { _mm512_store_ps(p, x); }
-  static FT_INLINE void store_unaligned(float* p, Float x) { _mm512_storeu_ps(p, x); }
-  static FT_INLINE Float broadcast_float(const float* p) { return _mm512_set1_ps(*p); }
+  static FT_INLINE Float to_float(Int x) {
+    return _mm512_cvtepi32_ps(x);
+  }
+  static FT_INLINE Float as_float(Int x) {
+    return _mm512_castsi512_ps(x);
+  }
+  static FT_INLINE Float zero_float() {
+    return _mm512_setzero_ps();
+  }
+  static FT_INLINE Float load_float(const float* p) {
+    return _mm512_load_ps(p);
+  }
+  static FT_INLINE void store_float(float* p, Float x) {
+    _mm512_store_ps(p, x);
+  }
+  static FT_INLINE void store_unaligned(float* p, Float x) {
+    _mm512_storeu_ps(p, x);
+  }
+  static FT_INLINE Float broadcast_float(const float* p) {
+    return _mm512_set1_ps(*p);
+  }
   static FT_INLINE Float negate(Float a) {
     return _mm512_castsi512_ps(xor_(_mm512_castps_si512(a), splat32(static_cast<int>(0x80000000u))));
   }
-  static FT_INLINE Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
-  static FT_INLINE Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
-  static FT_INLINE Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
-  static FT_INLINE Float negative_fma(Float a, Float b, Float c) { return _mm512_fnmadd_ps(a, b, c); }
+  static FT_INLINE Float add(Float a, Float b) {
+    return _mm512_add_ps(a, b);
+  }
+  static FT_INLINE Float mul(Float a, Float b) {
+    return _mm512_mul_ps(a, b);
+  }
+  static FT_INLINE Float fma(Float a, Float b, Float c) {
+    return _mm512_fmadd_ps(a, b, c);
+  }
+  static FT_INLINE Float negative_fma(Float a, Float b, Float c) {
+    return _mm512_fnmadd_ps(a, b, c);
+  }
   static FT_INLINE Float halves(const std::byte* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
@@ -228,7 +294,9 @@ struct Lanes16 {
   static FT_INLINE Int widen_bytes(const std::byte* p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
-  static FT_INLINE Int max32(Int a, Int b) { return _mm512_max_epi32(a, b); }
+  static FT_INLINE Int max32(Int a, Int b) {
+    return _mm512_max_epi32(a, b);
+  }
   static FT_INLINE Int where_less(Int a, int limit, Int b, Int c) {
     return _mm512_mask_mov_epi32(c, _mm512_cmplt_epi32_mask(a, splat32(limit)), b);
   }

@@ -20,7 +20,9 @@ uint32_t largest_magnitude(const float* x, int count) {
   return static_cast<uint32_t>(_mm_cvtsi128_si32(four));
 }
 
-float float_from_bits(uint32_t bits) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(static_cast<int>(bits)))); }
+float float_from_bits(uint32_t bits) {
+  return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(static_cast<int>(bits))));
+}
 
 // 32 values to int8, with the sums of both halves.
 void quantise_32(const float* x, __m256 inverse, int8_t* q, int16_t* sums) {

@@ -9,7 +9,8 @@ namespace foretoken {
 void scalar_quantise_row(const float* values, int64_t num_cols, int block, int8_t* q, float* d, int16_t* sums) {
   for (int64_t begin = 0; begin < num_cols; begin += block) {
     const float* const x = values + begin;
-    // Magnitudes of floats order like their bits, infinity and NaN above all, so the largest is exact and the order free.
+    // Magnitudes of floats order like their bits, infinity and NaN above all, so the largest is exact and the order
+    // free.
     uint32_t largest = 0;
     for (int i = 0; i < block; ++i) {
       const uint32_t magnitude = std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu;

@@ -8,9 +8,13 @@ namespace foretoken {
 namespace {
 
 // Rows of int8 start at multiples of 64 bytes whatever num_cols is.
-int64_t q_stride(int64_t num_cols) { return (num_cols + 63) / 64 * 64; }
+int64_t q_stride(int64_t num_cols) {
+  return (num_cols + 63) / 64 * 64;
+}
 
-size_t bytes(int64_t count, size_t size) { return static_cast<size_t>(count) * size; }
+size_t bytes(int64_t count, size_t size) {
+  return static_cast<size_t>(count) * size;
+}
 
 }  // namespace
 
@@ -18,14 +22,18 @@ void quantise_row(Isa isa, const float* values, int64_t num_cols, int block, int
   FT_CHECK(block == 32 || block == 256);
   FT_CHECK(num_cols >= 0 && num_cols % block == 0);
   switch (isa) {
-    case Isa::kScalar: return scalar_quantise_row(values, num_cols, block, q, d, sums);
+    case Isa::kScalar:
+      return scalar_quantise_row(values, num_cols, block, q, d, sums);
 #if defined(__x86_64__)
     case Isa::kAvx2:
-    case Isa::kAvx2Vnni: return avx2_quantise_row(values, num_cols, block, q, d, sums);
+    case Isa::kAvx2Vnni:
+      return avx2_quantise_row(values, num_cols, block, q, d, sums);
     case Isa::kAvx512:
-    case Isa::kAvx512Vnni: return avx512_quantise_row(values, num_cols, block, q, d, sums);
+    case Isa::kAvx512Vnni:
+      return avx512_quantise_row(values, num_cols, block, q, d, sums);
 #else
-    default: break;
+    default:
+      break;
 #endif
   }
   check_failed(__FILE__, __LINE__, "the instruction set is compiled in", std::string(isa_name(isa)));
