@@ -298,7 +298,7 @@ struct Lanes16 {
     return _mm512_max_epi32(a, b);
   }
   static FT_INLINE Int where_less(Int a, int limit, Int b, Int c) {
-    return _mm512_mask_mov_epi32(c, _mm512_cmplt_epi32_mask(a, splat32(limit)), b);
+    return _mm512_mask_mov_epi32(c, _mm512_cmpgt_epi32_mask(splat32(limit), a), b);
   }
 };
 #endif

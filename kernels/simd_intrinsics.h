@@ -27,7 +27,7 @@
 #undef _mm512_cvtps_epi32
 #define _mm512_cvtps_epi32(x)                                                               \
   _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_cvtps_epi32(_mm512_castps512_ps256(x))), \
-                     _mm256_cvtps_epi32(_mm512_extractf32x8_ps(x, 1)), 1)
+                     _mm256_cvtps_epi32(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1))), 1)
 #undef _mm512_cvtepi32_ps
 #define _mm512_cvtepi32_ps(x)                                                               \
   _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_cvtepi32_ps(_mm512_castsi512_si256(x))), \
@@ -41,6 +41,10 @@
       _mm256_packus_epi32(_mm256_and_si256(_mm512_castsi512_si256(x), _mm256_set1_epi32(0xffff)),        \
                           _mm256_and_si256(_mm512_extracti64x4_epi64(x, 1), _mm256_set1_epi32(0xffff))), \
       0xd8)
+#undef _mm512_srai_epi32
+#define _mm512_srai_epi32(x, count)                                                               \
+  _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_srai_epi32(_mm512_castsi512_si256(x), count)), \
+                     _mm256_srai_epi32(_mm512_extracti64x4_epi64(x, 1), count), 1)
 #undef _mm512_madd_epi16  // SIMDe 0.7.4 gives this alias the masked form's arguments
 #define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
 #undef _mm256_dpbusd_avx_epi32
