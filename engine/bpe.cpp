@@ -44,7 +44,8 @@ bool Bpe::add_merge(TokenId left, TokenId right, TokenId merged) {
 }
 
 void Bpe::encode_word(std::string_view word, Workspace& workspace, std::vector<TokenId>& out) const {
-  auto& [symbols, heap] = workspace;
+  std::vector<Workspace::Symbol>& symbols = workspace.symbols;
+  std::vector<uint64_t>& heap = workspace.heap;
   const auto length = static_cast<int32_t>(word.size());
   symbols.clear();
   heap.clear();

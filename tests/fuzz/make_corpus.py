@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""Writes the seeds of the fuzzers into corpus/ beside this file: small GGUF files and texts that reach every branch worth reaching."""
+import pathlib
+import struct
+
+ROOT = pathlib.Path(__file__).parent / "corpus"
+
+
+def text(s):
+    b = s.encode() if isinstance(s, str) else s
+    return struct.pack("<Q", len(b)) + b
+
+
+def array(kind, fmt, values):
+    return struct.pack("<IQ", kind, len(values)) + b"".join(text(v) if fmt is None else struct.pack("<" + fmt, v) for v in values)
+
+
+def gguf(keys, tensors=(), version=3, alignment=32):
+    """keys: (name, type, bytes); tensors: (name, shape, type, size in bytes)."""
+    out = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(keys))
+    for name, kind, value in keys:
+        out += text(name) + struct.pack("<I", kind) + value
+    data = b""
+    for name, shape, kind, size in tensors:
+        data += b"\0" * (-len(data) % alignment)
+        out += text(name) + struct.pack("<I", len(shape)) + struct.pack("<%dQ" % len(shape), *shape)
+        out += struct.pack("<IQ", kind, len(data))
+        data += bytes(range(256)) * (size // 256) + bytes(range(size % 256))
+    return out + b"\0" * (-len(out) % alignment) + data
+
+
+def byte_alphabet():
+    itself = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in itself]
+    return [chr(b) if b in itself else chr(0x100 + others.index(b)) for b in range(256)]
+
+
+def vocabulary(pre="qwen2", extra=(), types=None, merges=("a b", "Ġ w", "Ġw o"), eos=0):
+    tokens = byte_alphabet() + ["ab", "Ġw", "Ġwo", "<|im_end|>", "<a>", "<ab>", *extra]
+    kinds = types or [1] * 259 + [3, 4, 3] + [5] * len(extra)
+    return [
+        ("tokenizer.ggml.model", 8, text("gpt2")),
+        ("tokenizer.ggml.pre", 8, text(pre)),
+        ("tokenizer.ggml.tokens", 9, array(8, None, tokens)),
+        ("tokenizer.ggml.token_type", 9, array(5, "i", kinds)),
+        ("tokenizer.ggml.merges", 9, array(8, None, merges)),
+        ("tokenizer.ggml.eos_token_id", 4, struct.pack("<I", eos)),
+        ("tokenizer.ggml.add_bos_token", 7, b"\0"),
+        ("tokenizer.chat_template", 8, text("{{ x }}")),
+    ]
+
+
+EVERY_TYPE = [
+    ("a.u8", 0, b"\x80"), ("a.i8", 1, b"\x80"), ("a.u16", 2, b"\x01\x80"), ("a.i16", 3, b"\x01\x80"),
+    ("a.u32", 4, b"\x01\0\0\x80"), ("a.i32", 5, b"\x01\0\0\x80"), ("a.f32", 6, struct.pack("<f", 1.5)), ("a.bool", 7, b"\x01"),
+    ("a.string", 8, text("value")), ("a.u64", 10, b"\xff" * 8), ("a.i64", 11, b"\xff" * 8), ("a.f64", 12, struct.pack("<d", float("nan"))),
+    ("a.bools", 9, array(7, "?", [True, False])), ("a.ints", 9, array(5, "i", [1, -2])), ("a.floats", 9, array(6, "f", [0.5])),
+    ("a.strings", 9, array(8, None, ["x", "", "yy"])), ("a.empty", 9, array(12, "d", [])),
+    ("a.nested", 9, struct.pack("<IQ", 9, 2) + array(0, "B", [1, 2]) + array(8, None, ["z"])),
+]
+TENSORS = [("token_embd.weight", (64, 3), 8, 204), ("norm", (5,), 0, 20), ("experts", (256, 2, 2), 12, 576), ("new_type", (7,), 99, 64)]
+
+SEEDS = {
+    "gguf/every_type": gguf(EVERY_TYPE, TENSORS),
+    "gguf/version_2": gguf(EVERY_TYPE[:3], TENSORS[:1], version=2),
+    "gguf/no_tensors": gguf([("general.architecture", 8, text("x"))]),
+    "gguf/aligned_8": gguf([("general.alignment", 4, struct.pack("<I", 8))], TENSORS[1:3], alignment=8),
+    "gguf/aligned_4096": gguf([("general.alignment", 4, struct.pack("<I", 4096))], TENSORS[1:2] * 1, alignment=4096),
+    "gguf/split": gguf([("split.no", 2, b"\0\0"), ("split.count", 2, b"\1\0"), ("split.tensors.count", 5, struct.pack("<i", 1))], TENSORS[1:2]),
+    "gguf/big_endian": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
+    "gguf/version_1": b"GGUF" + struct.pack("<III", 1, 0, 0),
+    "gguf/lfs_pointer": b"version https://git-lfs.github.com/spec/v1\n",
+    "gguf/cut": gguf(EVERY_TYPE, TENSORS)[:-100],
+    "gguf/huge_counts": b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 1 << 60),
+    "tokenizer/qwen2": gguf(vocabulary()),
+    "tokenizer/qwen35_unused": gguf(vocabulary("qwen35", extra=["", "", "\xff"])),
+    "tokenizer/unknown_merge": gguf(vocabulary(merges=("a zz",))),
+    "tokenizer/eos_outside": gguf(vocabulary(eos=100000)),
+    "tokenizer/text_code": b"Tdef f(self, *args):\n\treturn self.x + 0x7f  # isn't\r\n\r\n   <|im_end|>",
+    "tokenizer/text_marks": "TCafe\u0301 \u1100\u1161\u11a8 a\u0323\u0307 \u0344\u2126 \u2028\u180e\u3000x".encode(),
+    "tokenizer/text_scripts": "T日本語の。한국어 Привет नमस्ते שלום 🙂🏽 ½Ⅷ٣ 'S 'ſ".encode(),
+    "tokenizer/text_spaces": b"T   \n\n  \t x     y\r\n " + b" " * 70,
+    "tokenizer/text_invalid": b"Tab\xc3(\xed\xa0\x80\xf4\x90\x80\x80\xff",
+}
+
+for name, data in SEEDS.items():
+    path = ROOT / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    print(path, len(data))
