@@ -85,6 +85,8 @@ function(foretoken_cuda_tests)
     target_include_directories(test_cuda_emulation PRIVATE ${CMAKE_SOURCE_DIR})
     target_link_libraries(test_cuda_emulation PRIVATE foretoken_cuda_emulation foretoken_engine Catch2::Catch2)
     catch_discover_tests(test_cuda_emulation TEST_PREFIX "cuda emulation: " PROPERTIES TIMEOUT 1200)
+  else()
+    message(WARNING "Boost.Context was not found: the CUDA kernels stay untested (install libboost-context-dev)")
   endif()
 
   if(FORETOKEN_HAVE_CUDA)
