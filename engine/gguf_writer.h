@@ -12,8 +12,8 @@
 
 namespace foretoken {
 
-/// Writes GGUF v3 files. Declare metadata and tensors, then write(): tensors' bytes are asked for one part at a time, so memory stays
-/// constant whatever the file's size.
+/// Writes GGUF v3 files. Declare metadata and tensors, then write(): tensors' bytes are asked for one part at a time,
+/// so memory stays constant whatever the file's size.
 class GgufWriter {
  public:
   void add_uint32(std::string_view key, uint32_t value);
@@ -31,8 +31,9 @@ class GgufWriter {
   void add_tensor(std::string_view name, WeightType type, std::vector<int64_t> shape, Fill fill);
 
   [[nodiscard]] size_t data_bytes() const;  // of all tensors declared, padding included
-  /// Writes to `path` (through a temporary file that is renamed at the end). progress(bytes_done, bytes_all) may be empty; it is called
-  /// after each part. `fill` is called from several threads, each for its own rows. Throws InputError if the disk refuses.
+  /// Writes to `path` (through a temporary file that is renamed at the end). progress(bytes_done, bytes_all) may be
+  /// empty; it is called after each part. `fill` is called from several threads, each for its own rows. Throws
+  /// InputError if the disk refuses.
   void write(const std::string& path, const std::function<void(size_t, size_t)>& progress = {}) const;
 
  private:

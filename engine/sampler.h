@@ -18,14 +18,14 @@ struct SamplingOptions {
   void check() const;
 };
 
-/// The choice at a position: a function of (logits, options, position) alone, so a draft can be compared with it and a seeded sample is
-/// the same text with any window. Greedy: argmax, lower id of equals. Otherwise: filters in the order top-k, top-p, min-p (ties in
-/// every order: lower id first) over p = softmax(logits / temperature), each over what the filter before it kept (top-p's share is a
-/// share of what top-k left), then argmax over the kept ids of logit / temperature + gumbel(seed, position, id): the Gumbel-max trick,
-/// which samples exactly from the filtered softmax.
-/// The noise is -log(-log(u)), u in (0, 1) made from a hash of (seed, position, id); log is the library's own (kernels/math.h),
-/// so the text is the same on every machine. NaN counts as -infinity; where no logit is finite the choice is greedy.
-/// `position` is the position that the chosen token will stand at.
+/// The choice at a position: a function of (logits, options, position) alone, so a draft can be compared with it and a
+/// seeded sample is the same text with any window. Greedy: argmax, lower id of equals. Otherwise: filters in the order
+/// top-k, top-p, min-p (ties in every order: lower id first) over p = softmax(logits / temperature), each over what the
+/// filter before it kept (top-p's share is a share of what top-k left), then argmax over the kept ids of logit /
+/// temperature + gumbel(seed, position, id): the Gumbel-max trick, which samples exactly from the filtered softmax. The
+/// noise is -log(-log(u)), u in (0, 1) made from a hash of (seed, position, id); log is the library's own
+/// (kernels/math.h), so the text is the same on every machine. NaN counts as -infinity; where no logit is finite the
+/// choice is greedy. `position` is the position that the chosen token will stand at.
 [[nodiscard]] TokenId choose_token(Isa isa, const float* logits, int64_t vocab_size, const SamplingOptions& options,
                                    int64_t position);
 

@@ -13,9 +13,9 @@ class GgufFile;
 
 using TokenId = int32_t;
 
-/// Byte-level BPE as GGUF files describe it (`tokenizer.ggml.model` = gpt2), pre-tokenizers qwen2 and qwen35: NFC, special tokens cut
-/// out whole, pattern split, bytes to the 256 GPT-2 characters, merges by rank. Immutable after loading; any number of threads may
-/// use it at once.
+/// Byte-level BPE as GGUF files describe it (`tokenizer.ggml.model` = gpt2), pre-tokenizers qwen2 and qwen35: NFC,
+/// special tokens cut out whole, pattern split, bytes to the 256 GPT-2 characters, merges by rank. Immutable after
+/// loading; any number of threads may use it at once.
 class Tokenizer {
  public:
   /// Throws InputError for a missing or malformed vocabulary or an unsupported model or pre-tokenizer.
@@ -24,23 +24,24 @@ class Tokenizer {
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;
 
-  /// Token ids of a UTF-8 text. Throws InputError naming the byte offset if the text is not valid UTF-8. parse_special: text that
-  /// spells a special token becomes that token (otherwise it is plain text).
+  /// Token ids of a UTF-8 text. Throws InputError naming the byte offset if the text is not valid UTF-8. parse_special:
+  /// text that spells a special token becomes that token (otherwise it is plain text).
   [[nodiscard]] std::vector<TokenId> encode(std::string_view text, bool parse_special = true) const;
 
-  /// Bytes of one token; special (control) tokens give their name if keep_special, else nothing. May be part of a UTF-8 character.
-  /// REQUIRES: 0 <= id < vocab_size().
+  /// Bytes of one token; special (control) tokens give their name if keep_special, else nothing. May be part of a UTF-8
+  /// character. REQUIRES: 0 <= id < vocab_size().
   [[nodiscard]] std::string_view piece(TokenId id, bool keep_special = false) const;
   [[nodiscard]] std::string decode(std::span<const TokenId> ids, bool keep_special = false) const;
 
   [[nodiscard]] int vocab_size() const;
-  [[nodiscard]] bool is_special(TokenId id) const;                  // control or user-defined
-  [[nodiscard]] std::span<const TokenId> special_ids() const;       // rising
-  /// Tokens that end a generation: eos, and the end-of-turn tokens that the vocabulary has (<|im_end|>, <|endoftext|>, eot id).
+  [[nodiscard]] bool is_special(TokenId id) const;             // control or user-defined
+  [[nodiscard]] std::span<const TokenId> special_ids() const;  // rising
+  /// Tokens that end a generation: eos, and the end-of-turn tokens that the vocabulary has (<|im_end|>, <|endoftext|>,
+  /// eot id).
   [[nodiscard]] bool is_end_of_generation(TokenId id) const;
-  [[nodiscard]] std::string_view chat_template() const;             // empty if the file has none
+  [[nodiscard]] std::string_view chat_template() const;  // empty if the file has none
   [[nodiscard]] bool add_bos() const;
-  [[nodiscard]] TokenId bos() const;                                // -1 if none
+  [[nodiscard]] TokenId bos() const;  // -1 if none
 
  private:
   Tokenizer();
@@ -51,7 +52,8 @@ class Tokenizer {
 /// Holds back bytes until they form whole UTF-8 characters, for streaming.
 class Utf8Stream {
  public:
-  /// Appends bytes; returns the longest part that ends at a character boundary (bytes that can never become valid pass as U+FFFD).
+  /// Appends bytes; returns the longest part that ends at a character boundary (bytes that can never become valid pass
+  /// as U+FFFD).
   [[nodiscard]] std::string push(std::string_view bytes);
   /// What is left at the end: U+FFFD if an unfinished character was held back, else nothing.
   [[nodiscard]] std::string finish();

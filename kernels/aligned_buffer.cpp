@@ -17,8 +17,9 @@ AlignedBuffer::AlignedBuffer(size_t size_bytes, std::string_view what) {
   if (size_bytes == 0) return;
   void* mapped = mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) {
-    throw InputError(fmt::format("cannot allocate {:.1f} MiB for {}; free memory or choose a smaller --ctx-size or model",
-                                 static_cast<double>(size_bytes) / (1 << 20), what));
+    throw InputError(
+        fmt::format("cannot allocate {:.1f} MiB for {}; free memory or choose a smaller --ctx-size or model",
+                    static_cast<double>(size_bytes) / (1 << 20), what));
   }
   // Weights stream faster with fewer page walks; small buffers would only waste the rest of a huge page.
   if (size_bytes >= 4 * kHugePageBytes) madvise(mapped, size_bytes, MADV_HUGEPAGE);

@@ -6,8 +6,8 @@
 
 namespace foretoken {
 
-// Elementwise operations on rows of floats. No sum, so the order of work is free; the functions exp, sigmoid, silu and softplus are those
-// of math.h on every backend.
+// Elementwise operations on rows of floats. No sum, so the order of work is free; the functions exp, sigmoid, silu and
+// softplus are those of math.h on every backend.
 
 /// out[i] = silu(gate[i]) * up[i], silu(x) = x * sigmoid(x). out may be gate or up.
 void silu_mul(Isa isa, const float* gate, const float* up, int64_t n, float* out);

@@ -5,8 +5,8 @@
 
 namespace foretoken {
 
-/// The input or the machine cannot serve what was asked: a bad file, an unsupported type, too little memory. The message is one line
-/// that names the file or flag, the value, the limit and what to do. Programs end with exit code 1.
+/// The input or the machine cannot serve what was asked: a bad file, an unsupported type, too little memory. The
+/// message is one line that names the file or flag, the value, the limit and what to do. Programs end with exit code 1.
 class InputError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -28,7 +28,7 @@ class UsageError : public std::runtime_error {
   (static_cast<bool>(expression) ? void(0) : ::foretoken::check_failed(__FILE__, __LINE__, #expression, ""))
 
 /// FT_CHECK_EQ(a, b): our own bug if they differ; the message has both values.
-#define FT_CHECK_EQ(a, b)                                                              \
-  ((a) == (b) ? void(0)                                                                \
-              : ::foretoken::check_failed(__FILE__, __LINE__, #a " == " #b,            \
+#define FT_CHECK_EQ(a, b)                                                   \
+  ((a) == (b) ? void(0)                                                     \
+              : ::foretoken::check_failed(__FILE__, __LINE__, #a " == " #b, \
                                           std::to_string(a) + " against " + std::to_string(b)))

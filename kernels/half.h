@@ -5,14 +5,15 @@
 
 namespace foretoken {
 
-// Conversions in plain integer arithmetic, the same everywhere; kernels use the processor's instructions, which agree (round to
-// nearest even, denormals kept).
+// Conversions in plain integer arithmetic, the same everywhere; kernels use the processor's instructions, which agree
+// (round to nearest even, denormals kept).
 
 [[nodiscard]] inline float half_to_float(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t exponent = (h >> 10) & 0x1fu;
   uint32_t mantissa = h & 0x3ffu;
-  if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13) | (mantissa ? 0x400000u : 0u));
+  if (exponent == 0x1f)
+    return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13) | (mantissa ? 0x400000u : 0u));
   if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
   if (mantissa == 0) return std::bit_cast<float>(sign);
   const int shift = std::countl_zero(mantissa) - 21;  // brings the leading one to bit 10
@@ -39,7 +40,9 @@ namespace foretoken {
   return static_cast<uint16_t>(sign | (rounded >> 13));
 }
 
-[[nodiscard]] inline float bfloat_to_float(uint16_t h) { return std::bit_cast<float>(static_cast<uint32_t>(h) << 16); }
+[[nodiscard]] inline float bfloat_to_float(uint16_t h) {
+  return std::bit_cast<float>(static_cast<uint32_t>(h) << 16);
+}
 
 [[nodiscard]] inline uint16_t float_to_bfloat(float f) {
   const uint32_t bits = std::bit_cast<uint32_t>(f);

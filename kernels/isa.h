@@ -25,8 +25,8 @@ enum class Isa { kScalar, kAvx2, kAvx2Vnni, kAvx512, kAvx512Vnni };
 /// The fastest one that this machine can run.
 [[nodiscard]] Isa best_isa();
 
-/// `name` is scalar, avx2 or avx512: the best form of that family here. Throws UsageError for another name (listing the known ones) and
-/// InputError where the processor lacks it.
+/// `name` is scalar, avx2 or avx512: the best form of that family here. Throws UsageError for another name (listing the
+/// known ones) and InputError where the processor lacks it.
 [[nodiscard]] Isa isa_from_name(std::string_view name);
 
 }  // namespace foretoken

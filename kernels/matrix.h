@@ -14,8 +14,9 @@ inline constexpr int kInterleave = 16;
 /// `kInterleaved` has groups of kInterleave rows; see interleave.h.
 enum class Layout : uint8_t { kRows, kInterleaved };
 
-/// A weight matrix W [num_rows, num_cols] as kernels read it: y = W x, num_rows outputs from num_cols inputs. Owns nothing.
-/// INVARIANT: num_cols is a multiple of the type's block size; an interleaved matrix has num_rows a multiple of kInterleave.
+/// A weight matrix W [num_rows, num_cols] as kernels read it: y = W x, num_rows outputs from num_cols inputs. Owns
+/// nothing. INVARIANT: num_cols is a multiple of the type's block size; an interleaved matrix has num_rows a multiple
+/// of kInterleave.
 struct MatrixView {
   const std::byte* data = nullptr;
   int64_t num_rows = 0;
@@ -29,7 +30,8 @@ struct MatrixView {
   }
   [[nodiscard]] size_t size_bytes() const { return static_cast<size_t>(num_rows) * row_bytes(); }
 
-  /// Rows [begin, end) as a matrix of their own. REQUIRES: of an interleaved matrix, begin is a multiple of kInterleave and end too.
+  /// Rows [begin, end) as a matrix of their own. REQUIRES: of an interleaved matrix, begin is a multiple of kInterleave
+  /// and end too.
   [[nodiscard]] MatrixView slice_rows(int64_t begin, int64_t end) const {
     return {data + static_cast<size_t>(begin) * row_bytes(), end - begin, num_cols, type, layout};
   }

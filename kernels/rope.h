@@ -7,8 +7,8 @@
 
 namespace foretoken {
 
-/// cos and sin of position * base^(-2i/rope_dim), i in [0, rope_dim/2), computed in double and rounded to float once, for positions
-/// [0, num_positions). Su et al. 2021. Every backend reads this table.
+/// cos and sin of position * base^(-2i/rope_dim), i in [0, rope_dim/2), computed in double and rounded to float once,
+/// for positions [0, num_positions). Su et al. 2021. Every backend reads this table.
 class RopeTable {
  public:
   RopeTable(int rope_dim, double base, int64_t num_positions);

@@ -12,16 +12,16 @@ namespace foretoken {
 /// One row quantised to int8 (DESIGN: rule 1 of the contract). For blocks of B = 32 or 256 values: d = amax/127,
 /// q = rint(x * (127/amax)) with ties to even, all zero where amax is 0.
 struct QuantisedRow {
-  const int8_t* q = nullptr;       // [num_cols], 64-byte aligned
-  const float* d = nullptr;        // [num_cols / B]
-  const int16_t* sums = nullptr;   // [num_cols / 16] sum of each 16 values of q, in order
+  const int8_t* q = nullptr;      // [num_cols], 64-byte aligned
+  const float* d = nullptr;       // [num_cols / B]
+  const int16_t* sums = nullptr;  // [num_cols / 16] sum of each 16 values of q, in order
 };
 
 /// One row as matrix kernels read it. Only the form that the matrix's type needs has to be there.
 struct RowView {
-  const float* values = nullptr;   // [num_cols], for float matrices
-  QuantisedRow by32;               // for types with activation_block 32
-  QuantisedRow by256;              // for types with activation_block 256
+  const float* values = nullptr;  // [num_cols], for float matrices
+  QuantisedRow by32;              // for types with activation_block 32
+  QuantisedRow by256;             // for types with activation_block 256
 };
 
 /// Quantises one row. REQUIRES: num_cols is a multiple of `block` (32 or 256); q, d, sums sized as in QuantisedRow.
@@ -51,10 +51,10 @@ class RowBuffer {
  private:
   int64_t max_rows_ = 0;
   int64_t num_cols_ = 0;
-  AlignedBuffer values_;           // float [max_rows, num_cols]
-  AlignedBuffer q32_, q256_;       // int8  [max_rows, num_cols]
-  AlignedBuffer d32_, d256_;       // float [max_rows, num_cols / B]
-  AlignedBuffer sums32_, sums256_; // int16 [max_rows, num_cols / 16]
+  AlignedBuffer values_;            // float [max_rows, num_cols]
+  AlignedBuffer q32_, q256_;        // int8  [max_rows, num_cols]
+  AlignedBuffer d32_, d256_;        // float [max_rows, num_cols / B]
+  AlignedBuffer sums32_, sums256_;  // int16 [max_rows, num_cols / 16]
 };
 
 }  // namespace foretoken

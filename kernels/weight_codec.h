@@ -7,8 +7,9 @@
 
 namespace foretoken {
 
-/// File blocks -> float32, exactly as the GGUF format defines the values (each value computed in float32 in the order of ggml's
-/// dequantize_row_*). REQUIRES: num_values is a multiple of the block size. Used for embeddings and as the tests' reference.
+/// File blocks -> float32, exactly as the GGUF format defines the values (each value computed in float32 in the order
+/// of ggml's dequantize_row_*). REQUIRES: num_values is a multiple of the block size. Used for embeddings and as the
+/// tests' reference.
 void decode_row(WeightType type, const std::byte* blocks, int64_t num_values, float* values);
 
 /// float32 -> file blocks by a plain rounding quantiser (for `synth` and the tests; no search for better scales).

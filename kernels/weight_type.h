@@ -30,10 +30,10 @@ enum class WeightType : uint32_t {
 
 struct WeightTypeInfo {
   WeightType type;
-  std::string_view name;      // "Q4_K"
-  int block_size;             // weights in one block: 1, 32 or 256
-  int block_bytes;            // bytes of one block in a file
-  int activation_block;       // values that share one int8 scale in the row it meets: 0 (the row stays float), 32 or 256
+  std::string_view name;  // "Q4_K"
+  int block_size;         // weights in one block: 1, 32 or 256
+  int block_bytes;        // bytes of one block in a file
+  int activation_block;   // values that share one int8 scale in the row it meets: 0 (the row stays float), 32 or 256
   [[nodiscard]] bool is_float() const { return activation_block == 0; }
 };
 
