@@ -103,7 +103,8 @@ class ArmRunner {
       : model_(model), flags_(flags), arms_(arms), prompts_(prompts), sessions_(arms.size()), memory_(arms.size()) {
     size_t longest = 0;
     for (const auto& prompt : prompts) longest = std::max(longest, prompt.size());
-    ctx_size_ = static_cast<int64_t>(longest) + flags.max_new_tokens + kMaxDraft + 1;
+    ctx_size_ =
+        std::min(static_cast<int64_t>(longest) + flags.max_new_tokens + kMaxDraft + 1, model.config().context_length);
   }
 
   /// Plain greedy continuations, long enough for the last window: the drafts of --forced-acceptance.

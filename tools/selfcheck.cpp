@@ -90,7 +90,9 @@ std::optional<CheckResult> run_case(const Model& model, const SelfcheckFlags& fl
   const auto start = std::chrono::steady_clock::now();
   SessionOptions session_options = flags.model.session_options(check.mtp);
   const int64_t num_prompt = static_cast<int64_t>(prompt.size());
-  if (session_options.ctx_size == 0) session_options.ctx_size = num_prompt + flags.max_new_tokens + kMaxDraft + 1;
+  if (session_options.ctx_size == 0)
+    session_options.ctx_size =
+        std::min(num_prompt + flags.max_new_tokens + kMaxDraft + 1, model.config().context_length);
   session_options.moe_verify = check.moe_verify;
   session_options.threads = check.threads;
   session_options.isa = check.isa;

@@ -530,6 +530,19 @@ TEST_CASE("bench with forced acceptance accepts all drafts or none, and gives th
   CHECK(acceptance_length("0") == Approx(1));
 }
 
+TEST_CASE("bench stops at the model's context", "[program][bench]") {
+  const TempFolder folder;
+  const std::string prompts = write_file(folder, "prompt.txt", "import os\n");
+  const Outcome outcome =
+      run(demo({"--prompts", prompts, "-n", "100000", "--rounds", "1", "--arms", "off", "--ignore-eos", "--json", "-"},
+               "bench"));
+  INFO(outcome.err);
+  REQUIRE(outcome.exit_code == 0);
+  const int64_t passes = Json::parse(outcome.out)["arms"][0]["verify_passes"];
+  CHECK(passes > 2000);
+  CHECK(passes < 2048);
+}
+
 TEST_CASE("selfcheck finds no difference and says what it could not run", "[program][selfcheck]") {
   const Outcome outcome = run(demo({"-n", "8", "--json", "-"}, "selfcheck"));
   INFO(outcome.err);
