@@ -196,8 +196,9 @@ Bpe read_merges(const GgufFile& file, const TokenIndex& index, const std::vector
       if (id < 0) fail_merge(fmt::format("\"{}\" is not a token of the vocabulary", printable(text)));
       return id;
     };
-    if (!bpe.add_merge(need(merge.substr(0, space)), need(merge.substr(space + 1)), need(joined)))
-      fail_merge("is there twice");
+    const TokenId left = need(merge.substr(0, space));
+    const TokenId right = need(merge.substr(space + 1));
+    if (!bpe.add_merge(left, right, need(joined))) fail_merge("is there twice");
   }
   return bpe;
 }

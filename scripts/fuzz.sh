@@ -37,7 +37,7 @@ for part in gguf tokenizer; do
   cp "$root/tests/fuzz/corpus/$part/"* "$corpus/"
   echo "== fuzz_$part for $((seconds / 2)) s from $(find "$corpus" -type f | wc -l) inputs"
   binary=$(find "$build" -type f -name "fuzz_$part" -perm -u+x | head -n 1)
-  "$binary" -max_total_time=$((seconds / 2)) -max_len=16384 -timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=512 -print_final_stats=1 \
+  "$binary" -max_total_time=$((seconds / 2)) -max_len=16384 -timeout=60 -rss_limit_mb=2048 -malloc_limit_mb=512 -print_final_stats=1 \
     -artifact_prefix="$build/finds/$part-" "$corpus"
 done
 echo "== nothing found"
