@@ -98,7 +98,7 @@ TEST_CASE("Wrong flags and values are refused", "[flags]") {
   }
 }
 
-TEST_CASE("--mtp is a number or auto", "[flags]") {
+TEST_CASE("Flag --mtp is a number or auto", "[flags]") {
   CHECK(parse_mtp("--mtp", "0") == 0);
   CHECK(parse_mtp("--mtp", "8") == 8);
   CHECK(parse_mtp("--mtp", "auto") == kMaxDraft);

@@ -85,7 +85,7 @@ TEST_CASE("Without a command, or with an unknown one, the commands are listed", 
   }
 }
 
-TEST_CASE("--version names version, commit, instruction sets and CUDA", "[program]") {
+TEST_CASE("Flag --version names version, commit, instruction sets and CUDA", "[program]") {
   const Outcome outcome = run({"--version"});
   CHECK(outcome.exit_code == 0);
   CHECK(outcome.err.empty());
@@ -95,7 +95,7 @@ TEST_CASE("--version names version, commit, instruction sets and CUDA", "[progra
   }
 }
 
-TEST_CASE("--help of each command lists flags, defaults and the environment", "[program]") {
+TEST_CASE("Flag --help of each command lists flags, defaults and the environment", "[program]") {
   CHECK(run({"--help"}).exit_code == 0);
   for (const char* command : {"decode", "bench", "eval", "selfcheck", "inspect"}) {
     const Outcome outcome = run({command, "--help"});
@@ -324,7 +324,7 @@ TEST_CASE("Bad prompts exit 1 with one line", "[program][bad_input]") {
   check_refused(run(demo({"-p", longer, "-c", "64"})), 1, {"64", "--ctx-size"});
 }
 
-TEST_CASE("--chat needs the marks of ChatML in the vocabulary", "[program][decode]") {
+TEST_CASE("Flag --chat needs the marks of ChatML in the vocabulary", "[program][decode]") {
   const Outcome outcome = run(demo({"-p", "hello", "--chat", "-n", "4"}));
   if (outcome.exit_code == 0) {
     const Json json = decode_json({"-p", "hello", "--chat", "-n", "4"});
