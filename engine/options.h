@@ -13,7 +13,8 @@
 
 namespace foretoken {
 
-/// Where trunk and experts run.
+/// Where trunk and experts run. Split: the trunk and what experts fit on the GPU, the others on the CPU. The bits are
+/// the same everywhere.
 enum class Device { kCpu, kCuda, kSplit };
 
 /// What the environment asks for. Read once at start; see `foretoken decode --help`.
@@ -41,6 +42,7 @@ struct SessionOptions {
   int max_window = 1;      // rows of the widest verify pass: k + 1
   bool with_mtp = false;   // keep the MTP layer's cache and buffers. REQUIRES: the model has an MTP layer
   MoeVerify moe_verify = MoeVerify::kGrouped;
+  Device device = Device::kCpu;
   Isa isa = best_isa();
   int threads = 0;       // 0: available_cores()
   bool profile = false;  // time every work item (some 50 ns each); see Session::profile
