@@ -48,7 +48,8 @@ endif()
 
 # Files of kernels/ that are not part of the CPU program. What names no device goes into both builds.
 file(GLOB FORETOKEN_CUDA_KERNELS CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/*.cu)
-set(FORETOKEN_CUDA_COMMON ${CMAKE_SOURCE_DIR}/kernels/cuda_matrix.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda_rows.cpp)
+set(FORETOKEN_CUDA_COMMON ${CMAKE_SOURCE_DIR}/kernels/cuda_bandwidth.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda_faults.cpp
+  ${CMAKE_SOURCE_DIR}/kernels/cuda_matrix.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda_rows.cpp)
 
 # foretoken_cuda: the GPU backend, or, in a build without CUDA, only the answer that there is none (cuda_device.h).
 function(foretoken_cuda_library)

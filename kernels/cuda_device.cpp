@@ -10,30 +10,50 @@
 
 namespace foretoken::cuda {
 
-#ifdef FORETOKEN_HAVE_CUDA
-
 namespace {
 
 std::string version_text(int version) {
   return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
 }
 
+}  // namespace
+
+std::string reason_for(const DeviceFailure& failure) {
+  if (failure.driver_version == 0) return "no CUDA device: no NVIDIA driver is loaded; install one, or run on the CPU";
+  switch (failure.kind) {
+    case DeviceFailure::Kind::kDriverTooOld:
+      return fmt::format(
+          "no usable CUDA device: the driver is for CUDA {}, this program needs {}; update the driver, or run on the "
+          "CPU",
+          version_text(failure.driver_version), version_text(failure.runtime_version));
+    case DeviceFailure::Kind::kNoDevice:
+      return "no CUDA device: the driver sees no GPU (is CUDA_VISIBLE_DEVICES set?); run on the CPU";
+    case DeviceFailure::Kind::kOther:
+      break;
+  }
+  return fmt::format("no usable CUDA device: {}; run on the CPU", failure.text);
+}
+
+std::string reason_for_capability(const std::string& name, int capability) {
+  return fmt::format(
+      "no usable CUDA device: {} has compute capability {}.{}, the kernels need {}.{} or newer; run on the CPU", name,
+      capability / 10, capability % 10, kOldestCapability / 10, kOldestCapability % 10);
+}
+
+#ifdef FORETOKEN_HAVE_CUDA
+
+namespace {
+
 std::string reason_for(cudaError_t status) {
   static_cast<void>(cudaGetLastError());
-  int driver = 0, runtime = 0;
-  static_cast<void>(cudaDriverGetVersion(&driver));
-  static_cast<void>(cudaRuntimeGetVersion(&runtime));
-  if (driver == 0) return "no CUDA device: no NVIDIA driver is loaded; install one, or run on the CPU";
-  if (status == cudaErrorInsufficientDriver) {
-    return fmt::format(
-        "no usable CUDA device: the driver is for CUDA {}, this program needs {}; update the driver, or run on the CPU",
-        version_text(driver), version_text(runtime));
-  }
-  if (status == cudaErrorNoDevice || status == cudaSuccess) {
-    return "no CUDA device: the driver sees no GPU (is CUDA_VISIBLE_DEVICES set?); run on the CPU";
-  }
-  return fmt::format("no usable CUDA device: {} ({}); run on the CPU", cudaGetErrorString(status),
-                     cudaGetErrorName(status));
+  DeviceFailure failure;
+  static_cast<void>(cudaDriverGetVersion(&failure.driver_version));
+  static_cast<void>(cudaRuntimeGetVersion(&failure.runtime_version));
+  failure.kind = status == cudaErrorInsufficientDriver                  ? DeviceFailure::Kind::kDriverTooOld
+                 : status == cudaErrorNoDevice || status == cudaSuccess ? DeviceFailure::Kind::kNoDevice
+                                                                        : DeviceFailure::Kind::kOther;
+  failure.text = fmt::format("{} ({})", cudaGetErrorString(status), cudaGetErrorName(status));
+  return cuda::reason_for(failure);
 }
 
 }  // namespace
@@ -46,13 +66,7 @@ DeviceQuery query_device() {
   if (const cudaError_t status = cudaGetDeviceProperties(&properties, 0); status != cudaSuccess)
     return {{}, reason_for(status)};
   const int capability = 10 * properties.major + properties.minor;
-  if (capability < kOldestCapability) {
-    return {
-        {},
-        fmt::format(
-            "no usable CUDA device: {} has compute capability {}.{}, the kernels need {}.{} or newer; run on the CPU",
-            properties.name, properties.major, properties.minor, kOldestCapability / 10, kOldestCapability % 10)};
-  }
+  if (capability < kOldestCapability) return {{}, reason_for_capability(properties.name, capability)};
   // The first call that needs a context; here so that a device in use by others alone, or out of memory, is one clear
   // line too.
   if (const cudaError_t status = cudaFree(nullptr); status != cudaSuccess) return {{}, reason_for(status)};
@@ -76,6 +90,10 @@ DeviceQuery query_device() {
 }
 
 size_t free_memory_bytes() {
+  throw InputError(query_device().reason);
+}
+
+DeviceBandwidth measure_bandwidth(size_t) {
   throw InputError(query_device().reason);
 }
 

@@ -32,7 +32,27 @@ struct DeviceQuery {
 /// Oldest compute capability that the kernels run on.
 inline constexpr int kOldestCapability = 80;
 
+/// What the runtime says where it finds no device, and why that is in a user's words. For query_device().
+struct DeviceFailure {
+  enum class Kind { kNoDevice, kDriverTooOld, kOther };
+  Kind kind = Kind::kNoDevice;
+  int driver_version = 0;   // CUDA version that the driver is for, 1000 * major + 10 * minor; 0: no driver
+  int runtime_version = 0;  // that this program was built with
+  std::string text;         // CUDA's own, for kOther
+};
+[[nodiscard]] std::string reason_for(const DeviceFailure& failure);
+/// Of a GPU that is too old.
+[[nodiscard]] std::string reason_for_capability(const std::string& name, int capability);
+
 /// Memory of the device that is free now. REQUIRES: there is a device.
 [[nodiscard]] size_t free_memory_bytes();
+
+/// Bytes a second, the best of some copies of up to `bytes`: about a fifth of a second.
+struct DeviceBandwidth {
+  double device = 0;  // the device's own memory, read and written
+  double bus = 0;     // host to device, from pinned memory
+};
+/// REQUIRES: there is a device.
+[[nodiscard]] DeviceBandwidth measure_bandwidth(size_t bytes = size_t{256} << 20);
 
 }  // namespace foretoken::cuda

@@ -1,16 +1,45 @@
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "kernels/cuda_device.h"
 #include "kernels/cuda_emulation.h"
+#include "kernels/cuda_faults.h"
 #include "kernels/cuda_runtime_wrap.h"
 #include "kernels/error.h"
 
 namespace foretoken::cuda {
 
+namespace emulation {
+
 namespace {
+
+Faults faults;
+bool lost = false;
+
+}  // namespace
+
+void inject(const Faults& wanted) {
+  faults = wanted;
+  lost = false;
+}
+
+}  // namespace emulation
+
+namespace {
+
+// Device memory that is allocated: what Faults::memory_bytes bounds.
+std::mutex allocations_mutex;
+std::unordered_map<void*, size_t> allocations;
+size_t allocated_bytes = 0;
+
+// As on a GPU, work that crashes is noticed by the next call that waits, and by every call after it.
+void notice_loss(std::string_view what) {
+  if (emulation::lost) fail_call(what, "unspecified launch failure", "cudaErrorLaunchFailure");
+}
 
 using Work = std::function<void()>;
 
@@ -26,6 +55,7 @@ struct EmulatedGraph {
 void submit(const Stream& stream, Work work) {
   auto* target = static_cast<EmulatedStream*>(stream.handle());
   FT_CHECK(target != nullptr);
+  if (target->recording == nullptr) notice_loss("starting work");
   if (target->recording != nullptr) {
     target->recording->push_back(std::move(work));
   } else {
@@ -37,10 +67,32 @@ void submit(const Stream& stream, Work work) {
 // sanitizer.
 void* allocate(size_t size_bytes) {
   if (size_bytes == 0) return nullptr;
+  notice_loss("allocating memory");
   void* data = nullptr;
   FT_CHECK(posix_memalign(&data, 256, size_bytes) == 0);
   std::memset(data, 0xff, size_bytes);
   return data;
+}
+
+void* allocate_on_device(size_t size_bytes, std::string_view what) {
+  const std::lock_guard lock(allocations_mutex);
+  const size_t total = require_device().memory_bytes;
+  if (allocated_bytes + size_bytes > total)
+    refuse_memory(size_bytes, what, total > allocated_bytes ? total - allocated_bytes : 0, total);
+  void* data = allocate(size_bytes);
+  if (data != nullptr) allocations.emplace(data, size_bytes);
+  allocated_bytes += size_bytes;
+  return data;
+}
+
+void free_on_device(void* data) {
+  if (data == nullptr) return;
+  const std::lock_guard lock(allocations_mutex);
+  const auto found = allocations.find(data);
+  FT_CHECK(found != allocations.end());
+  allocated_bytes -= found->second;
+  allocations.erase(found);
+  std::free(data);
 }
 
 }  // namespace
@@ -51,6 +103,8 @@ Stream::~Stream() {
 }
 void Stream::synchronize() const {
   FT_CHECK(static_cast<EmulatedStream*>(handle_)->recording == nullptr);
+  if (emulation::faults.waits_until_lost && (*emulation::faults.waits_until_lost)-- == 0) emulation::lost = true;
+  notice_loss("waiting for the device");
 }
 
 Event::Event() = default;
@@ -86,10 +140,10 @@ void Graph::launch(const Stream& stream) const {
   for (const Work& work : static_cast<EmulatedGraph*>(handle_)->work) submit(stream, work);
 }
 
-DeviceBuffer::DeviceBuffer(size_t size_bytes, std::string_view)
-    : data_(allocate(size_bytes)), size_bytes_(size_bytes) {}
+DeviceBuffer::DeviceBuffer(size_t size_bytes, std::string_view what)
+    : data_(allocate_on_device(size_bytes, what)), size_bytes_(size_bytes) {}
 DeviceBuffer::~DeviceBuffer() {
-  std::free(data_);
+  free_on_device(data_);
 }
 PinnedBuffer::PinnedBuffer(size_t size_bytes) : data_(allocate(size_bytes)), size_bytes_(size_bytes) {}
 PinnedBuffer::~PinnedBuffer() {
@@ -122,16 +176,20 @@ void launch_body(const Stream& stream, const LaunchShape& shape, const char* nam
 
 // A small device, so that configurations for several blocks are exercised.
 DeviceQuery query_device() {
-  return {DeviceProperties{"emulated", 90, 4, 99 << 10, size_t{1} << 33}, {}};
+  DeviceProperties device{"emulated", 90, 4, 99 << 10, size_t{1} << 33};
+  if (emulation::faults.memory_bytes) device.memory_bytes = *emulation::faults.memory_bytes;
+  return {device, {}};
 }
 
 const DeviceProperties& require_device() {
-  static const DeviceProperties device = *query_device().device;
+  static thread_local DeviceProperties device;
+  device = *query_device().device;
   return device;
 }
 
 size_t free_memory_bytes() {
-  return require_device().memory_bytes;
+  const size_t total = require_device().memory_bytes;
+  return total > allocated_bytes ? total - allocated_bytes : 0;
 }
 
 }  // namespace foretoken::cuda

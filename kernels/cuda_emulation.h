@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <optional>
 #include <source_location>
 #include <stdexcept>
 #include <string>
@@ -54,6 +55,14 @@ void run_grid(uint3 grid, uint3 block, size_t dynamic_shared_bytes, const std::f
 
 /// Threads that run_grid has run, over all grids: shows that a test really went through the emulation.
 [[nodiscard]] uint64_t threads_run();
+
+/// Faults that the emulated device then has, for tests of what becomes of them. inject({}) ends them.
+struct Faults {
+  std::optional<size_t> memory_bytes;  // of the device: what does not fit is refused as cudaMalloc does
+  /// Waits that go well before one finds that a kernel has crashed; from there on every call fails.
+  std::optional<int> waits_until_lost;
+};
+void inject(const Faults& faults);
 
 // What the running thread sees.
 struct Indices {

@@ -3,7 +3,7 @@
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
-#include "kernels/error.h"
+#include "kernels/cuda_faults.h"
 
 namespace foretoken::cuda {
 
@@ -11,7 +11,7 @@ namespace {
 
 void check(cudaError_t status, std::string_view what) {
   if (status == cudaSuccess) return;
-  throw InputError(fmt::format("CUDA: {}: {} ({})", what, cudaGetErrorString(status), cudaGetErrorName(status)));
+  fail_call(what, cudaGetErrorString(status), cudaGetErrorName(status));
 }
 
 cudaStream_t stream_of(const Stream& stream) {
@@ -101,10 +101,7 @@ DeviceBuffer::DeviceBuffer(size_t size_bytes, std::string_view what) {
     static_cast<void>(cudaGetLastError());  // the failure is not sticky
     size_t free_bytes = 0, total_bytes = 0;
     check(cudaMemGetInfo(&free_bytes, &total_bytes), "asking for the free memory");
-    throw InputError(
-        fmt::format("CUDA: {:.1f} MiB for {} do not fit: {:.1f} of {:.1f} MiB are free on the device; choose a smaller "
-                    "--ctx-size or leave more on the CPU",
-                    mebibytes(size_bytes), what, mebibytes(free_bytes), mebibytes(total_bytes)));
+    refuse_memory(size_bytes, what, free_bytes, total_bytes);
   }
   check(status, fmt::format("allocating {:.1f} MiB for {}", mebibytes(size_bytes), what));
   size_bytes_ = size_bytes;
