@@ -35,6 +35,12 @@ struct LoadOptions {
   std::function<void(size_t done, size_t all)> progress;
 };
 
+/// What of the routed experts a session with Device::kSplit keeps on the GPU; plan_placement fills it in.
+struct SplitOptions {
+  std::vector<int> experts;  // [num_layers] of trunk layer l the experts [0, experts[l])
+  int cache_slots = 0;       // hot experts beside them, in each layer that is not whole there
+};
+
 struct SessionOptions {
   int64_t ctx_size = 0;  // positions; 0: the model's own context, at most 4096
   KvType kv_type = KvType::kF16;
@@ -43,6 +49,7 @@ struct SessionOptions {
   bool with_mtp = false;   // keep the MTP layer's cache and buffers. REQUIRES: the model has an MTP layer
   MoeVerify moe_verify = MoeVerify::kGrouped;
   Device device = Device::kCpu;
+  SplitOptions split;  // with Device::kSplit
   Isa isa = best_isa();
   int threads = 0;       // 0: available_cores()
   bool profile = false;  // time every work item (some 50 ns each); see Session::profile

@@ -351,14 +351,15 @@ std::string describe(const Placement& plan, const ModelSizes& sizes, const Machi
                                : fmt::format("  RAM     routed experts {} (of {} layers)\n", size_text(plan.host_bytes),
                                              with_experts - whole);
   const TokenTime time = expected_time(plan, sizes, speed);
-  const auto line = [&text](std::string_view who, double bytes, const std::optional<double>& ms) {
+  std::vector<std::string> moved;
+  const auto add = [&moved](std::string_view where, double bytes, const std::optional<double>& ms) {
     if (bytes == 0) return;
-    text += fmt::format("  {} {:.1f} MB{}", who, bytes / 1e6, ms ? fmt::format(" ({:.2f} ms)", *ms) : "");
+    moved.push_back(fmt::format("{:.1f} MB {}{}", bytes / 1e6, where, ms ? fmt::format(" ({:.2f} ms)", *ms) : ""));
   };
-  text += "  a token moves";
-  line("on the device", plan.device_bytes_per_token, time.device_ms);
-  line("in RAM", plan.host_bytes_per_token, time.host_ms);
-  line("over the bus", plan.bus_bytes_per_token, time.bus_ms);
+  add("on the device", plan.device_bytes_per_token, time.device_ms);
+  add("in RAM", plan.host_bytes_per_token, time.host_ms);
+  add("over the bus", plan.bus_bytes_per_token, time.bus_ms);
+  text += fmt::format("  a token moves {}", fmt::join(moved, ", "));
   if (time.token_ms && *time.token_ms > 0) {
     text += fmt::format(": at most {:.1f} tok/s without MTP", 1e3 / *time.token_ms);
   }

@@ -17,8 +17,6 @@ namespace foretoken {
 
 namespace {
 
-// A context nobody asked for: long enough for a chat, small enough for any machine.
-constexpr int64_t kDefaultContext = 4096;
 // Rows of the head's output held at once where the window does not ask for more: 16 MB at a vocabulary of 248,320.
 constexpr int kLogitsRows = 16;
 // Head rows of one work item: 64 x 2048 values of Q6_K are 105 KiB.

@@ -12,6 +12,9 @@
 
 namespace foretoken {
 
+/// A context nobody asked for: long enough for a chat, small enough for any machine.
+inline constexpr int64_t kDefaultContext = 4096;
+
 /// Bytes that a session needs beside the weights.
 struct SessionMemory {
   size_t kv_bytes = 0;         // trunk and MTP layer

@@ -57,6 +57,7 @@ struct BenchFlags {
     line.add_switch("ignore-eos", &ignore_eos, "do not stop at an end-of-text token");
     line.add_text("json", &json_path, "FILE", "write the result as JSON; -: to standard output, in place of the table");
     line.add_text("csv", &csv_path, "FILE", "write one line an arm and round");
+    model.needs_mtp = true;
     model.add_to(line);
     if (!line.parse(argc, argv)) return false;
     if (json_path == "-" && csv_path == "-")

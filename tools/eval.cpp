@@ -42,6 +42,7 @@ struct EvalFlags {
     line.epilogue(environment_help());
     if (!line.parse(argc, argv)) return false;
     prompt.resolve(line);
+    model.needs_mtp = !mtp_logits_path.empty();
     model.resolve();
     return true;
   }

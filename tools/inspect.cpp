@@ -7,6 +7,8 @@
 
 #include "engine/gguf.h"
 #include "engine/model_config.h"
+#include "engine/placement.h"
+#include "kernels/cuda_device.h"
 #include "kernels/error.h"
 #include "kernels/interleave.h"
 #include "tools/byte_model.h"
@@ -26,6 +28,7 @@ struct InspectFlags {
   ModelFlags model;
   std::string json_path;
   int64_t kv_len = 4096;
+  std::optional<double> plan_vram_gib;
 
   [[nodiscard]] bool parse(int argc, const char* const* argv) {
     CommandLine line(
@@ -39,10 +42,17 @@ struct InspectFlags {
     line.add_int("draft-vocab", &model.draft_vocab, 0, INT32_MAX, "N", "head rows that drafts read; 0: all");
     line.add_choice("kv-type", &model.kv_type_text, {"f16", "f32"}, "type of the KV cache");
     line.add_text("json", &json_path, "FILE", "write everything as JSON; -: to standard output, in place of the text");
+    line.section("Placement on a GPU");
+    line.add_float("plan-vram", &plan_vram_gib, 0, 1e6, "GiB",
+                   "plan for a GPU with so much free memory (default what this machine's has)");
+    model.add_placement(line);
+    model.plans_alone = true;
+    model.needs_mtp = true;
     line.epilogue(environment_help());
     if (!line.parse(argc, argv)) return false;
     if (model.model_path.empty()) throw UsageError("MODEL is missing: name a GGUF file");
     model.resolve();
+    model.ctx_size = kv_len;
     return true;
   }
 };
@@ -254,6 +264,64 @@ Json costs_json(const Costs& costs) {
   return object;
 }
 
+/// What would lie where with --device split.
+struct Plan {
+  std::optional<ModelSizes> sizes;
+  std::optional<Placement> placement;
+  MachineSpeed speed;
+  std::string refusal;  // why there is none
+};
+
+Plan make_plan(const GgufFile& file, const ModelConfig& config, const InspectFlags& flags, double bandwidth) {
+  Plan plan;
+  const std::string missing = cuda::query_device().reason;
+  if (!flags.plan_vram_gib && !missing.empty()) {
+    plan.refusal = missing + " (--plan-vram GiB plans for one that has so much free memory)";
+    return plan;
+  }
+  ModelFlags model = flags.model;
+  model.ctx_size = std::min(flags.kv_len, config.context_length);
+  plan.sizes = ModelSizes::of(file, config);
+  plan.speed.host = bandwidth;
+  if (!flags.plan_vram_gib) plan.speed = measure_speed(bandwidth);
+  const size_t free_bytes =
+      flags.plan_vram_gib ? static_cast<size_t>(*flags.plan_vram_gib * (1 << 30)) : cuda::free_memory_bytes();
+  try {
+    plan.placement = plan_placement(*plan.sizes, model.placement_request(config, free_bytes));
+  } catch (const InputError& error) {
+    plan.refusal = error.what();
+  }
+  return plan;
+}
+
+std::string describe_plan(const Plan& plan) {
+  if (!plan.placement) return fmt::format("\nno placement: {}\n", plan.refusal);
+  return "\n" + describe(*plan.placement, *plan.sizes, plan.speed);
+}
+
+Json plan_json(const Plan& plan) {
+  Json object;
+  object["refusal"] = plan.refusal.empty() ? Json(nullptr) : Json(plan.refusal);
+  if (!plan.placement) return object;
+  const Placement& p = *plan.placement;
+  object["free_bytes"] = p.free_bytes;
+  object["device_bytes"] = p.device_bytes();
+  object["trunk_bytes"] = p.dense_bytes;
+  object["mtp_bytes"] = p.mtp_bytes;
+  object["session_bytes"] = p.session_bytes;
+  object["expert_bytes"] = p.expert_bytes;
+  object["cache_bytes"] = p.cache_bytes;
+  object["host_bytes"] = p.host_bytes;
+  object["gpu_experts_by_layer"] = p.experts;
+  object["cache_slots"] = p.cache_slots;
+  object["device_bytes_per_token"] = p.device_bytes_per_token;
+  object["host_bytes_per_token"] = p.host_bytes_per_token;
+  object["bus_bytes_per_token"] = p.bus_bytes_per_token;
+  const std::optional<double> token_ms = expected_time(p, *plan.sizes, plan.speed).token_ms;
+  object["token_ms"] = token_ms ? Json(*token_ms) : Json(nullptr);
+  return object;
+}
+
 Json file_json(const Inspection& inspection, const std::string& architecture) {
   Json object;
   object["path"] = inspection.file.path();
@@ -301,7 +369,12 @@ int run_inspect(int argc, const char* const* argv) {
   const std::string architecture(file.get_string("general.architecture", "unknown"));
 
   std::optional<Costs> costs;
-  if (inspection.config) costs.emplace(file, *inspection.config, flags, flags.model.measure_bandwidth());
+  std::optional<Plan> plan;
+  if (inspection.config) {
+    const double bandwidth = flags.model.measure_bandwidth();
+    costs.emplace(file, *inspection.config, flags, bandwidth);
+    plan = make_plan(file, *inspection.config, flags, bandwidth);
+  }
 
   if (!json_file.is_stdout()) {
     std::string text = fmt::format("{}: {}{}{}, {}, {} tensors\n", file.path(), architecture,
@@ -311,11 +384,13 @@ int run_inspect(int argc, const char* const* argv) {
     if (inspection.config) text += describe_config(*inspection.config);
     text += "\n" + describe_tensors(inspection);
     if (costs) text += describe_costs(*costs);
+    if (plan) text += describe_plan(*plan);
     if (!inspection.refusal.empty()) text += fmt::format("\nThis file cannot be run: {}\n", inspection.refusal);
     ResultStream().write(text);
   }
   Json object = file_json(inspection, architecture);
   if (costs) object.update(costs_json(*costs));
+  if (plan) object["placement"] = plan_json(*plan);
   write_json(json_file, object);
   return 0;
 }

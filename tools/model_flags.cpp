@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
 
 #include "engine/machine.h"
@@ -45,7 +46,18 @@ void ModelFlags::add_session(CommandLine& line) {
   line.add_switch("no-repack", &no_repack,
                   "compute from the file's own layout: starts at once, decodes slower, same bits");
   line.add_choice("kv-type", &kv_type_text, {"f16", "f32"}, "type of the KV cache");
-  line.add_choice("device", &device_text, {"cpu", "cuda", "split"}, "where to run");
+  line.add_choice("device", &device_text, {"cpu", "cuda", "split"},
+                  "where to run; split: routed experts on the CPU where they do not fit on the GPU");
+  add_placement(line);
+}
+
+void ModelFlags::add_placement(CommandLine& line) {
+  line.add_text("gpu-experts", &gpu_experts_text, "N|auto",
+                "split: routed experts of each layer on the GPU; auto: whole layers, as many as fit");
+  line.add_int("gpu-layers", &gpu_layers, 0, INT32_MAX, "N",
+               "split: only the first N layers may have routed experts on the GPU (default all)");
+  line.add_text("gpu-cache", &gpu_cache_text, "N|auto",
+                "split: hot experts of each other layer that the GPU keeps beside them");
 }
 
 void ModelFlags::add_mtp(CommandLine& line) {
@@ -85,10 +97,41 @@ void ModelFlags::resolve() {
   kv_type = kv_type_text == "f32" ? KvType::kF32 : KvType::kF16;
   environment = read_environment();
   threads = threads_flag ? *threads_flag : environment.threads ? *environment.threads : available_cores();
+  device = device_text == "cpu" ? Device::kCpu : device_text == "cuda" ? Device::kCuda : Device::kSplit;
+  const bool places_experts =
+      parse_experts("--gpu-experts", gpu_experts_text) || gpu_layers || parse_experts("--gpu-cache", gpu_cache_text);
+  if (places_experts && device != Device::kSplit && !plans_alone) {
+    throw UsageError(
+        fmt::format("--gpu-experts, --gpu-layers and --gpu-cache belong to --device split, not to {}", device_text));
+  }
   check_device(device_text);
 }
 
-Model ModelFlags::load() const {
+PlacementRequest ModelFlags::placement_request(const ModelConfig& config, size_t free_bytes) const {
+  SessionOptions session = session_options(mtp);
+  session.with_mtp = config.num_mtp_layers > 0 && (mtp > 0 || needs_mtp);
+  if (needs_mtp) session.max_window = kMaxDraft + 1;
+  if (session.ctx_size == 0) session.ctx_size = std::min(config.context_length, kDefaultContext);
+  PlacementRequest request;
+  request.free_bytes = free_bytes;
+  request.whole_model = device == Device::kCuda;
+  request.gpu_experts = parse_experts("--gpu-experts", gpu_experts_text);
+  request.gpu_layers = gpu_layers;
+  request.cache_slots = parse_experts("--gpu-cache", gpu_cache_text);
+  request.with_mtp = session.with_mtp;
+  request.ctx_size = session.ctx_size;
+  request.session = session_memory(config, session);
+  return request;
+}
+
+Model ModelFlags::load() {
+  if (device != Device::kCpu) {
+    const GgufFile file = GgufFile::open(model_path);
+    const ModelConfig config = ModelConfig::read(file);
+    const ModelSizes sizes = ModelSizes::of(file, config);
+    placement = plan_placement(sizes, placement_request(config, cuda::free_memory_bytes()));
+    fmt::print(stderr, "{}", describe(*placement, sizes, measure_speed(measure_bandwidth())));
+  }
   ProgressBar bar("loading");
   LoadOptions options;
   options.repack = !no_repack;
@@ -106,6 +149,8 @@ SessionOptions ModelFlags::session_options(int mtp) const {
   options.moe_verify = moe_verify();
   options.isa = isa();
   options.threads = threads;
+  options.device = device;
+  if (device == Device::kSplit && placement) options.split = {placement->experts, placement->cache_slots};
   return options;
 }
 
@@ -126,6 +171,21 @@ double ModelFlags::measure_bandwidth() const {
 int parse_mtp(std::string_view what, std::string_view text) {
   if (text == "auto") return kMaxDraft;
   return static_cast<int>(parse_int(what, text, 0, kMaxDraft));
+}
+
+std::optional<int> parse_experts(std::string_view what, std::string_view text) {
+  if (text == "auto") return std::nullopt;
+  return static_cast<int>(parse_int(what, text, 0, INT32_MAX));
+}
+
+MachineSpeed measure_speed(double host_bandwidth) {
+  MachineSpeed speed;
+  speed.host = host_bandwidth;
+  if (!cuda::query_device().device) return speed;
+  const cuda::DeviceBandwidth measured = cuda::measure_bandwidth();
+  speed.device = measured.device;
+  speed.bus = measured.bus;
+  return speed;
 }
 
 std::string_view moe_verify_name(MoeVerify moe_verify) {

@@ -7,6 +7,7 @@
 
 #include "engine/model.h"
 #include "engine/options.h"
+#include "engine/placement.h"
 #include "mtp/decoder.h"
 #include "tools/command_line.h"
 
@@ -35,21 +36,36 @@ struct ModelFlags {
   std::string kv_type_text = "f16";
   KvType kv_type = KvType::kF16;
   std::string device_text = "cpu";
+  Device device = Device::kCpu;
+  std::string gpu_experts_text = "auto", gpu_cache_text = "auto";
+  std::optional<int> gpu_layers;
   Environment environment;
+
+  /// Nothing will run: --gpu-experts and the like stand for a plan alone.
+  bool plans_alone = false;
+  /// The MTP layer will be used, whatever --mtp says: its place on the device is planned.
+  bool needs_mtp = false;
+  /// Of load(), where the device is not the CPU.
+  std::optional<Placement> placement;
 
   /// All shared flags: model, run, MTP and sampling.
   void add_to(CommandLine& line);
-  void add_model(CommandLine& line);     // -m
-  void add_session(CommandLine& line);   // -c -t --prompt-chunk --no-repack --kv-type --device
-  void add_mtp(CommandLine& line);       // --mtp --mtp-fixed --draft-vocab
-  void add_sampling(CommandLine& line);  // --temp --top-k --top-p --min-p --seed
+  void add_model(CommandLine& line);      // -m
+  void add_session(CommandLine& line);    // -c -t --prompt-chunk --no-repack --kv-type --device and add_placement()
+  void add_placement(CommandLine& line);  // --gpu-experts --gpu-layers --gpu-cache
+  void add_mtp(CommandLine& line);        // --mtp --mtp-fixed --draft-vocab
+  void add_sampling(CommandLine& line);   // --temp --top-k --top-p --min-p --seed
 
   /// Turns the texts into values, reads the environment and checks what can be checked without the model.
   /// Throws UsageError or InputError.
   void resolve();
 
-  /// Loads the model, with a progress bar on a terminal.
-  [[nodiscard]] Model load() const;
+  /// Loads the model, with a progress bar on a terminal. Where a GPU has a part in it, the plan of what lies where is
+  /// made and printed first.
+  [[nodiscard]] Model load();
+
+  /// What plan_placement is asked under these flags, with `free_bytes` of device memory. Throws UsageError.
+  [[nodiscard]] PlacementRequest placement_request(const ModelConfig& config, size_t free_bytes) const;
 
   /// Options of a session whose widest window holds `mtp` drafts.
   [[nodiscard]] SessionOptions session_options(int mtp) const;
@@ -71,6 +87,12 @@ struct ModelFlags {
 
 /// Throws InputError if this build or this machine cannot run on `device` (cpu, cuda or split).
 void check_device(std::string_view device);
+
+/// "--gpu-experts" or "--gpu-cache" text -> a number, or nothing for "auto".
+[[nodiscard]] std::optional<int> parse_experts(std::string_view what, std::string_view text);
+
+/// Bandwidths of this machine: of the device and the bus where there is a device, of the host's memory as given.
+[[nodiscard]] MachineSpeed measure_speed(double host_bandwidth);
 
 /// Why nothing can run on a GPU here, in a few words; empty if it can.
 [[nodiscard]] std::string cuda_missing();

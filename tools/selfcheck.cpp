@@ -5,7 +5,9 @@
 #include <cstdio>
 #include <optional>
 
+#include "engine/placement.h"
 #include "engine/sha256.h"
+#include "kernels/cuda_device.h"
 #include "kernels/error.h"
 #include "tools/commands.h"
 #include "tools/model_flags.h"
@@ -38,12 +40,13 @@ struct SelfcheckFlags {
   std::string json_path;
 
   [[nodiscard]] bool parse(int argc, const char* const* argv) {
-    CommandLine line("selfcheck", "-m MODEL",
-                     "Checks on your model and machine that no setting changes a bit: the same prompt under "
-                     "combinations of draft length,\n"
-                     "expert core, threads, instruction set, prompt chunk and weight layout, greedy and with a seeded "
-                     "sample. One hash of the\n"
-                     "logits at all positions each; exit 3 on any difference.");
+    CommandLine line(
+        "selfcheck", "-m MODEL",
+        "Checks on your model and machine that no setting changes a bit: the same prompt under "
+        "combinations of draft length,\n"
+        "expert core, threads, instruction set, prompt chunk, weight layout and device, greedy and with a seeded "
+        "sample. One hash of the\n"
+        "logits at all positions each; exit 3 on any difference.");
     prompt.add_to(line);
     line.add_int("n-predict,n", &max_new_tokens, 1, INT32_MAX, "N", "tokens to make in each case");
     line.add_switch("full", &full, "the whole product of all values, not a plan that covers them");
@@ -54,11 +57,15 @@ struct SelfcheckFlags {
     if (!line.parse(argc, argv)) return false;
     mtp_given = line.given("mtp");
     prompt.resolve(line);
+    model.needs_mtp = true;
     model.resolve();
+    some_experts = parse_experts("--gpu-experts", model.gpu_experts_text).value_or(0);
+    model.device = Device::kCpu;  // all devices are checked; the cases name theirs
     return true;
   }
 
   bool mtp_given = false;
+  int some_experts = 0;
 };
 
 struct NotRun {
@@ -84,6 +91,26 @@ std::vector<NotRun> list_not_run(const Model& model, const std::vector<Isa>& isa
   return list;
 }
 
+/// The places with a GPU that can serve this model; the others go to `not_run`.
+std::vector<CheckPlace> list_places(const Model& model, const SelfcheckFlags& flags, std::vector<NotRun>& not_run) {
+  if (!cuda_missing().empty()) return {};
+  const ModelSizes sizes = ModelSizes::of(GgufFile::open(model.path()), model.config());
+  std::vector<CheckPlace> places;
+  for (const CheckPlace& place : gpu_places(model.config().num_experts, flags.some_experts)) {
+    PlacementRequest request = flags.model.placement_request(model.config(), cuda::free_memory_bytes());
+    request.whole_model = place.device == Device::kCuda;
+    request.gpu_experts = place.gpu_experts;
+    request.cache_slots = place.gpu_cache;
+    try {
+      static_cast<void>(plan_placement(sizes, request));
+      places.push_back(place);
+    } catch (const InputError& error) {
+      not_run.push_back({describe(place), error.what()});
+    }
+  }
+  return places;
+}
+
 /// Runs one case. Nothing if it was interrupted.
 std::optional<CheckResult> run_case(const Model& model, const SelfcheckFlags& flags, const std::vector<TokenId>& prompt,
                                     const CheckCase& check) {
@@ -97,6 +124,9 @@ std::optional<CheckResult> run_case(const Model& model, const SelfcheckFlags& fl
   session_options.threads = check.threads;
   session_options.isa = check.isa;
   session_options.prompt_chunk = check.prompt_chunk == 0 ? static_cast<int>(prompt.size()) : check.prompt_chunk;
+  session_options.device = check.place.device;
+  session_options.split = {std::vector<int>(static_cast<size_t>(model.config().num_layers), check.place.gpu_experts),
+                           check.place.gpu_cache};
   Session session(model, session_options);
 
   DecodeOptions options = flags.model.decode_options();
@@ -150,6 +180,7 @@ nlohmann::ordered_json to_json(const std::vector<CheckResult>& results, const st
     item["prompt_chunk"] =
         r.check.prompt_chunk == 0 ? nlohmann::ordered_json("whole") : nlohmann::ordered_json(r.check.prompt_chunk);
     item["repack"] = r.check.repack;
+    item["device"] = describe(r.check.place);
     item["sampled"] = r.check.sampled;
     item["logits_sha256"] = r.logits_sha256;
     item["ids_sha256"] = r.ids_sha256;
@@ -182,9 +213,10 @@ int run_selfcheck(int argc, const char* const* argv) {
   const std::vector<TokenId> prompt = tokenize_prompt(text, model->tokenizer(), /*chat=*/false);
   std::vector<Isa> isas = supported_isas();
   if (flags.model.environment.isa) isas = {*flags.model.environment.isa};
-  const CheckAxes axes = check_axes(model->has_mtp() ? flags.model.mtp : 0, flags.model.threads, isas);
+  std::vector<NotRun> not_run = list_not_run(*model, isas);
+  const CheckAxes axes = check_axes(model->has_mtp() ? flags.model.mtp : 0, flags.model.threads, isas,
+                                    list_places(*model, flags, not_run));
   const std::vector<CheckCase> plan = flags.full ? full_plan(axes) : covering_plan(axes);
-  const std::vector<NotRun> not_run = list_not_run(*model, isas);
   fmt::print(stderr, "{}: {} cases of {} prompt tokens and {} new ones\n", model->path(), plan.size(), prompt.size(),
              flags.max_new_tokens);
   nlohmann::ordered_json run;

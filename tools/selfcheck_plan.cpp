@@ -19,6 +19,7 @@ CheckCase reference_case(const CheckAxes& axes) {
   check.isa = axes.isas[0];
   check.prompt_chunk = axes.prompt_chunks[0];
   check.repack = axes.repack[0];
+  check.place = axes.places[0];
   return check;
 }
 
@@ -42,7 +43,24 @@ void repacked_first(std::vector<CheckCase>& plan) {
 
 }  // namespace
 
-CheckAxes check_axes(int max_mtp, int threads, const std::vector<Isa>& isas) {
+std::string describe(const CheckPlace& place) {
+  if (place.device == Device::kCpu) return "cpu";
+  if (place.device == Device::kCuda) return "cuda";
+  return fmt::format("split {}{}", place.gpu_experts, place.gpu_cache > 0 ? fmt::format("+{}", place.gpu_cache) : "");
+}
+
+std::vector<CheckPlace> gpu_places(int num_experts, int some) {
+  std::vector<CheckPlace> places = {{Device::kCuda}, {Device::kSplit}};
+  if (num_experts == 0) return places;  // a dense model's split is the whole of it
+  if (some == 0) some = num_experts / 2;
+  const int cache = std::min(2, num_experts - some);
+  if (some > 0) places.push_back({Device::kSplit, some, cache});
+  places.push_back({Device::kSplit, num_experts});
+  return places;
+}
+
+CheckAxes check_axes(int max_mtp, int threads, const std::vector<Isa>& isas,
+                     const std::vector<CheckPlace>& other_places) {
   CheckAxes axes;
   for (int k = 0; k <= max_mtp; ++k) axes.mtp.push_back(k);
   axes.moe_verify = {MoeVerify::kGrouped, MoeVerify::kPerToken};
@@ -52,6 +70,8 @@ CheckAxes check_axes(int max_mtp, int threads, const std::vector<Isa>& isas) {
   axes.isas.assign(isas.rbegin(), isas.rend());
   axes.prompt_chunks = {0, 64, 7, 1};
   axes.repack = {true, false};
+  axes.places = {{}};
+  axes.places.insert(axes.places.end(), other_places.begin(), other_places.end());
   return axes;
 }
 
@@ -66,6 +86,7 @@ std::vector<CheckCase> covering_plan(const CheckAxes& axes) {
   vary(plan, reference, axes.threads, &CheckCase::threads);
   vary(plan, reference, axes.isas, &CheckCase::isa);
   vary(plan, reference, axes.prompt_chunks, &CheckCase::prompt_chunk);
+  vary(plan, reference, axes.places, &CheckCase::place);
   for (const bool repack : axes.repack) {
     CheckCase check = reference;
     check.repack = repack;
@@ -79,8 +100,8 @@ std::vector<CheckCase> covering_plan(const CheckAxes& axes) {
   }
   // Mixed: axis values turn at different speeds, so that neighbours in the list share little. Each value of each axis
   // comes up, because there are at least as many cases as the longest axis has values.
-  const size_t num_mixed =
-      std::max({axes.mtp.size(), axes.threads.size(), axes.isas.size(), axes.prompt_chunks.size(), size_t{8}});
+  const size_t num_mixed = std::max({axes.mtp.size(), axes.threads.size(), axes.isas.size(), axes.prompt_chunks.size(),
+                                     2 * axes.places.size(), size_t{8}});
   for (size_t i = 0; i < num_mixed; ++i) {
     CheckCase check;
     check.mtp = axes.mtp[(axes.mtp.size() - 1 - i % axes.mtp.size())];
@@ -90,6 +111,7 @@ std::vector<CheckCase> covering_plan(const CheckAxes& axes) {
     check.isa = axes.isas[(i / 2 + 1) % axes.isas.size()];
     check.prompt_chunk = axes.prompt_chunks[(3 * i + 1 + i / 4) % axes.prompt_chunks.size()];
     check.repack = axes.repack[(i / 3) % axes.repack.size()];
+    check.place = axes.places[(i + 1 + i / axes.places.size()) % axes.places.size()];
     check.sampled = i % 2 == 0;
     add_new(plan, check);
   }
@@ -102,19 +124,22 @@ std::vector<CheckCase> full_plan(const CheckAxes& axes) {
   CheckCase check;
   for (const bool repack : axes.repack) {
     check.repack = repack;
-    for (const bool sampled : {false, true}) {
-      check.sampled = sampled;
-      for (const int chunk : axes.prompt_chunks) {
-        check.prompt_chunk = chunk;
-        for (const Isa isa : axes.isas) {
-          check.isa = isa;
-          for (const int threads : axes.threads) {
-            check.threads = threads;
-            for (const MoeVerify moe_verify : axes.moe_verify) {
-              check.moe_verify = moe_verify;
-              for (const int mtp : axes.mtp) {
-                check.mtp = mtp;
-                if (!(check == plan[0])) plan.push_back(check);
+    for (const CheckPlace& place : axes.places) {
+      check.place = place;
+      for (const bool sampled : {false, true}) {
+        check.sampled = sampled;
+        for (const int chunk : axes.prompt_chunks) {
+          check.prompt_chunk = chunk;
+          for (const Isa isa : axes.isas) {
+            check.isa = isa;
+            for (const int threads : axes.threads) {
+              check.threads = threads;
+              for (const MoeVerify moe_verify : axes.moe_verify) {
+                check.moe_verify = moe_verify;
+                for (const int mtp : axes.mtp) {
+                  check.mtp = mtp;
+                  if (!(check == plan[0])) plan.push_back(check);
+                }
               }
             }
           }
@@ -126,11 +151,11 @@ std::vector<CheckCase> full_plan(const CheckAxes& axes) {
 }
 
 std::string describe(const CheckCase& check) {
-  return fmt::format("k={}{:<5} {:<9} {} {:<7} {:<11} {:<11} {:<11} {}", check.mtp, check.controller ? " auto" : "",
-                     moe_verify_name(check.moe_verify), check.threads, check.threads == 1 ? "thread" : "threads",
-                     isa_name(check.isa),
-                     check.prompt_chunk == 0 ? "chunk whole" : fmt::format("chunk {}", check.prompt_chunk),
-                     check.repack ? "interleaved" : "file layout", check.sampled ? "sampled" : "greedy");
+  return fmt::format(
+      "k={}{:<5} {:<9} {} {:<7} {:<11} {:<11} {:<11} {:<11} {}", check.mtp, check.controller ? " auto" : "",
+      moe_verify_name(check.moe_verify), check.threads, check.threads == 1 ? "thread" : "threads", isa_name(check.isa),
+      check.prompt_chunk == 0 ? "chunk whole" : fmt::format("chunk {}", check.prompt_chunk),
+      check.repack ? "interleaved" : "file layout", describe(check.place), check.sampled ? "sampled" : "greedy");
 }
 
 bool compare_with_references(std::vector<CheckResult>& results) {

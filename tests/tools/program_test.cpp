@@ -341,6 +341,38 @@ TEST_CASE("Devices that this build cannot serve exit 1", "[program][bad_input]")
   check_refused(run(demo({"-p", "x", "--device", "split"})), 1, {"--device", "split"});
 }
 
+TEST_CASE("Flags that place experts belong to --device split", "[program][bad_input]") {
+  for (const char* flag : {"--gpu-experts", "--gpu-layers", "--gpu-cache"}) {
+    check_refused(run(demo({"-p", "x", flag, "1"})), 2, {"--device split", flag});
+    check_refused(run(demo({"-p", "x", "--device", "split", flag, "-1"})), 2, {flag, "-1"});
+    check_refused(run(demo({"-p", "x", "--device", "split", flag, "some"})), 2, {flag, "some"});
+  }
+}
+
+TEST_CASE("inspect plans a placement for a GPU of any size", "[program][inspect]") {
+  const auto plan = [](std::vector<std::string> flags) {
+    flags.insert(flags.begin(), {"inspect", kDemoModel, "--json", "-", "--plan-vram"});
+    const Outcome outcome = run(flags);
+    INFO(outcome.err);
+    REQUIRE(outcome.exit_code == 0);
+    return Json::parse(outcome.out)["placement"];
+  };
+  const Json whole = plan({"8"});
+  CHECK(whole["refusal"].is_null());
+  CHECK(whole["host_bytes"] == 0);
+  CHECK(whole["device_bytes"].get<int64_t>() > 0);
+  const Json none = plan({"8", "--gpu-experts", "0", "--gpu-cache", "0"});
+  CHECK(none["expert_bytes"] == 0);
+  CHECK(none["host_bytes"] == whole["expert_bytes"]);
+  const Json one = plan({"8", "--gpu-layers", "1"});
+  CHECK(one["expert_bytes"].get<int64_t>() > 0);
+  CHECK(one["expert_bytes"].get<int64_t>() < whole["expert_bytes"].get<int64_t>());
+  CHECK_FALSE(plan({"0.000001"})["refusal"].is_null());
+  CHECK(plan({"8", "--gpu-experts", "4096"})["refusal"].get<std::string>().find("4096") != std::string::npos);
+  const Outcome text = run({"inspect", kDemoModel, "--plan-vram", "8"});
+  CHECK(text.out.find("placement: ") != std::string::npos);
+}
+
 TEST_CASE("A path that cannot be written is known before the work", "[program][bad_input]") {
   const TempFolder folder;
   const std::string nowhere = folder.file("no/such/folder/out");

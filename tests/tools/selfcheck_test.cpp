@@ -16,7 +16,7 @@ std::set<T> values(const std::vector<CheckCase>& plan, T CheckCase::*field) {
 
 int distance(const CheckCase& a, const CheckCase& b) {
   return (a.mtp != b.mtp) + (a.moe_verify != b.moe_verify) + (a.threads != b.threads) + (a.isa != b.isa) +
-         (a.prompt_chunk != b.prompt_chunk) + (a.repack != b.repack);
+         (a.prompt_chunk != b.prompt_chunk) + (a.repack != b.repack) + !(a.place == b.place);
 }
 
 }  // namespace
@@ -41,6 +41,32 @@ TEST_CASE("The covering plan holds every value of every axis alone and mixed", "
   CHECK(values(mixed, &CheckCase::mtp).count(0) == 1);
   CHECK(plan.size() < 40);
   CHECK(plan == covering_plan(axes));
+}
+
+TEST_CASE("Places with a GPU are cases like the others", "[selfcheck]") {
+  const std::vector<CheckPlace> places = gpu_places(256);
+  CHECK(places ==
+        std::vector<CheckPlace>{
+            {Device::kCuda, 0, 0}, {Device::kSplit, 0, 0}, {Device::kSplit, 128, 2}, {Device::kSplit, 256, 0}});
+  CHECK(gpu_places(8, 7)[2] == CheckPlace{Device::kSplit, 7, 1});
+  CHECK(gpu_places(0).size() == 2);
+  CHECK(describe(places[0]) == "cuda");
+  CHECK(describe(places[2]) == "split 128+2");
+  CHECK(describe(places[3]) == "split 256");
+
+  const CheckAxes axes = check_axes(8, 2, {Isa::kScalar, Isa::kAvx2}, places);
+  const std::vector<CheckCase> plan = covering_plan(axes);
+  CHECK(plan[0].place == CheckPlace());  // the reference is the CPU
+  for (const CheckPlace& place : places) {
+    int alone = 0, mixed = 0;
+    for (const CheckCase& check : plan) {
+      if (check.place == place) ++(distance(check, plan[0]) <= 1 ? alone : mixed);
+    }
+    INFO(describe(place));
+    CHECK(alone >= 1);
+    CHECK(mixed >= 1);
+  }
+  CHECK(full_plan(axes).size() == 9 * 2 * 3 * 2 * 4 * 2 * 2 * 5);
 }
 
 TEST_CASE("A model without MTP layer has plans of k = 0 alone", "[selfcheck]") {
