@@ -9,7 +9,12 @@
 // register has four weights of each lane, and meets four activations of one row, broadcast. There are no horizontal
 // sums.
 //
-// Each block is unpacked once, into a buffer in L1 (8 KB at most) in order of columns; then tiles of rows read it.
+// Few rows (a window): the registers of weights go from the unpacking straight into the products of all rows
+// (add_block_direct). Many rows (a prompt): each block is unpacked once, into a buffer in L1 (8 KB at most) in order of
+// columns; then tiles of rows read it (add_block). The buffer costs a store a register (32-byte stores go one a cycle
+// on Zen 3, less than half the rate of anything else), which only many rows make up for: Q4_K at one row runs at 26
+// GB/s directly and at 19 through the buffer, one thread, in cache.
+//
 // Blocks are the outer loop and rows the inner one, so that the memory system streams on while the tiles compute, and
 // each byte of the matrix comes from memory once however many rows there are. Partial sums (kPartials x 16 floats a
 // row) lie in L1 all the time.
@@ -17,10 +22,6 @@
 // Sums stay in int16 while the bound of the format allows, then one multiply-add by the scale of the run, duplicated
 // into both halves of the lane, widens to int32 and applies the scale at once. With the int8 dot product instruction
 // sums are int32 from the start and the scale is a 32-bit product.
-//
-// Tried and lost: unpacking and multiplying in one loop without the buffer, one instance per format and number of rows.
-// It saves a store and a load per register, but n = 1 waits for memory either way, and the unrolled bodies (26 KB for
-// Q3_K at four rows) fall out of the micro-op cache and take a minute to compile.
 
 namespace foretoken {
 namespace {
@@ -33,6 +34,14 @@ constexpr int kPrefetchAhead = 4096;
 /// Rows of one tile: a sum and a total each, one register of weights and one of activations.
 template <class V>
 constexpr int kTileRows = V::kLanes == 8 ? 6 : 8;
+
+/// Most rows that are multiplied without the buffer. Fewer in the emulation, where each instance takes the compiler
+/// seconds.
+#if defined(FORETOKEN_SIMD_EMULATION)
+constexpr int kDirectRows = 2;
+#else
+constexpr int kDirectRows = 6;
+#endif
 
 /// What one activation row brings to one block.
 struct BlockRow {
@@ -94,7 +103,11 @@ struct Unpacked {
 /// stall.
 struct Prefetch {
   const std::byte* next;
-  int bytes_per_run;
+  int bytes_per_step;
+  FT_INLINE void fetch() {
+    for (int line = 0; line < bytes_per_step; line += 64) __builtin_prefetch(next + line);
+    next += bytes_per_step;
+  }
 };
 
 template <class V, class F>
@@ -135,6 +148,23 @@ FT_INLINE typename V::Int weigh_sums(const Header<V, kRuns>& h, const int16_t* s
   }
 }
 
+/// The float step of a block: partial += total * d_w * d_a - msum * dmin_w * d_a, for N rows.
+template <class V, int kRuns, bool kMins, int N>
+FT_INLINE void finish_block(const Header<V, kRuns>& h, const BlockRow* rows, const typename V::Int (&total)[N],
+                            float* partials) {
+#pragma GCC unroll 8
+  for (int r = 0; r < N; ++r) {
+    float* const at = partials + r * (kPartials * kGroup);
+    const typename V::Float d_a = V::broadcast_float(&rows[r].d);
+    typename V::Float sum = V::fma(V::to_float(total[r]), V::mul(h.d, d_a), V::load_float(at));
+    if constexpr (kMins) {
+      const typename V::Int msum = weigh_sums<V, kRuns>(h, rows[r].sums, 1);
+      sum = V::negative_fma(V::to_float(msum), V::mul(h.dmin, d_a), sum);
+    }
+    V::store_float(at, sum);
+  }
+}
+
 /// Adds an unpacked block to the partial sums of N rows: partials is [N][kPartials][kGroup] from the block's partial
 /// and the register's first lane on.
 template <class V, class S, int N>
@@ -155,8 +185,7 @@ __attribute__((noinline)) void add_block(const Unpacked<V, S::kBlockSize, S::kRu
   const std::byte* weights = w.weights;
 #pragma GCC unroll 1
   for (int run = 0; run < S::kRuns; ++run) {
-    for (int line = 0; line < prefetch.bytes_per_run; line += 64) __builtin_prefetch(prefetch.next + line);
-    prefetch.next += prefetch.bytes_per_run;
+    prefetch.fetch();
     const Int scale = S::kRuns == 1 ? V::splat16(1) : w.header.scale[run];
     Int sum[N];
 #pragma GCC unroll 8
@@ -186,17 +215,75 @@ __attribute__((noinline)) void add_block(const Unpacked<V, S::kBlockSize, S::kRu
 #pragma GCC unroll 8
     for (int r = 0; r < N; ++r) q[r] += S::kSteps * 4;
   }
+  finish_block<V, S::kRuns, S::kMins, N>(w.header, rows, total, partials);
+}
+
+/// The same from the block itself. Streams of a word (its two nibbles) are taken one after the other, each with its own
+/// look at the word: both at once need twice the sums, more registers than there are from four rows on.
+template <class V, class F, int N>
+__attribute__((noinline)) void add_block_direct(const std::byte* block, int lane, const BlockRow* rows, float* partials,
+                                                Prefetch& prefetch) {
+  using Int = typename V::Int;
+  using S = ShapeOf<V, F>;
+  Header<V, F::kRuns> header;
+  F::header(block, lane, header);
+  const std::byte* const words = block + F::kOddBytes * kGroup + 4 * lane;
+  Int total[N];
+  const int8_t* q[N];
 #pragma GCC unroll 8
   for (int r = 0; r < N; ++r) {
-    float* const at = partials + r * (kPartials * kGroup);
-    const typename V::Float d_a = V::broadcast_float(&rows[r].d);
-    typename V::Float sum = V::fma(V::to_float(total[r]), V::mul(w.header.d, d_a), V::load_float(at));
-    if constexpr (S::kMins) {
-      const Int msum = weigh_sums<V, S::kRuns>(w.header, rows[r].sums, 1);
-      sum = V::negative_fma(V::to_float(msum), V::mul(w.header.dmin, d_a), sum);
-    }
-    V::store_float(at, sum);
+    q[r] = rows[r].q;
+    total[r] = F::kMins || F::kOffset == 0 ? V::zero() : weigh_sums<V, F::kRuns>(header, rows[r].sums, -F::kOffset);
   }
+
+  const auto add_run = [&]<int kChunk, int kStream>(int loop) __attribute__((always_inline)) {
+    const int column = F::template column<kChunk, 0>(loop, kStream);
+    const Int scale = S::kRuns == 1 ? V::splat16(1) : header.scale[F::template run<kChunk>(loop, kStream)];
+    Int sum[N];
+    const auto step = [&]<int kStep>(std::integral_constant<int, kStep>) __attribute__((always_inline)) {
+      Int u[F::kStreams];
+      F::template unpack<kChunk, kStep>(words, loop, u);
+      if constexpr (V::kDot) {
+#pragma GCC unroll 8
+        for (int r = 0; r < N; ++r) {
+          Int& into = S::kRuns == 1 ? total[r] : sum[r];
+          into = V::dot(S::kRuns > 1 && kStep == 0 ? V::zero() : into, u[kStream],
+                        V::broadcast(q[r] + column + 4 * kStep));
+        }
+      } else {
+        const auto factor = V::template factor<S::kSigned>(u[kStream]);
+#pragma GCC unroll 8
+        for (int r = 0; r < N; ++r) {
+          const Int product = V::pairs(factor, V::broadcast(q[r] + column + 4 * kStep));
+          sum[r] = kStep % S::kFlush == 0 ? product : V::add16(sum[r], product);
+          if (kStep % S::kFlush == S::kFlush - 1 || kStep == F::kSteps - 1) {
+            total[r] = V::add32(total[r], V::madd(sum[r], scale));
+          }
+        }
+      }
+    };
+    [&]<int... kStep>(std::integer_sequence<int, kStep...>) __attribute__((always_inline)) {
+      (step(std::integral_constant<int, kStep>{}), ...);
+    }
+    (std::make_integer_sequence<int, F::kSteps>{});
+    if constexpr (V::kDot && S::kRuns > 1) {
+#pragma GCC unroll 8
+      for (int r = 0; r < N; ++r) total[r] = V::add32(total[r], V::mul32(sum[r], scale));
+    }
+  };
+  const auto add_chunk = [&]<int kChunk>(int loop, std::integral_constant<int, kChunk>) __attribute__((always_inline)) {
+    prefetch.fetch();
+    add_run.template operator()<kChunk, 0>(loop);
+    if constexpr (F::kStreams == 2) add_run.template operator()<kChunk, 1>(loop);
+  };
+#pragma GCC unroll 1
+  for (int loop = 0; loop < F::kLoops; ++loop) {
+    [&]<int... kChunk>(std::integer_sequence<int, kChunk...>) __attribute__((always_inline)) {
+      (add_chunk(loop, std::integral_constant<int, kChunk>{}), ...);
+    }
+    (std::make_integer_sequence<int, F::kChunks>{});
+  }
+  finish_block<V, F::kRuns, F::kMins, N>(header, rows, total, partials);
 }
 
 // Folds the partial sums of one row, 8 -> 4 -> 2 -> 1, for all lanes.
@@ -216,13 +303,52 @@ FT_INLINE void fold(const float* partials, float* y) {
   }
 }
 
-/// Unpacks one block and adds it to the partial sums of num_rows rows.
+/// Calls with_count(std::integral_constant<int, count>) for 1 <= count <= kMost.
+template <int kMost, class Body>
+FT_INLINE void with_count(int count, const Body& body) {
+  static_assert(kMost == 2 || kMost == 6 || kMost == 8);
+  switch (count) {
+    case 1:
+      return body(std::integral_constant<int, 1>{});
+    case 2:
+      return body(std::integral_constant<int, 2>{});
+  }
+  if constexpr (kMost > 2) {
+    switch (count) {
+      case 3:
+        return body(std::integral_constant<int, 3>{});
+      case 4:
+        return body(std::integral_constant<int, 4>{});
+      case 5:
+        return body(std::integral_constant<int, 5>{});
+      case 6:
+        return body(std::integral_constant<int, 6>{});
+    }
+  }
+  if constexpr (kMost == 8) {
+    if (count == 7) return body(std::integral_constant<int, 7>{});
+    return body(std::integral_constant<int, 8>{});
+  }
+}
+
+/// Adds one block to the partial sums of num_rows rows.
 template <class V, class F>
 FT_INLINE void add_block_to_rows(const std::byte* block, const BlockRow* rows, int num_rows, float* partials) {
   using S = ShapeOf<V, F>;
   static_assert(!F::kMins || F::kOffset == 0);
+  constexpr int kBytes = F::kBlockBytes * V::kLanes;  // that one register's lanes take of the block
+  if (num_rows <= kDirectRows) {
+    Prefetch prefetch{block + kPrefetchAhead, kBytes / (F::kLoops * F::kChunks) + 1};
+    for (int lane = 0; lane < kGroup; lane += V::kLanes) {
+      with_count<kDirectRows>(
+          num_rows, [&](auto count) __attribute__((always_inline)) {
+            add_block_direct<V, F, count()>(block, lane, rows, partials + lane, prefetch);
+          });
+    }
+    return;
+  }
   const int num_tiles = (num_rows + kTileRows<V> - 1) / kTileRows<V>;
-  Prefetch prefetch{block + kPrefetchAhead, F::kBlockBytes * V::kLanes / F::kRuns / num_tiles + 1};
+  Prefetch prefetch{block + kPrefetchAhead, kBytes / F::kRuns / num_tiles + 1};
   Unpacked<V, F::kBlockSize, F::kRuns> w;
   w.offset = F::kOffset;
   for (int lane = 0; lane < kGroup; lane += V::kLanes) {
@@ -230,33 +356,11 @@ FT_INLINE void add_block_to_rows(const std::byte* block, const BlockRow* rows, i
     unpack<V, F>(block + F::kOddBytes * kGroup + 4 * lane, w.weights);
     for (int tile = 0; tile < num_tiles; ++tile) {
       // Tiles as even as possible: seven rows are 3 + 4, not 6 + 1.
-      const int first = num_rows * tile / num_tiles, count = num_rows * (tile + 1) / num_tiles - first;
-      float* const at = partials + first * (kPartials * kGroup) + lane;
-      switch (count) {
-        case 1:
-          add_block<V, S, 1>(w, rows + first, at, prefetch);
-          break;
-        case 2:
-          add_block<V, S, 2>(w, rows + first, at, prefetch);
-          break;
-        case 3:
-          add_block<V, S, 3>(w, rows + first, at, prefetch);
-          break;
-        case 4:
-          add_block<V, S, 4>(w, rows + first, at, prefetch);
-          break;
-        case 5:
-          add_block<V, S, 5>(w, rows + first, at, prefetch);
-          break;
-        case 6:
-          add_block<V, S, 6>(w, rows + first, at, prefetch);
-          break;
-        default:
-          if constexpr (kTileRows<V> == 8) {
-            if (count == 7) add_block<V, S, 7>(w, rows + first, at, prefetch);
-            if (count == 8) add_block<V, S, 8>(w, rows + first, at, prefetch);
-          }
-      }
+      const int first = num_rows * tile / num_tiles, size = num_rows * (tile + 1) / num_tiles - first;
+      with_count<kTileRows<V>>(
+          size, [&](auto count) __attribute__((always_inline)) {
+            add_block<V, S, count()>(w, rows + first, partials + first * (kPartials * kGroup) + lane, prefetch);
+          });
     }
   }
 }

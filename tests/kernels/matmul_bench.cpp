@@ -1,7 +1,7 @@
 // bench_kernels: how near the quantised kernels come to the memory and the integer units of this machine.
 //
 //   bench_kernels [--type Q4_K] [--cols 2048] [--threads 1] [--mib 512] [--isa avx2] [--layout interleaved|rows]
-//   [--seconds 2]
+//   [--seconds 2] [--rows 4]
 //
 // Per number of rows n: GB/s of weights, V(n) = time for n rows / time for one, and the share of the int8 peak (one
 // multiply-add of bytes and one of words per 32 products). Rounds are interleaved (every n once, again and again) and
@@ -39,6 +39,7 @@ struct Options {
   std::string isa;
   bool interleaved = true;
   double seconds = 2;
+  int rows = 0;  // only this number of rows, for a profiler; 0: the whole list
 };
 
 Options parse(int argc, char** argv) {
@@ -59,6 +60,8 @@ Options parse(int argc, char** argv) {
       options.interleaved = value == "interleaved";
     else if (flag == "--seconds")
       options.seconds = std::stod(value);
+    else if (flag == "--rows")
+      options.rows = std::stoi(value);
     else
       throw UsageError(flag + ": unknown flag");
   }
@@ -168,7 +171,8 @@ int run(const Options& options) {
   w.data = memory.data();
   w.layout = options.interleaved ? Layout::kInterleaved : Layout::kRows;
 
-  static constexpr int kCounts[] = {1, 2, 3, 4, 5, 6, 8, 9, 16, 64};
+  std::vector<int> counts = {1, 2, 3, 4, 5, 6, 8, 9, 16, 64};
+  if (options.rows > 0) counts = {std::min(options.rows, 64)};
   RowBuffer x(64, options.cols);
   std::vector<RowView> views;
   for (int64_t r = 0; r < 64; ++r) {
@@ -197,7 +201,7 @@ int run(const Options& options) {
   }
 
   constexpr int64_t kGrain = 64;
-  std::vector<double> best(std::size(kCounts), 1e9);
+  std::vector<double> best(counts.size(), 1e9);
   double best_read = 1e9, peak = 1e9;
   const double deadline = now() + options.seconds;
   do {
@@ -207,11 +211,11 @@ int run(const Options& options) {
                            asm volatile("" ::"r"(sum));
                          }));
     peak = std::min(peak, peak_seconds_per_32());
-    for (size_t i = 0; i < std::size(kCounts); ++i) {
+    for (size_t i = 0; i < counts.size(); ++i) {
       // Many rows compute for long: an eighth of the matrix is enough.
-      const int64_t count = kCounts[i] >= 16 ? std::max<int64_t>(kGrain, num_rows / 8 / kGrain * kGrain) : num_rows;
+      const int64_t count = counts[i] >= 16 ? std::max<int64_t>(kGrain, num_rows / 8 / kGrain * kGrain) : num_rows;
       const double seconds = timed(options.threads, count, kGrain,
-                                   [&](int64_t begin, int64_t end) { product(isa, kCounts[i], begin, end); });
+                                   [&](int64_t begin, int64_t end) { product(isa, counts[i], begin, end); });
       best[i] = std::min(best[i], seconds * static_cast<double>(num_rows) / static_cast<double>(count));
     }
   } while (now() < deadline);
@@ -222,9 +226,9 @@ int run(const Options& options) {
       options.type.c_str(), static_cast<long long>(num_rows), static_cast<long long>(options.cols), bytes / (1 << 20),
       std::string(isa_name(isa)).c_str(), options.interleaved ? "interleaved" : "rows", options.threads,
       options.threads == 1 ? "" : "s", bytes / best_read * 1e-9, 32 / peak * 1e-9);
-  for (size_t i = 0; i < std::size(kCounts); ++i) {
-    const double products = static_cast<double>(num_rows) * static_cast<double>(options.cols) * kCounts[i];
-    std::printf("  n %2d  %6.2f GB/s (%3.0f%% of read)  V %6.3f  %6.1f G products/s (%3.0f%% of peak)\n", kCounts[i],
+  for (size_t i = 0; i < counts.size(); ++i) {
+    const double products = static_cast<double>(num_rows) * static_cast<double>(options.cols) * counts[i];
+    std::printf("  n %2d  %6.2f GB/s (%3.0f%% of read)  V %6.3f  %6.1f G products/s (%3.0f%% of peak)\n", counts[i],
                 bytes / best[i] * 1e-9, 100 * best_read / best[i], best[i] / best[0], products / best[i] * 1e-9,
                 100 * products / best[i] / (32 / peak * options.threads));
   }
