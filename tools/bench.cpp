@@ -240,7 +240,7 @@ int run_bench(int argc, const char* const* argv) {
   }
 
   catch_interrupts();
-  const double bandwidth = flags.model.measure_bandwidth();
+  const double bandwidth = flags.model.measure_run_bandwidth();
   ArmRunner runner(model, flags, arms, prompts);
   if (flags.forced_acceptance && !runner.learn_continuations()) return kExitInterrupted;
   const BenchSamples samples =

@@ -168,6 +168,10 @@ double ModelFlags::measure_bandwidth() const {
   return measure_read_bandwidth(team);
 }
 
+double ModelFlags::measure_run_bandwidth() const {
+  return device == Device::kCpu ? measure_bandwidth() : cuda::measure_bandwidth().device;
+}
+
 int parse_mtp(std::string_view what, std::string_view text) {
   if (text == "auto") return kMaxDraft;
   return static_cast<int>(parse_int(what, text, 0, kMaxDraft));

@@ -75,6 +75,8 @@ struct ModelFlags {
 
   /// Read bandwidth of this machine with `threads` threads, bytes a second. Takes about a second.
   [[nodiscard]] double measure_bandwidth() const;
+  /// Of the memory that most of a run's bytes come from: the GPU's where it has a part in the run.
+  [[nodiscard]] double measure_run_bandwidth() const;
 
   [[nodiscard]] MoeVerify moe_verify() const { return environment.moe_verify.value_or(MoeVerify::kGrouped); }
   [[nodiscard]] Isa isa() const { return environment.isa.value_or(best_isa()); }
