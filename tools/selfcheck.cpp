@@ -48,7 +48,8 @@ struct SelfcheckFlags {
         "sample. One hash of the\n"
         "logits at all positions each; exit 3 on any difference.");
     prompt.add_to(line);
-    line.add_int("n-predict,n", &max_new_tokens, 1, INT32_MAX, "N", "tokens to make in each case");
+    line.add_int("n-predict,n", &max_new_tokens, 1, INT32_MAX, "N",
+                 "tokens to make in each case; without it, or without a prompt, fewer where the model is slow");
     line.add_switch("full", &full, "the whole product of all values, not a plan that covers them");
     line.add_text("json", &json_path, "FILE", "write the result as JSON; -: to standard output, in place of the table");
     model.mtp_text = std::to_string(kMaxDraft);
@@ -56,6 +57,7 @@ struct SelfcheckFlags {
     model.add_to(line);
     if (!line.parse(argc, argv)) return false;
     mtp_given = line.given("mtp");
+    new_tokens_given = line.given("n-predict");
     prompt.resolve(line);
     model.needs_mtp = true;
     model.resolve();
@@ -66,6 +68,20 @@ struct SelfcheckFlags {
 
   bool mtp_given = false;
   int some_experts = 0;
+  bool new_tokens_given = false;
+};
+
+// What the cases of all instruction sets together may take, unless the user says how much text to decode. A real model
+// takes 0.03 s a row with AVX2 and over a second with the scalar kernels: the whole built-in prompt would take the
+// latter an hour.
+constexpr double kMaxSeconds = 480;
+
+/// The size that was chosen for the cases of one instruction set.
+struct ChosenSize {
+  Isa isa;
+  CheckSize size;
+  double row_seconds = 0;  // 0: not measured
+  double estimate = 0;     // seconds for its cases at most
 };
 
 struct NotRun {
@@ -116,21 +132,21 @@ std::optional<CheckResult> run_case(const Model& model, const SelfcheckFlags& fl
                                     const CheckCase& check) {
   const auto start = std::chrono::steady_clock::now();
   SessionOptions session_options = flags.model.session_options(check.mtp);
-  const int64_t num_prompt = static_cast<int64_t>(prompt.size());
+  const CheckSize size = check.size;
   if (session_options.ctx_size == 0)
     session_options.ctx_size =
-        std::min(num_prompt + flags.max_new_tokens + kMaxDraft + 1, model.config().context_length);
+        std::min<int64_t>(int64_t{size.prompt_tokens} + size.new_tokens + kMaxDraft + 1, model.config().context_length);
   session_options.moe_verify = check.moe_verify;
   session_options.threads = check.threads;
   session_options.isa = check.isa;
-  session_options.prompt_chunk = check.prompt_chunk == 0 ? static_cast<int>(prompt.size()) : check.prompt_chunk;
+  session_options.prompt_chunk = check.prompt_chunk == 0 ? size.prompt_tokens : check.prompt_chunk;
   session_options.device = check.place.device;
   session_options.split = {std::vector<int>(static_cast<size_t>(model.config().num_layers), check.place.gpu_experts),
                            check.place.gpu_cache};
   Session session(model, session_options);
 
   DecodeOptions options = flags.model.decode_options();
-  options.max_new_tokens = flags.max_new_tokens;
+  options.max_new_tokens = size.new_tokens;
   options.mtp = check.mtp;
   options.controller = check.controller;
   options.ignore_eos = true;  // the same number of positions in every case
@@ -149,10 +165,48 @@ std::optional<CheckResult> run_case(const Model& model, const SelfcheckFlags& fl
     next_position = position + 1;
     logits_hash.update(std::as_bytes(std::span(logits, static_cast<size_t>(model.config().vocab_size))));
   };
-  const DecodeResult result = decode(session, prompt, options);
+  const DecodeResult result =
+      decode(session, std::span(prompt).first(static_cast<size_t>(size.prompt_tokens)), options);
   if (result.stop_reason == StopReason::kInterrupted) return std::nullopt;
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   return CheckResult{check, logits_hash.hex(), ids_sha256(result.ids), seconds.count(), false};
+}
+
+/// Chooses for each instruction set how much text its cases decode, sets it in the plan, and says what was chosen.
+/// Nothing if it was interrupted. REQUIRES: isas begins with that of plan[0].
+std::optional<std::vector<ChosenSize>> choose_sizes(std::vector<CheckCase>& plan, const Model& model,
+                                                    const SelfcheckFlags& flags, const std::vector<TokenId>& prompt,
+                                                    const std::vector<Isa>& isas) {
+  const CheckSize whole{static_cast<int>(prompt.size()), static_cast<int>(flags.max_new_tokens)};
+  const std::vector<CheckSize> sizes = check_sizes(whole, flags.prompt.any(), flags.new_tokens_given);
+  std::vector<ChosenSize> chosen;
+  for (Isa isa : isas) chosen.push_back({isa, whole});
+  if (!flags.full && sizes.size() > 1) {
+    for (ChosenSize& item : chosen) {
+      CheckCase probe = plan[0];
+      probe.isa = item.isa;
+      probe.size = {std::min(4, whole.prompt_tokens), 2};
+      const std::optional<CheckResult> result = run_case(model, flags, prompt, probe);
+      if (!result) return std::nullopt;
+      item.row_seconds = result->seconds / (probe.size.prompt_tokens + 1);  // the last new token needs no pass
+      const double seconds = kMaxSeconds / static_cast<double>(isas.size());
+      item.size = choose_size(plan, item.isa, sizes, item.row_seconds, available_cores(), seconds);
+      item.estimate = estimate_seconds(plan, item.isa, item.size, item.row_seconds, available_cores());
+    }
+  }
+  for (const ChosenSize& item : chosen) set_size(plan, item.isa, item.size);
+  return chosen;
+}
+
+std::string describe(const ChosenSize& chosen, CheckSize whole) {
+  std::string text = fmt::format("{}: {} prompt tokens and {} new ones a case", isa_name(chosen.isa),
+                                 chosen.size.prompt_tokens, chosen.size.new_tokens);
+  if (chosen.row_seconds > 0) {
+    text += fmt::format(" ({}{:.2g} s a token: its cases take {:.0f} s at most)",
+                        chosen.size == whole ? "" : "shortened: ", chosen.row_seconds, chosen.estimate);
+  }
+  if (chosen.size.prompt_tokens <= 64) text += "; chunks of 64 are the whole prompt here";
+  return text + "\n";
 }
 
 std::string table(const std::vector<CheckResult>& results, const std::vector<NotRun>& not_run) {
@@ -182,6 +236,8 @@ nlohmann::ordered_json to_json(const std::vector<CheckResult>& results, const st
     item["repack"] = r.check.repack;
     item["device"] = describe(r.check.place);
     item["sampled"] = r.check.sampled;
+    item["prompt_tokens"] = r.check.size.prompt_tokens;
+    item["n_predict"] = r.check.size.new_tokens;
     item["logits_sha256"] = r.logits_sha256;
     item["ids_sha256"] = r.ids_sha256;
     item["seconds"] = r.seconds;
@@ -216,13 +272,20 @@ int run_selfcheck(int argc, const char* const* argv) {
   std::vector<NotRun> not_run = list_not_run(*model, isas);
   const CheckAxes axes = check_axes(model->has_mtp() ? flags.model.mtp : 0, flags.model.threads, isas,
                                     list_places(*model, flags, not_run));
-  const std::vector<CheckCase> plan = flags.full ? full_plan(axes) : covering_plan(axes);
-  fmt::print(stderr, "{}: {} cases of {} prompt tokens and {} new ones\n", model->path(), plan.size(), prompt.size(),
-             flags.max_new_tokens);
+  std::vector<CheckCase> plan = flags.full ? full_plan(axes) : covering_plan(axes);
   nlohmann::ordered_json run;
   add_run(run, flags.model, *model);
 
   catch_interrupts();
+  const auto chosen = choose_sizes(plan, *model, flags, prompt, axes.isas);
+  if (!chosen) {
+    fmt::print(stderr, "foretoken: interrupted before the first case: no result\n");
+    return kExitInterrupted;
+  }
+  const CheckSize whole{static_cast<int>(prompt.size()), static_cast<int>(flags.max_new_tokens)};
+  std::string sizes;
+  for (const ChosenSize& item : *chosen) sizes += describe(item, whole);
+  fmt::print(stderr, "{}: {} cases\n{}", model->path(), plan.size(), sizes);
   std::vector<CheckResult> results;
   ProgressBar bar("checking");
   for (const CheckCase& check : plan) {
@@ -243,13 +306,21 @@ int run_selfcheck(int argc, const char* const* argv) {
   const bool identical = compare_with_references(results);
   const std::string verdict =
       identical ? fmt::format("all {} cases give the same bits\n", results.size()) : "cases DIFFER\n";
-  if (!json_file.is_stdout()) ResultStream().write(table(results, not_run) + verdict);
+  if (!json_file.is_stdout()) ResultStream().write(sizes + table(results, not_run) + verdict);
   if (!identical)
     fmt::print(stderr, "foretoken: the cases marked DIFFERENT part from the first of their kind; please report them\n");
   nlohmann::ordered_json object = to_json(results, not_run, identical);
   for (const char* key : {"version", "commit", "model", "model_sha256", "kv_type"}) object[key] = run[key];
   object["prompt_tokens"] = prompt.size();
   object["n_predict"] = flags.max_new_tokens;
+  object["sizes"] = nlohmann::ordered_json::array();
+  for (const ChosenSize& item : *chosen) {
+    object["sizes"].push_back({{"isa", isa_name(item.isa)},
+                               {"prompt_tokens", item.size.prompt_tokens},
+                               {"n_predict", item.size.new_tokens},
+                               {"seconds_per_token", item.row_seconds > 0 ? nlohmann::ordered_json(item.row_seconds)
+                                                                          : nlohmann::ordered_json(nullptr)}});
+  }
   write_json(json_file, object);
   return identical ? 0 : kExitCheckFailed;
 }

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
+#include <climits>
 
 #include "kernels/error.h"
 #include "tools/model_flags.h"
@@ -150,19 +152,65 @@ std::vector<CheckCase> full_plan(const CheckAxes& axes) {
   return plan;
 }
 
+std::vector<CheckSize> check_sizes(CheckSize whole, bool prompt_given, bool new_tokens_given) {
+  // 130 and 72 leave a remainder behind chunks of 64 and of 7, 24 and 9 behind chunks of 7.
+  constexpr std::array<CheckSize, 6> kSizes = {{{INT_MAX, INT_MAX}, {130, 24}, {72, 16}, {24, 8}, {9, 4}, {9, 2}}};
+  std::vector<CheckSize> sizes;
+  for (CheckSize size : kSizes) {
+    size.prompt_tokens = prompt_given ? whole.prompt_tokens : std::min(size.prompt_tokens, whole.prompt_tokens);
+    size.new_tokens = new_tokens_given ? whole.new_tokens : std::min(size.new_tokens, whole.new_tokens);
+    if (sizes.empty() || !(size == sizes.back())) sizes.push_back(size);
+  }
+  return sizes;
+}
+
+double estimate_seconds(const std::vector<CheckCase>& plan, Isa isa, CheckSize size, double row_seconds, int cores) {
+  double seconds = 0;
+  for (const CheckCase& check : plan) {
+    if (check.isa != isa) continue;
+    const double rows = size.prompt_tokens + static_cast<double>(size.new_tokens) * (check.mtp + 1);
+    seconds += rows * row_seconds * (check.repack ? 1 : 2) / std::min(check.threads, cores);
+  }
+  return seconds;
+}
+
+CheckSize choose_size(const std::vector<CheckCase>& plan, Isa isa, const std::vector<CheckSize>& sizes,
+                      double row_seconds, int cores, double seconds) {
+  const auto fits = [&](CheckSize size) { return estimate_seconds(plan, isa, size, row_seconds, cores) <= seconds; };
+  const auto found = std::find_if(sizes.begin(), sizes.end(), fits);
+  return found == sizes.end() ? sizes.back() : *found;
+}
+
+void set_size(std::vector<CheckCase>& plan, Isa isa, CheckSize size) {
+  const CheckCase reference = plan[0];
+  for (CheckCase& check : plan) {
+    if (check.isa == isa) check.size = size;
+  }
+  const auto has_size = [&](const CheckCase& check) { return check.isa == reference.isa && check.size == size; };
+  if (std::any_of(plan.begin(), plan.end(), has_size)) return;
+  // Behind the plan's first case, which stays the whole plan's reference.
+  CheckCase check = reference;
+  check.size = size;
+  for (const bool sampled : {true, false}) {
+    check.sampled = sampled;
+    plan.insert(plan.begin() + 1, check);
+  }
+}
+
 std::string describe(const CheckCase& check) {
   return fmt::format(
-      "k={}{:<5} {:<9} {} {:<7} {:<11} {:<11} {:<11} {:<11} {}", check.mtp, check.controller ? " auto" : "",
+      "k={}{:<5} {:<9} {} {:<7} {:<11} {:<11} {:<11} {:<11} {:<7} {:>7}", check.mtp, check.controller ? " auto" : "",
       moe_verify_name(check.moe_verify), check.threads, check.threads == 1 ? "thread" : "threads", isa_name(check.isa),
       check.prompt_chunk == 0 ? "chunk whole" : fmt::format("chunk {}", check.prompt_chunk),
-      check.repack ? "interleaved" : "file layout", describe(check.place), check.sampled ? "sampled" : "greedy");
+      check.repack ? "interleaved" : "file layout", describe(check.place), check.sampled ? "sampled" : "greedy",
+      fmt::format("{}+{}", check.size.prompt_tokens, check.size.new_tokens));
 }
 
 bool compare_with_references(std::vector<CheckResult>& results) {
   bool all_equal = true;
   for (CheckResult& result : results) {
     const auto reference = std::find_if(results.begin(), results.end(), [&](const CheckResult& other) {
-      return other.check.sampled == result.check.sampled;
+      return other.check.sampled == result.check.sampled && other.check.size == result.check.size;
     });
     result.equal = result.logits_sha256 == reference->logits_sha256 && result.ids_sha256 == reference->ids_sha256;
     all_equal = all_equal && result.equal;

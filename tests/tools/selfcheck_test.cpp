@@ -1,5 +1,6 @@
 #include <catch2/catch.hpp>
 #include <set>
+#include <tuple>
 
 #include "tools/selfcheck_plan.h"
 
@@ -108,4 +109,49 @@ TEST_CASE("A case is compared with the first of its own text", "[selfcheck]") {
   results[2].ids_sha256 = "z";
   CHECK_FALSE(compare_with_references(results));
   CHECK_FALSE(results[2].equal);
+}
+
+TEST_CASE("A slow instruction set decodes less text, and is compared with the fastest one on that text",
+          "[selfcheck]") {
+  const CheckAxes axes = check_axes(8, 2, {Isa::kScalar, Isa::kAvx2});
+  std::vector<CheckCase> plan = covering_plan(axes);
+  const size_t num_cases = plan.size();
+  const CheckSize whole = {353, 32};
+  const std::vector<CheckSize> sizes = check_sizes(whole, /*prompt_given=*/false, /*new_tokens_given=*/false);
+  CHECK(sizes.front() == whole);
+  CHECK(choose_size(plan, Isa::kScalar, sizes, 1e-4, 2, 240) == whole);
+  CHECK(choose_size(plan, Isa::kScalar, sizes, 1e4, 2, 240) == sizes.back());
+  const CheckSize fast = choose_size(plan, Isa::kAvx2, sizes, 0.03, 2, 240);
+  const CheckSize slow = choose_size(plan, Isa::kScalar, sizes, 1.5, 2, 240);
+  CHECK(fast.prompt_tokens > 64);
+  CHECK(slow.prompt_tokens > 7);
+  CHECK(slow.prompt_tokens < fast.prompt_tokens);
+  for (const auto& [isa, size, row_seconds] : {std::tuple(Isa::kAvx2, fast, 0.03), std::tuple(Isa::kScalar, slow, 1.5)})
+    CHECK(estimate_seconds(plan, isa, size, row_seconds, 2) <= 240);
+
+  set_size(plan, Isa::kAvx2, fast);
+  set_size(plan, Isa::kScalar, slow);
+  CHECK(plan.size() == num_cases + 2);
+  int loads = 1;
+  for (size_t i = 0; i < plan.size(); ++i) {
+    loads += i > 0 && plan[i].repack != plan[i - 1].repack;
+    const auto reference = std::find_if(plan.begin(), plan.end(), [&](const CheckCase& other) {
+      return other.sampled == plan[i].sampled && other.size == plan[i].size;
+    });
+    CHECK(reference->isa == Isa::kAvx2);
+    CHECK(plan[i].size == (plan[i].isa == Isa::kScalar || (i > 0 && i < 3) ? slow : fast));
+  }
+  CHECK(loads == 2);
+
+  std::vector<CheckCase> same = covering_plan(axes);
+  for (Isa isa : axes.isas) set_size(same, isa, whole);
+  CHECK(same.size() == num_cases);
+}
+
+TEST_CASE("What the user says about the text of a check stands", "[selfcheck]") {
+  CHECK(check_sizes({353, 32}, true, true) == std::vector<CheckSize>{{353, 32}});
+  for (const CheckSize size : check_sizes({500, 32}, true, false)) CHECK(size.prompt_tokens == 500);
+  for (const CheckSize size : check_sizes({353, 100}, false, true)) CHECK(size.new_tokens == 100);
+  // A prompt shorter than every step is left whole.
+  CHECK(check_sizes({4, 2}, false, false) == std::vector<CheckSize>{{4, 2}});
 }
