@@ -9,7 +9,7 @@ function(foretoken_warnings target)
   endif()
   if(FORETOKEN_SANITIZE)
     target_compile_options(${target} PRIVATE
-      $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${FORETOKEN_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g>)
+      $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${FORETOKEN_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1>)
     target_link_options(${target} PRIVATE -fsanitize=${FORETOKEN_SANITIZE})
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
       # With instrumentation GCC 12 loses track of values inside <regex> and fmt and warns of what cannot happen.
