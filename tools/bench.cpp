@@ -55,8 +55,9 @@ struct BenchFlags {
     line.add_switch("profile", &profile,
                     "then run each arm once more and show where a cycle's time goes, by kind of work");
     line.add_switch("ignore-eos", &ignore_eos, "do not stop at an end-of-text token");
-    line.add_text("json", &json_path, "FILE", "write the result as JSON; -: to standard output, in place of the table");
-    line.add_text("csv", &csv_path, "FILE", "write one line an arm and round");
+    line.add_output("json", &json_path, "FILE",
+                    "write the result as JSON; -: to standard output, in place of the table");
+    line.add_output("csv", &csv_path, "FILE", "write one line an arm and round");
     model.needs_mtp = true;
     model.add_to(line);
     if (!line.parse(argc, argv)) return false;
@@ -233,10 +234,10 @@ int run_bench(int argc, const char* const* argv) {
   for (const BenchArm& arm : arms) check_mtp(model, arm.mtp);
   std::vector<std::vector<TokenId>> prompts;
   for (const Prompt& text : texts) prompts.push_back(tokenize_prompt(text, model.tokenizer(), /*chat=*/false));
-  fmt::print(stderr, "{}{} rounds of {} prompts x {} tokens, and one that is dropped\n",
-             describe_run(flags.model, model), flags.rounds, prompts.size(), flags.max_new_tokens);
+  print_message("{}{} rounds of {} prompts x {} tokens, and one that is dropped\n", describe_run(flags.model, model),
+                flags.rounds, prompts.size(), flags.max_new_tokens);
   if (flags.rounds < 3 || static_cast<int64_t>(prompts.size()) * flags.max_new_tokens < 128) {
-    fmt::print(stderr, "note: fewer than 3 rounds of 128 tokens: take the figures as a trial\n");
+    print_message("note: fewer than 3 rounds of 128 tokens: take the figures as a trial\n");
   }
 
   catch_interrupts();
@@ -247,7 +248,7 @@ int run_bench(int argc, const char* const* argv) {
       measure_arms(arms.size(), prompts.size(), flags.rounds,
                    [&](int round, size_t arm, size_t prompt) { return runner.run(round, arm, prompt); });
   if (samples.interrupted) {
-    fmt::print(stderr, "foretoken: interrupted before all arms were measured: no result\n");
+    print_message("foretoken: interrupted before all arms were measured: no result\n");
     return kExitInterrupted;
   }
 
@@ -265,7 +266,7 @@ int run_bench(int argc, const char* const* argv) {
   if (!json_file.is_stdout() && !csv_file.is_stdout()) {
     ResultStream().write(describe_machine(object) + outcome.text + profiles);
   }
-  if (outcome.exit_code != 0) fmt::print(stderr, "foretoken: {}", outcome.text);
+  if (outcome.exit_code != 0) print_message("foretoken: {}", outcome.text);
   write_json(json_file, object);
   csv_file.write(outcome.csv);
   csv_file.commit();

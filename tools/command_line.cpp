@@ -16,6 +16,7 @@ namespace po = boost::program_options;
 namespace {
 
 constexpr unsigned kHelpWidth = 110;
+constexpr const char* kSurplus = "surplus arguments";  // with a blank: nobody can write it as a flag
 
 /// "n-predict,n" -> "--n-predict", for messages.
 std::string long_flag(std::string_view name) {
@@ -41,14 +42,18 @@ std::string one_line(std::string text) {
   return text;
 }
 
+/// A value as messages show it.
+std::string shown(std::string_view text) {
+  return text.empty() ? "''" : one_line(std::string(text));
+}
+
 }  // namespace
 
 int64_t parse_int(std::string_view what, std::string_view text, int64_t min, int64_t max) {
   int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size() || value < min || value > max) {
-    throw UsageError(
-        fmt::format("{} {}: must be a whole number from {} to {}", what, one_line(std::string(text)), min, max));
+    throw UsageError(fmt::format("{} {}: must be a whole number from {} to {}", what, shown(text), min, max));
   }
   return value;
 }
@@ -57,8 +62,7 @@ double parse_float(std::string_view what, std::string_view text, double min, dou
   double value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value) || value < min || value > max) {
-    throw UsageError(
-        fmt::format("{} {}: must be a number from {:g} to {:g}", what, one_line(std::string(text)), min, max));
+    throw UsageError(fmt::format("{} {}: must be a number from {:g} to {:g}", what, shown(text), min, max));
   }
   return value;
 }
@@ -95,6 +99,14 @@ void CommandLine::add_text(std::string_view name, std::string* value, std::strin
                            std::string_view metavar, std::string_view help) {
   add_value(
       name, metavar, help, *value, [value](const std::string& text) { *value = text; }, implicit);
+}
+
+void CommandLine::add_output(std::string_view name, std::string* value, std::string_view metavar,
+                             std::string_view help) {
+  add_value(name, metavar, help, *value, [value, flag = long_flag(name)](const std::string& text) {
+    if (text.empty()) throw UsageError(fmt::format("{}: the file's name is empty", flag));
+    *value = text;
+  });
 }
 
 void CommandLine::add_choice(std::string_view name, std::string* value, std::vector<std::string> choices,
@@ -176,6 +188,9 @@ bool CommandLine::parse(int argc, const char* const* argv) {
   sections_.front()->add_options()("help,h", "show this text");
   po::options_description all;
   for (const auto& section : sections_) all.add(*section);
+  hidden_.add_options()(kSurplus, po::value<std::vector<std::string>>()->notifier(
+                                      [this](const std::vector<std::string>& texts) { surplus_ = texts; }));
+  positional_.add(kSurplus, -1);
   all.add(hidden_);
   try {
     // No guessing of shortened flags: a script that writes --pro today would mean something else once there are two.
@@ -190,10 +205,12 @@ bool CommandLine::parse(int argc, const char* const* argv) {
       return false;
     }
     po::notify(values_);
-  } catch (const po::too_many_positional_options_error&) {
-    throw UsageError(fmt::format("{}: an argument stands without a flag; see foretoken {} --help", command_, command_));
   } catch (const po::error& error) {
     throw UsageError(fmt::format("{}: {}; see foretoken {} --help", command_, one_line(error.what()), command_));
+  }
+  if (!surplus_.empty()) {
+    throw UsageError(fmt::format("{}: the argument '{}' stands without a flag; see foretoken {} --help", command_,
+                                 surplus_.front(), command_));
   }
   return true;
 }

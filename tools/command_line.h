@@ -27,6 +27,8 @@ class CommandLine {
   // `name` is "long" or "long,s" with the short letter. `metavar` names the value in the help text.
   void add_switch(std::string_view name, bool* value, std::string_view help);
   void add_text(std::string_view name, std::string* value, std::string_view metavar, std::string_view help);
+  /// A file to write; an empty name is an error.
+  void add_output(std::string_view name, std::string* value, std::string_view metavar, std::string_view help);
   /// The flag's value may be left out (`--mtp` alone): then it counts as `implicit`.
   void add_text(std::string_view name, std::string* value, std::string_view implicit, std::string_view metavar,
                 std::string_view help);
@@ -69,6 +71,7 @@ class CommandLine {
   boost::program_options::options_description hidden_;
   boost::program_options::positional_options_description positional_;
   std::string positional_help_;
+  std::vector<std::string> surplus_;  // arguments without a flag that the command does not take
   boost::program_options::variables_map values_;
 };
 

@@ -34,8 +34,8 @@ struct DecodeFlags {
     line.add_int("n-predict,n", &max_new_tokens, 1, INT32_MAX, "N", "tokens to make at most");
     line.add_switch("ignore-eos", &ignore_eos, "do not stop at an end-of-text token");
     line.add_switch("print-ids", &print_ids, "print token ids, one a line, instead of text");
-    line.add_text("json", &json_path, "FILE",
-                  "write the result and the statistics as JSON; -: to standard output, in place of the text");
+    line.add_output("json", &json_path, "FILE",
+                    "write the result and the statistics as JSON; -: to standard output, in place of the text");
     model.add_to(line);
     if (!line.parse(argc, argv)) return false;
     prompt.resolve(line);
@@ -89,7 +89,7 @@ int run_decode(int argc, const char* const* argv) {
   check_mtp(model, flags.model.mtp);
   const std::vector<TokenId> prompt_ids = tokenize_prompt(prompt, model.tokenizer(), flags.chat);
   Session session(model, flags.model.session_options(flags.model.mtp));
-  fmt::print(stderr, "{}{}", describe_run(flags.model, model), describe_session(session));
+  print_message("{}{}", describe_run(flags.model, model), describe_session(session));
 
   catch_interrupts();
   TokenPrinter printer(model.tokenizer(), flags.print_ids, /*silent=*/json_file.is_stdout());
@@ -101,8 +101,8 @@ int run_decode(int argc, const char* const* argv) {
   const DecodeResult result = decode(session, prompt_ids, options);
   printer.finish();
 
-  fmt::print(stderr, "\n{}{:<22} {}\n", describe_statistics(result.statistics, flags.model.mtp), "stopped by",
-             stop_reason_name(result.stop_reason));
+  print_message("\n{}{:<22} {}\n", describe_statistics(result.statistics, flags.model.mtp), "stopped by",
+                stop_reason_name(result.stop_reason));
   nlohmann::ordered_json object;
   object["prompt_ids"] = prompt_ids;
   object["ids"] = result.ids;

@@ -31,10 +31,11 @@ struct EvalFlags {
         "out.\n"
         "A text longer than the context is cut into parts of --ctx-size tokens, each from an empty context.");
     prompt.add_to(line);
-    line.add_text("logits", &logits_path, "OUT.npy", "write the logits, float32 [positions, vocabulary]");
-    line.add_text("mtp-logits", &mtp_logits_path, "OUT.npy",
-                  "write the draft logits; row p: token p and the hidden of p-1, zeros at 0");
-    line.add_text("json", &json_path, "FILE", "write the result as JSON; -: to standard output, in place of the text");
+    line.add_output("logits", &logits_path, "OUT.npy", "write the logits, float32 [positions, vocabulary]");
+    line.add_output("mtp-logits", &mtp_logits_path, "OUT.npy",
+                    "write the draft logits; row p: token p and the hidden of p-1, zeros at 0");
+    line.add_output("json", &json_path, "FILE",
+                    "write the result as JSON; -: to standard output, in place of the text");
     model.draft_vocab = 0;  // a measurement of the model, not of a shortened head
     model.add_model(line);
     model.add_session(line);
@@ -236,7 +237,7 @@ int run_eval(int argc, const char* const* argv) {
   Session session(model, options);
   const int64_t part_size = session.options().ctx_size;
   const size_t num_parts = static_cast<size_t>((num_tokens + part_size - 1) / part_size);
-  fmt::print(stderr, "{}", describe_run(flags.model, model));
+  print_message("{}", describe_run(flags.model, model));
 
   catch_interrupts();
   logits_file.begin(num_tokens, vocab_size);
@@ -247,7 +248,7 @@ int run_eval(int argc, const char* const* argv) {
   for (int64_t begin = 0; begin < num_tokens; begin += part_size) {
     const int64_t size = std::min(part_size, num_tokens - begin);
     if (!evaluation.run(std::span(ids).subspan(static_cast<size_t>(begin), static_cast<size_t>(size)))) {
-      fmt::print(stderr, "foretoken: interrupted after {} of {} tokens: no result\n", begin, num_tokens);
+      print_message("foretoken: interrupted after {} of {} tokens: no result\n", begin, num_tokens);
       return kExitInterrupted;
     }
     bar.show(static_cast<size_t>(begin + size), ids.size());

@@ -41,7 +41,8 @@ struct InspectFlags {
                  "threads that measure the bandwidth (default all cores)");
     line.add_int("draft-vocab", &model.draft_vocab, 0, INT32_MAX, "N", "head rows that drafts read; 0: all");
     line.add_choice("kv-type", &model.kv_type_text, {"f16", "f32"}, "type of the KV cache");
-    line.add_text("json", &json_path, "FILE", "write everything as JSON; -: to standard output, in place of the text");
+    line.add_output("json", &json_path, "FILE",
+                    "write everything as JSON; -: to standard output, in place of the text");
     line.section("Placement on a GPU");
     line.add_float("plan-vram", &plan_vram_gib, 0, 1e6, "GiB",
                    "plan for a GPU with so much free memory (default what this machine's has)");

@@ -22,7 +22,7 @@ constexpr int64_t kMaxContext = int64_t{1} << 24;
 
 Environment read_environment() {
   Environment environment = Environment::read();
-  for (const std::string& setting : environment.set) fmt::print(stderr, "environment: {}\n", setting);
+  for (const std::string& setting : environment.set) print_message("environment: {}\n", setting);
   return environment;
 }
 
@@ -130,7 +130,7 @@ Model ModelFlags::load() {
     const ModelConfig config = ModelConfig::read(file);
     const ModelSizes sizes = ModelSizes::of(file, config);
     placement = plan_placement(sizes, placement_request(config, cuda::free_memory_bytes()));
-    fmt::print(stderr, "{}", describe(*placement, sizes, measure_speed(measure_bandwidth())));
+    print_message("{}", describe(*placement, sizes, measure_speed(measure_bandwidth())));
   }
   ProgressBar bar("loading");
   LoadOptions options;

@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fmt/format.h>
-#include <signal.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -12,10 +11,6 @@
 #include "kernels/error.h"
 
 namespace foretoken {
-
-ResultStream::ResultStream() {
-  signal(SIGPIPE, SIG_IGN);
-}
 
 bool ResultStream::write(std::string_view text) {
   while (!reader_gone_ && !text.empty()) {

@@ -12,9 +12,6 @@ namespace foretoken {
 /// from then on and the command ends quietly with exit 0. A full disk is one: InputError.
 class ResultStream {
  public:
-  /// Ignores SIGPIPE for the process, so that a closed pipe shows as a failed write.
-  ResultStream();
-
   /// Writes and flushes. False once the reader has gone. Throws InputError for any other failure.
   bool write(std::string_view text);
   [[nodiscard]] bool reader_gone() const { return reader_gone_; }

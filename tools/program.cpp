@@ -1,7 +1,8 @@
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <signal.h>
 
 #include <array>
-#include <cstdio>
 #include <exception>
 #include <new>
 
@@ -10,6 +11,7 @@
 #include "tools/commands.h"
 #include "tools/model_flags.h"
 #include "tools/output.h"
+#include "tools/terminal.h"
 #include "tools/version.h"
 
 namespace foretoken {
@@ -68,13 +70,25 @@ int dispatch(int argc, const char* const* argv) {
   for (const Command& command : kCommands) {
     if (command.name == name) return command.run(argc - 1, argv + 1);
   }
-  fmt::print(stderr, "foretoken: {}\n{}",
-             name.empty() ? "a command is missing" : fmt::format("{}: no such command", name), command_list());
+  print_message("foretoken: {}\n{}",
+                name.empty() ? "a command is missing" : fmt::format("{}: no such command", printable(name)),
+                command_list());
   return kExitUsage;
 }
 
+/// A standard stream that the caller closed must not become the number of a file that is opened later: messages would
+/// land in it. Reading and writing such a stream still fails, but for messages, which are lost.
+void occupy_standard_streams() {
+  constexpr std::array<int, 3> kModes = {O_WRONLY, O_RDONLY, O_WRONLY};
+  for (int fd = 0; fd < 3; ++fd) {
+    // The lowest free number is the stream's own, since those below it are taken.
+    if (fcntl(fd, F_GETFD) < 0) [[maybe_unused]]
+      const int opened = ::open("/dev/null", kModes[static_cast<size_t>(fd)]);
+  }
+}
+
 int report(int exit_code, std::string_view message) {
-  fmt::print(stderr, "foretoken: {}\n", message);
+  print_message("foretoken: {}\n", printable(message));
   return exit_code;
 }
 
@@ -85,6 +99,8 @@ std::span<const Command> all_commands() {
 }
 
 int run_program(int argc, const char* const* argv) {
+  occupy_standard_streams();
+  signal(SIGPIPE, SIG_IGN);  // a reader that goes away shows as a failed write
   try {
     return dispatch(argc, argv);
   } catch (const UsageError& error) {

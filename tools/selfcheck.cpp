@@ -51,7 +51,8 @@ struct SelfcheckFlags {
     line.add_int("n-predict,n", &max_new_tokens, 1, INT32_MAX, "N",
                  "tokens to make in each case; without it, or without a prompt, fewer where the model is slow");
     line.add_switch("full", &full, "the whole product of all values, not a plan that covers them");
-    line.add_text("json", &json_path, "FILE", "write the result as JSON; -: to standard output, in place of the table");
+    line.add_output("json", &json_path, "FILE",
+                    "write the result as JSON; -: to standard output, in place of the table");
     model.mtp_text = std::to_string(kMaxDraft);
     model.sampling.seed = 1;
     model.add_to(line);
@@ -279,13 +280,13 @@ int run_selfcheck(int argc, const char* const* argv) {
   catch_interrupts();
   const auto chosen = choose_sizes(plan, *model, flags, prompt, axes.isas);
   if (!chosen) {
-    fmt::print(stderr, "foretoken: interrupted before the first case: no result\n");
+    print_message("foretoken: interrupted before the first case: no result\n");
     return kExitInterrupted;
   }
   const CheckSize whole{static_cast<int>(prompt.size()), static_cast<int>(flags.max_new_tokens)};
   std::string sizes;
   for (const ChosenSize& item : *chosen) sizes += describe(item, whole);
-  fmt::print(stderr, "{}: {} cases\n{}", model->path(), plan.size(), sizes);
+  print_message("{}: {} cases\n{}", model->path(), plan.size(), sizes);
   std::vector<CheckResult> results;
   ProgressBar bar("checking");
   for (const CheckCase& check : plan) {
@@ -296,7 +297,7 @@ int run_selfcheck(int argc, const char* const* argv) {
     }
     std::optional<CheckResult> result = run_case(*model, flags, prompt, check);
     if (!result) {
-      fmt::print(stderr, "foretoken: interrupted after {} of {} cases: no result\n", results.size(), plan.size());
+      print_message("foretoken: interrupted after {} of {} cases: no result\n", results.size(), plan.size());
       return kExitInterrupted;
     }
     results.push_back(std::move(*result));
@@ -308,7 +309,7 @@ int run_selfcheck(int argc, const char* const* argv) {
       identical ? fmt::format("all {} cases give the same bits\n", results.size()) : "cases DIFFER\n";
   if (!json_file.is_stdout()) ResultStream().write(sizes + table(results, not_run) + verdict);
   if (!identical)
-    fmt::print(stderr, "foretoken: the cases marked DIFFERENT part from the first of their kind; please report them\n");
+    print_message("foretoken: the cases marked DIFFERENT part from the first of their kind; please report them\n");
   nlohmann::ordered_json object = to_json(results, not_run, identical);
   for (const char* key : {"version", "commit", "model", "model_sha256", "kv_type"}) object[key] = run[key];
   object["prompt_tokens"] = prompt.size();

@@ -5,6 +5,7 @@
 #include "kernels/error.h"
 #include "tools/command_line.h"
 #include "tools/commands.h"
+#include "tools/model_flags.h"
 #include "tools/output.h"
 #include "tools/synth_model.h"
 #include "tools/terminal.h"
@@ -82,7 +83,9 @@ int run_synth(int argc, const char* const* argv) {
   line.add_int("state-size", &spec.state_size, 16, 4096, "N", "delta net: width of a head");
   line.add_int("key-heads", &spec.num_key_heads, 1, 65536, "N", "delta net: key heads");
   line.add_int("value-heads", &spec.num_value_heads, 1, 65536, "N", "delta net: value heads");
+  line.epilogue(environment_help());
   if (!line.parse(argc, argv)) return 0;
+  (void)read_environment();  // a wrong value is an error here too
 
   if (path.empty()) throw UsageError("OUT.gguf is missing: name the file to write");
   spec.set_types(type);

@@ -1,11 +1,13 @@
 #include "tools/terminal.h"
 
-#include <fmt/format.h>
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
-#include <cstdio>
+#include <cerrno>
+
+#include "engine/tokenizer.h"
 
 namespace foretoken {
 
@@ -20,10 +22,35 @@ bool stderr_is_terminal() {
   return isatty(STDERR_FILENO) == 1;
 }
 
+void print_message(std::string_view text) {
+  while (!text.empty()) {
+    const ssize_t written = ::write(STDERR_FILENO, text.data(), text.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) return;
+    text.remove_prefix(static_cast<size_t>(written));
+  }
+}
+
+std::string printable(std::string_view text) {
+  std::string line;
+  while (!text.empty()) {
+    const size_t valid = std::min(find_invalid_utf8(text), text.size());
+    for (const char c : text.substr(0, valid)) {
+      const auto byte = static_cast<unsigned char>(c);
+      line += byte < 0x20 || byte == 0x7f ? fmt::format("\\x{:02X}", byte) : std::string(1, c);
+    }
+    text.remove_prefix(valid);
+    if (text.empty()) break;
+    line += fmt::format("\\x{:02X}", static_cast<unsigned char>(text.front()));
+    text.remove_prefix(1);
+  }
+  return line;
+}
+
 ProgressBar::ProgressBar(std::string_view what) : what_(what), enabled_(stderr_is_terminal()) {}
 
 ProgressBar::~ProgressBar() {
-  if (drawn_) fmt::print(stderr, "\r\033[K");
+  if (drawn_) print_message("\r\033[K");
 }
 
 void ProgressBar::show(size_t done, size_t all) {
@@ -33,9 +60,8 @@ void ProgressBar::show(size_t done, size_t all) {
     constexpr int kWidth = 40;
     const double share = all == 0 ? 1.0 : static_cast<double>(done) / static_cast<double>(all);
     const int filled = static_cast<int>(share * kWidth);
-    fmt::print(stderr, "\r\033[K{} [{}{}] {:3.0f}%", what_, std::string(filled, '#'), std::string(kWidth - filled, ' '),
-               100 * share);
-    std::fflush(stderr);
+    print_message("\r\033[K{} [{}{}] {:3.0f}%", what_, std::string(filled, '#'), std::string(kWidth - filled, ' '),
+                  100 * share);
     last_ = now;
     drawn_ = true;
   }

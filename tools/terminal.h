@@ -1,15 +1,30 @@
 #pragma once
 
+#include <fmt/format.h>
+
 #include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace foretoken {
 
 /// True if stderr is a terminal: only there are progress bars drawn.
 [[nodiscard]] bool stderr_is_terminal();
+
+/// Writes to stderr. Where stderr is full, closed or a pipe without a reader the text is lost: the result on standard
+/// output is worth more than a message about it.
+void print_message(std::string_view text);
+template <class... Arguments>
+void print_message(fmt::format_string<Arguments...> format, Arguments&&... arguments) {
+  print_message(std::string_view(fmt::format(format, std::forward<Arguments>(arguments)...)));
+}
+
+/// One line for a terminal: control characters and bytes that are not UTF-8 as \xNN. Names of files and tensors may
+/// hold anything.
+[[nodiscard]] std::string printable(std::string_view text);
 
 /// One line on stderr, redrawn in place, at most ten times a second, and wiped at the end. Draws nothing where stderr
 /// is no terminal. show() may be called from several threads; a call that finds another one drawing returns at once.

@@ -22,7 +22,9 @@ int run_tokenize(int argc, const char* const* argv) {
   prompt.add_to(line);
   line.add_switch("decode", &decode, "ids to text; -p, -f or standard input hold ids");
   line.add_switch("plain", &plain, "take text that spells a special token (<|im_end|>) as plain text");
+  line.epilogue(environment_help());
   if (!line.parse(argc, argv)) return 0;
+  (void)read_environment();  // a wrong value is an error here too
   prompt.resolve(line);
   if (model.model_path.empty()) throw UsageError("-m MODEL is missing: name a GGUF file");
 

@@ -110,7 +110,11 @@ TEST_CASE("Flag --help of each command lists flags, defaults and the environment
       CHECK(outcome.out.find(word) != std::string::npos);
     }
   }
-  for (const char* command : {"tokenize", "synth"}) CHECK(run({command, "--help"}).exit_code == 0);
+  for (const char* command : {"tokenize", "synth"}) {
+    const Outcome outcome = run({command, "--help"});
+    CHECK(outcome.exit_code == 0);
+    CHECK(outcome.out.find("FORETOKEN_ISA") != std::string::npos);
+  }
 }
 
 TEST_CASE("decode prints the text alone on stdout and the statistics on stderr", "[program][decode]") {
@@ -194,6 +198,12 @@ TEST_CASE("Wrong command lines exit 2 with one line", "[program]") {
   check_refused(run(demo({"-p", "x", "-f", "y"})), 2, {"-p", "-f"});
   check_refused(run(demo({"--arms", "off,fast", "-n", "8"}, "bench")), 2, {"--arms", "fast"});
   check_refused(run({"inspect"}), 2, {"MODEL"});
+  check_refused(run(demo({"surplus", "-p", "x"})), 2, {"'surplus'"});
+  check_refused(run({"inspect", kDemoModel, "another"}), 2, {"'another'"});
+  check_refused(run(demo({"-p", "x", "-n", ""})), 2, {"--n-predict ''"});
+  check_refused(run(demo({"-p", "x", "--json", ""})), 2, {"--json", "empty"});
+  check_refused(run(demo({"--csv", ""}, "bench")), 2, {"--csv", "empty"});
+  check_refused(run(demo({"-p", "x", "--logits", ""}, "eval")), 2, {"--logits", "empty"});
 }
 
 TEST_CASE("Unknown environment values exit 2 and list the known ones", "[program][environment]") {
@@ -204,6 +214,13 @@ TEST_CASE("Unknown environment values exit 2 and list the known ones", "[program
   for (const char* value : {"0", "many", "-1", "", "100000"}) {
     check_refused(run_with(demo({"-p", "x"}), {std::string("FORETOKEN_THREADS=") + value}), 2, {"FORETOKEN_THREADS"});
   }
+}
+
+TEST_CASE("Commands that need no environment variable refuse a wrong one too", "[program][environment]") {
+  const TempFolder folder;
+  check_refused(run_with(demo({"-p", "x"}, "tokenize"), {"FORETOKEN_ISA=sse2"}), 2, {"FORETOKEN_ISA"});
+  check_refused(run_with({"synth", folder.file("m.gguf")}, {"FORETOKEN_THREADS=0"}), 2, {"FORETOKEN_THREADS"});
+  CHECK_FALSE(std::filesystem::exists(folder.file("m.gguf")));
 }
 
 TEST_CASE("Environment variables take effect, are printed, and flags win over them", "[program][environment]") {
@@ -398,6 +415,33 @@ TEST_CASE("A full disk is reported", "[program][bad_input]") {
   const Outcome to_json = run(demo({"-p", kPrompt, "-n", "4", "--json", "/dev/full"}));
   CHECK(to_json.exit_code == 1);
   CHECK(error_line(to_json).find("--json /dev/full: writing failed: No space left") != std::string::npos);
+}
+
+TEST_CASE("A standard error that cannot be written costs the messages, not the result", "[program][bad_input]") {
+  const TempFolder folder;
+  const std::string text = run(demo({"-p", kPrompt, "-n", "8"})).out;
+  for (const std::string& path : {std::string("/dev/full"), std::string()}) {
+    if (!path.empty() && access(path.c_str(), W_OK) != 0) continue;
+    Invocation invocation;
+    invocation.arguments = demo({"-p", kPrompt, "-n", "8", "--json", folder.file("out.json")});
+    invocation.replace_stderr = true;
+    invocation.stderr_path = path;  // empty: closed
+    const Outcome outcome = run(invocation);
+    INFO("standard error: " << path);
+    CHECK(outcome.exit_code == 0);
+    CHECK(outcome.out == text);
+    // The JSON file was not given the number of the closed stream: it holds no messages.
+    CHECK(Json::parse(read_all(folder.file("out.json")))["text"] == text);
+    invocation.arguments = {"decode", "-m", folder.file("missing.gguf"), "-p", "x"};
+    CHECK(run(invocation).exit_code == 1);
+  }
+}
+
+TEST_CASE("Errors stay one line of printable text whatever names hold", "[program][bad_input]") {
+  const TempFolder folder;
+  check_refused(run({"decode", "-m", folder.file("new\nline\x1b[31m\xff.gguf"), "-p", "x"}), 1,
+                {"new\\x0Aline\\x1B[31m\\xFF.gguf", "No such file"});
+  check_refused(run(demo({"--ids", write_file(folder, "ids.txt", "1 \xfe\x07")})), 1, {"\\xFE\\x07"});
 }
 
 TEST_CASE("A reader that goes away ends a generation quietly", "[program][decode]") {

@@ -24,8 +24,10 @@ struct Invocation {
   std::vector<std::string> arguments;
   std::string input;  // standard input
   std::vector<std::string>
-      environment;          // NAME=value, added to this process's; FORETOKEN_* of this process is not passed on
-  std::string stdout_path;  // empty: standard output is a pipe that is read
+      environment;              // NAME=value, added to this process's; FORETOKEN_* of this process is not passed on
+  std::string stdout_path;      // empty: standard output is a pipe that is read
+  bool replace_stderr = false;  // standard error goes to stderr_path, or is closed where that is empty
+  std::string stderr_path;
   size_t stop_reading_after = SIZE_MAX;  // close the pipe after so many bytes, as `head -c` does
   std::function<void(pid_t, const std::string& so_far)> on_output;  // after each piece of standard output
 };
@@ -64,6 +66,11 @@ inline Outcome run(const Invocation& invocation) {
                        : open(invocation.stdout_path.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
     if (to < 0) _exit(126);
     dup2(to, STDOUT_FILENO);
+    if (invocation.replace_stderr) {
+      close(STDERR_FILENO);
+      if (!invocation.stderr_path.empty() && open(invocation.stderr_path.c_str(), O_WRONLY) != STDERR_FILENO)
+        _exit(126);
+    }
     signal(SIGPIPE, SIG_DFL);
     execve(argv[0], argv.data(), envp.data());
     _exit(127);
