@@ -6,6 +6,7 @@
 
 #include "engine/model.h"
 #include "engine/options.h"
+#include "engine/session_memory.h"
 #include "kernels/thread_team.h"
 #include "kernels/work_profile.h"
 #include "moe/moe.h"
@@ -15,16 +16,10 @@ namespace foretoken {
 /// A context nobody asked for: long enough for a chat, small enough for any machine.
 inline constexpr int64_t kDefaultContext = 4096;
 
-/// Bytes that a session needs beside the weights.
-struct SessionMemory {
-  size_t kv_bytes = 0;         // trunk and MTP layer
-  size_t recurrent_bytes = 0;  // delta-net states and what a window keeps for its replay
-  size_t work_bytes = 0;       // activations, logits, partial results
-  [[nodiscard]] size_t total() const { return kv_bytes + recurrent_bytes + work_bytes; }
-};
+class DeviceCycle;
 
-/// One sequence over one model: KV cache, recurrent state, work buffers and the threads that compute. All memory is
-/// taken in the constructor. One thread at a time may call it.
+/// One sequence over one model: KV cache, recurrent state, work buffers and whoever computes: threads, or a GPU
+/// (options.device). All memory is taken in the constructor. One thread at a time may call it.
 ///
 /// Rows of a pass become part of the sequence only by commit(); until then the pass may be taken back in whole or from
 /// any row on.
@@ -33,13 +28,14 @@ struct SessionMemory {
 ///              [length(), length() + pending())   computed by the last forward(), not yet committed
 class Session {
  public:
-  /// Throws InputError if the memory does not fit what is available (checked before allocating; names the sizes and
-  /// --ctx-size).
+  /// Throws InputError if the memory, the host's or the device's, does not fit what is available (checked before
+  /// allocating; names the sizes and --ctx-size), and if there is no such device.
   Session(const Model& model, const SessionOptions& options);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
+  /// Of the host, for the CPU.
   [[nodiscard]] static SessionMemory memory_needed(const Model& model, const SessionOptions& options);
 
   [[nodiscard]] const Model& model() const;
@@ -50,6 +46,8 @@ class Session {
   [[nodiscard]] WorkProfile* profile();
   /// Where the reads of expert weights are counted (all layers together); nullptr: nowhere.
   [[nodiscard]] ExpertReads*& expert_reads();
+  /// Cycles that a device runs by itself; nullptr on the CPU.
+  [[nodiscard]] DeviceCycle* device_cycle();
   [[nodiscard]] int64_t length() const;
   [[nodiscard]] int pending() const;
 

@@ -1,0 +1,15 @@
+#pragma once
+
+#include <memory>
+
+#include "engine/backend.h"
+
+namespace foretoken {
+
+/// Everything on the CPU, straight from the model's own weights. Throws InputError if the memory does not fit what is
+/// available. REQUIRES: options has its defaults filled in.
+[[nodiscard]] std::unique_ptr<Backend> make_cpu_backend(const Model& model, const SessionOptions& options);
+
+[[nodiscard]] SessionMemory cpu_memory_needed(const Model& model, const SessionOptions& options);
+
+}  // namespace foretoken
