@@ -56,7 +56,9 @@ __device__ __forceinline__ Work work_of(const ChooseDesc& a, int64_t row) {
 
 __device__ __forceinline__ int64_t logits_of(const ChooseDesc& a) {
   if (a.device_num_groups == nullptr) return a.num_logits;
-  const int64_t count = int64_t{*a.device_num_groups} * kInterleave;
+  const int64_t groups = *a.device_num_groups;
+  const int64_t beyond = (int64_t{a.groups[groups - 1]} + 1) * kInterleave - a.num_ids;
+  const int64_t count = groups * kInterleave - (beyond > 0 ? beyond : 0);
   return count < a.num_logits ? count : a.num_logits;
 }
 
@@ -181,7 +183,7 @@ __global__ void __launch_bounds__(kWarpSize) cuda_choose(ChooseDesc a) {
   // Where id stands: with groups, a search among the rising groups.
   int64_t at = id;
   if (a.groups != nullptr) {
-    int64_t low = 0, high = logits_of(a) / kInterleave - 1;
+    int64_t low = 0, high = (logits_of(a) - 1) / kInterleave;
     while (low < high) {
       const int64_t middle = (low + high) / 2;
       if (a.groups[middle] < id / kInterleave) {

@@ -18,9 +18,11 @@ struct ChooseDesc {
   const float* logits = nullptr;  // [rows, logits_stride]
   int64_t logits_stride = 0;
   int64_t num_logits = 0;
-  // With groups (draft head), logit i is of id 16 * groups[i / 16] + i % 16; groups rise.
+  // With groups (draft head), logit i is of id 16 * groups[i / 16] + i % 16; groups rise, and of the last one only ids
+  // below num_ids have a logit.
   const int32_t* groups = nullptr;
   const int32_t* device_num_groups = nullptr;
+  int64_t num_ids = 0;
   const SamplingScalars* sampling = nullptr;
   const int32_t* device_position = nullptr;  // [1]; row r's choice will stand at *device_position + position_offset + r
   int position_offset = 0;

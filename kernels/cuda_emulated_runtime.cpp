@@ -1,3 +1,4 @@
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -42,6 +43,7 @@ void notice_loss(std::string_view what) {
 }
 
 using Work = std::function<void()>;
+using Clock = std::chrono::steady_clock;
 
 struct EmulatedStream {
   std::vector<Work>* recording = nullptr;
@@ -107,12 +109,19 @@ void Stream::synchronize() const {
   notice_loss("waiting for the device");
 }
 
-Event::Event() = default;
-Event::~Event() = default;
-void Event::record(const Stream&) {}
+// Work has happened when it is put into a stream, so an event is the time of its recording.
+Event::Event() : handle_(new Clock::time_point) {}
+Event::~Event() {
+  delete static_cast<Clock::time_point*>(handle_);
+}
+void Event::record(const Stream&) {
+  *static_cast<Clock::time_point*>(handle_) = Clock::now();
+}
 void Event::synchronize() const {}
-float Event::milliseconds_since(const Event&) const {
-  return 0;
+float Event::milliseconds_since(const Event& begin) const {
+  return std::chrono::duration<float, std::milli>(*static_cast<Clock::time_point*>(handle_) -
+                                                  *static_cast<Clock::time_point*>(begin.handle_))
+      .count();
 }
 void wait_for(const Stream&, const Event&) {}
 

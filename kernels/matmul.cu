@@ -30,7 +30,8 @@ MatmulArguments matmul_arguments(const MatmulDesc& desc) {
           desc.expert_stride * desc.w.row_bytes,
           desc.slots_per_input,
           desc.groups,
-          desc.device_num_groups};
+          desc.device_num_groups,
+          desc.w.num_rows};
 }
 
 void refuse_type(WeightType type, const char* kernel) {

@@ -27,6 +27,7 @@ struct MatmulArguments {
   int slots_per_input;
   const int32_t* groups;
   const int32_t* device_num_groups;
+  int64_t num_rows_of_w;
 };
 
 /// The rows that one block of threads serves, and their matrix.
@@ -61,10 +62,12 @@ __device__ __forceinline__ int64_t weight_row(const MatmulArguments& a, int64_t 
   return a.groups == nullptr ? o : int64_t{a.groups[o / kInterleave]} * kInterleave + o % kInterleave;
 }
 
-/// Outputs there are; with groups, as many as the device knows of.
+/// Outputs there are; with groups, as many as the device knows of. The last group may reach beyond the matrix.
 __device__ __forceinline__ int64_t outputs_of(const MatmulArguments& a) {
   if (a.device_num_groups == nullptr) return a.num_outputs;
-  const int64_t count = int64_t{*a.device_num_groups} * kInterleave;
+  const int64_t groups = *a.device_num_groups;
+  const int64_t beyond = (int64_t{a.groups[groups - 1]} + 1) * kInterleave - a.num_rows_of_w;
+  const int64_t count = groups * kInterleave - (beyond > 0 ? beyond : 0);
   return count < a.num_outputs ? count : a.num_outputs;
 }
 

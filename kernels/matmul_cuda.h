@@ -39,8 +39,8 @@ struct MatmulDesc {
   int64_t expert_stride = 0;  // rows
   int slots_per_input = 1;    // top_k where x has a row per token, 1 where it has one per slot
 
-  // Only some groups of 16 rows of w (draft head): output 16 i + j is row 16 groups[i] + j; num_outputs counts the
-  // capacity of groups.
+  // Only some groups of 16 rows of w (draft head), at least one: output 16 i + j is row 16 groups[i] + j; num_outputs
+  // counts the capacity of groups. Of the last group, only the rows that w has.
   const int32_t* groups = nullptr;             // [num_outputs / 16]
   const int32_t* device_num_groups = nullptr;  // [1]
 };

@@ -97,11 +97,25 @@ bool DraftController::worth_another(std::span<const float> confidences, int limi
   const int k = static_cast<int>(confidences.size());
   if (k >= std::min(limit, max_drafts_)) return false;
   if (fixed_) return true;
-  double prefix = overall_.value();  // of the next one, whose confidence is not known yet
+  double prefix = 1;
   for (float confidence : confidences) prefix *= rate(confidence).value();
+  return pays(k, prefix);
+}
+
+// Whether draft k + 1 pays behind k drafts that are all right with probability `prefix`.
+bool DraftController::pays(int k, double prefix) const {
   const double step = step_ms_.count > 0 ? step_ms_.value : kAssumedDraftCost * verify_ms(1);
   const double row = std::max(0.0, verify_ms(k + 2) - verify_ms(k + 1));
-  return prefix > best(max_drafts_).tokens_per_ms * (row + step);
+  // The next one's own confidence is not known yet.
+  return prefix * overall_.value() > best(max_drafts_).tokens_per_ms * (row + step);
+}
+
+int DraftController::plan_after_first(float first_confidence, int limit) const {
+  limit = std::min(limit, max_drafts_);
+  if (fixed_) return limit;
+  int k = 1;
+  for (double prefix = rate(first_confidence).value(); k < limit && pays(k, prefix); ++k) prefix *= overall_.value();
+  return k;
 }
 
 void DraftController::observe_verify(int num_rows, double ms) {

@@ -28,6 +28,10 @@ class DraftController {
   /// After a draft of this window with the given confidences so far: is one more worth making?
   [[nodiscard]] bool worth_another(std::span<const float> confidences, int limit) const;
 
+  /// The number of drafts of a window whose drafts are made in one go, from the confidence of the first, which is made
+  /// already: at least 1. REQUIRES: limit >= 1.
+  [[nodiscard]] int plan_after_first(float first_confidence, int limit) const;
+
   // What was measured.
   void observe_verify(int num_rows, double ms);
   /// is_first: the head alone; otherwise a chained step through the layer.
@@ -57,6 +61,7 @@ class DraftController {
   [[nodiscard]] double verify_ms(int num_rows) const;
   [[nodiscard]] double draft_ms(int num_drafts) const;
   [[nodiscard]] const Rate& rate(float confidence) const;
+  [[nodiscard]] bool pays(int k, double prefix) const;
 
   int max_drafts_;
   bool fixed_;

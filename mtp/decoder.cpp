@@ -6,6 +6,7 @@
 #include <chrono>
 #include <optional>
 
+#include "engine/device_cycle.h"
 #include "kernels/error.h"
 #include "mtp/accept.h"
 #include "mtp/controller.h"
@@ -46,6 +47,9 @@ class Generation {
  public:
   Generation(Session& session, std::span<const TokenId> prompt, const DecodeOptions& options)
       : session_(session), prompt_(prompt), options_(options), controller_(options.mtp, !options.controller) {
+    // A device goes through the whole cycle alone, unless somebody wants to see the logits or its choices need the
+    // host.
+    if (!options.on_logits && DeviceCycle::supports(options.sampling)) device_ = session.device_cycle();
     DecodeStatistics& s = result_.statistics;
     s.drafted_by_position.assign(kMaxDraft, 0);
     s.accepted_by_position.assign(kMaxDraft, 0);
@@ -67,12 +71,15 @@ class Generation {
     const TokenId first = read_prompt();
     result_.statistics.time_to_first_token_ms = whole.lap_ms();
     going = going && emit(first);
-    if (drafter_ && going) {
+    if (device_ != nullptr && going) {
+      device_->begin(options_.sampling, first, last_row_);
+      see(std::span(&first, 1));
+    } else if (drafter_ && going) {
       const float* hidden = session_.hidden(last_row_);
       follow(std::span(&first, 1), std::span(&hidden, 1));
     }
     last_ = first;
-    while (going && may_go_on()) going = cycle();
+    while (going && may_go_on()) going = device_ != nullptr ? device_cycle() : cycle();
     DecodeStatistics& s = result_.statistics;
     s.decode_ms = whole.lap_ms();
     s.new_tokens = static_cast<int64_t>(result_.ids.size());
@@ -163,26 +170,25 @@ class Generation {
     return true;
   }
 
+  // Most drafts that the coming window may have: no token beyond those asked for, none beyond the context.
+  [[nodiscard]] int most_drafts() const {
+    const int64_t room = std::min(options_.max_new_tokens - static_cast<int64_t>(result_.ids.size()),
+                                  session_.options().ctx_size - next_position());
+    return static_cast<int>(std::min<int64_t>(options_.mtp, room - 1));
+  }
+
   // Draft, verify, accept, commit, refresh. False ends the generation.
   bool cycle() {
     DecodeStatistics& s = result_.statistics;
-    const int64_t room = std::min(options_.max_new_tokens - static_cast<int64_t>(result_.ids.size()),
-                                  session_.options().ctx_size - next_position());
     Stopwatch watch;
-    draft(static_cast<int>(std::min<int64_t>(options_.mtp, room - 1)));
+    draft(most_drafts());
     s.draft_ms += watch.lap_ms();
 
     verify(session_, last_, drafts_, options_.sampling, choices_);
-    const int num_rows = static_cast<int>(choices_.size());
-    const double verify_ms = watch.lap_ms();
-    s.verify_ms += verify_ms;
-    s.verify_ms_by_rows[static_cast<size_t>(num_rows)] += verify_ms;
-    ++s.windows_by_rows[static_cast<size_t>(num_rows)];
-    s.distinct_experts_by_rows[static_cast<size_t>(num_rows)] += session_.distinct_experts();
-    controller_.observe_verify(num_rows, verify_ms);
+    count_verify(watch.lap_ms(), session_.distinct_experts());
 
     const Acceptance acceptance = accept(drafts_, choices_);
-    count(acceptance);
+    count_accepted(acceptance.num_accepted);
     const int64_t begin = session_.length();
     rollback(session_, acceptance);
     bool going = true;
@@ -204,9 +210,59 @@ class Generation {
     return going;
   }
 
+  // The same cycle on the device, which is told the number of drafts and tells the tokens.
+  bool device_cycle() {
+    DecodeStatistics& s = result_.statistics;
+    Stopwatch watch;
+    const int num_drafts = plan_device_window(most_drafts());
+    forced_.clear();
+    for (int i = 0; i < num_drafts; ++i) {
+      const std::optional<TokenId> forced = forced_draft(next_position() + i);
+      if (!forced) break;
+      forced_.push_back(*forced);
+    }
+    const DeviceCycle::Outcome& outcome = device_->run({last_, num_drafts, forced_});
+    confidences_ = outcome.confidences;
+    choices_ = outcome.choices;
+
+    count_verify(outcome.verify_ms, outcome.distinct_experts);
+    count_accepted(outcome.num_accepted);
+    s.draft_ms += outcome.draft_ms;
+    s.refresh_ms += outcome.refresh_ms;
+    if (num_drafts > 0) {
+      controller_.observe_draft(/*is_first=*/true, 0);  // it was made with the refresh before
+      controller_.observe_refresh(outcome.refresh_ms);
+    }
+    for (int i = 1; i < num_drafts; ++i) controller_.observe_draft(false, outcome.draft_ms / (num_drafts - 1));
+    s.draft_step_ms += outcome.draft_ms;
+    s.draft_steps += std::max(0, num_drafts - 1);
+
+    const auto produced = std::span(choices_).first(static_cast<size_t>(outcome.num_accepted) + 1);
+    bool going = true;
+    for (size_t i = 0; i < produced.size() && going; ++i) going = emit(produced[i]);
+    last_ = produced.back();
+    see(produced);
+    // What the host adds: waiting for the device, reading its answer, handing tokens on.
+    s.accept_ms += watch.lap_ms() - outcome.draft_ms - outcome.verify_ms - outcome.refresh_ms;
+    return going;
+  }
+
+  // All drafts of a device's window are made in one go, so their number is settled before: by the plan, and by how sure
+  // the MTP layer is of the first one, where that is known.
+  int plan_device_window(int limit) {
+    limit = std::max(limit, 0);
+    const int planned = controller_.plan(limit);
+    const float confidence = device_->first_confidence();
+    return planned == 0 || confidence < 0 ? planned : controller_.plan_after_first(confidence, limit);
+  }
+
+  void see(std::span<const TokenId> ids) {
+    if (vocabulary_) vocabulary_->see(ids);
+  }
+
   // The MTP layer learns of accepted tokens: at once if the next window will draft, later otherwise.
   void follow(std::span<const TokenId> ids, std::span<const float* const> hidden) {
-    vocabulary_->see(ids);
+    see(ids);
     planned_ = controller_.plan(options_.mtp);
     if (planned_ == 0) {
       drafter_->defer(ids, hidden);
@@ -237,35 +293,54 @@ class Generation {
     } while (controller_.worth_another(confidences_, limit));
   }
 
-  // Puts the known token, or a wrong one, in the place of the last draft, if acceptance is forced.
+  // Puts a forced draft in the place of the last one.
   void force_draft() {
-    const int64_t position = session_.length() + static_cast<int64_t>(drafts_.size());
-    const auto index = static_cast<size_t>(position - static_cast<int64_t>(prompt_.size()));
-    if (index >= options_.forced_continuation.size()) return;
-    const TokenId right = options_.forced_continuation[index];
-    const auto wrong = static_cast<TokenId>((right + 1) % session_.model().config().vocab_size);
-    drafts_.back() = keyed_coin(options_.forced_seed, position, options_.forced_acceptance) ? right : wrong;
-    drafter_->replace_last(drafts_.back());
+    const std::optional<TokenId> forced = forced_draft(session_.length() + static_cast<int64_t>(drafts_.size()));
+    if (!forced) return;
+    drafts_.back() = *forced;
+    drafter_->replace_last(*forced);
   }
 
-  void count(const Acceptance& acceptance) {
+  // The known token at this position, or a wrong one, if acceptance is forced there.
+  [[nodiscard]] std::optional<TokenId> forced_draft(int64_t position) const {
+    const auto index = static_cast<size_t>(position - static_cast<int64_t>(prompt_.size()));
+    if (index >= options_.forced_continuation.size()) return std::nullopt;
+    const TokenId right = options_.forced_continuation[index];
+    const auto wrong = static_cast<TokenId>((right + 1) % session_.model().config().vocab_size);
+    return keyed_coin(options_.forced_seed, position, options_.forced_acceptance) ? right : wrong;
+  }
+
+  // Of the running window, whose choices and confidences are known.
+  void count_verify(double ms, double distinct_experts) {
     DecodeStatistics& s = result_.statistics;
+    const size_t num_rows = choices_.size();
+    s.verify_ms += ms;
+    s.verify_ms_by_rows[num_rows] += ms;
+    ++s.windows_by_rows[num_rows];
+    s.distinct_experts_by_rows[num_rows] += distinct_experts;
+    controller_.observe_verify(static_cast<int>(num_rows), ms);
+  }
+
+  void count_accepted(int num_accepted) {
+    DecodeStatistics& s = result_.statistics;
+    const size_t num_drafts = confidences_.size();
     ++s.verify_passes;
-    ++s.windows_by_k[drafts_.size()];
-    s.drafted += static_cast<int64_t>(drafts_.size());
-    s.accepted += acceptance.num_accepted;
-    s.verified_tokens += acceptance.num_accepted + 1;
-    for (size_t i = 0; i < drafts_.size(); ++i) {
+    ++s.windows_by_k[num_drafts];
+    s.drafted += static_cast<int64_t>(num_drafts);
+    s.accepted += num_accepted;
+    s.verified_tokens += num_accepted + 1;
+    for (size_t i = 0; i < num_drafts; ++i) {
       ++s.drafted_by_position[i];
-      if (static_cast<int>(i) < acceptance.num_accepted) ++s.accepted_by_position[i];
+      if (static_cast<int>(i) < num_accepted) ++s.accepted_by_position[i];
     }
-    controller_.observe_acceptance(confidences_, acceptance.num_accepted);
+    controller_.observe_acceptance(confidences_, num_accepted);
   }
 
   Session& session_;
   const std::span<const TokenId> prompt_;
   const DecodeOptions& options_;
   DraftController controller_;
+  DeviceCycle* device_ = nullptr;  // goes through the cycles after the prompt, if there is one
   std::optional<Drafter> drafter_;
   std::optional<DraftVocabulary> vocabulary_;
   DecodeResult result_;
@@ -276,6 +351,7 @@ class Generation {
   std::vector<TokenId> drafts_;  // of the running window
   std::vector<float> confidences_;
   std::vector<TokenId> choices_;
+  std::vector<TokenId> forced_;
 };
 
 }  // namespace

@@ -34,6 +34,7 @@ Choices choose(const Stream& stream, const std::vector<float>& logits, int num_r
   if (!groups.empty()) {
     desc.groups = device_groups.data<int32_t>();
     desc.device_num_groups = num_groups.data<int32_t>();
+    desc.num_ids = 41 * 16;
   }
   desc.sampling = sampling.data<SamplingScalars>();
   desc.device_position = device_position.data<int32_t>();
