@@ -189,6 +189,9 @@ class CudaBackend final : public Backend {
 };
 
 std::unique_ptr<Backend> make_cuda_backend(const Model& model, const SessionOptions& options) {
+  if (options.device == Device::kSplit) {
+    throw InputError("--device split: sessions run on the CPU or on the GPU alone; run with --device cuda or cpu");
+  }
   return std::make_unique<CudaBackend>(model, options);
 }
 

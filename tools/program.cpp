@@ -6,6 +6,10 @@
 #include <exception>
 #include <new>
 
+#ifdef FORETOKEN_HAVE_CUDA
+#include "engine/cuda_backend.h"
+#endif
+#include "kernels/cuda_device.h"
 #include "kernels/error.h"
 #include "kernels/isa.h"
 #include "tools/commands.h"
@@ -49,7 +53,8 @@ std::string version_text() {
   std::string compiled;
   for (Isa isa : compiled_isas()) compiled += fmt::format("{}{}", compiled.empty() ? "" : " ", isa_name(isa));
 #ifdef FORETOKEN_HAVE_CUDA
-  const std::string cuda = "built in; " + cuda_missing();
+  const cuda::DeviceQuery query = cuda::query_device();
+  const std::string cuda = "built in; " + (query.device ? "runs on " + query.device->name : query.reason);
 #else
   const std::string cuda = "not built in";
 #endif
@@ -101,6 +106,9 @@ std::span<const Command> all_commands() {
 int run_program(int argc, const char* const* argv) {
   occupy_standard_streams();
   signal(SIGPIPE, SIG_IGN);  // a reader that goes away shows as a failed write
+#ifdef FORETOKEN_HAVE_CUDA
+  use_cuda_backend();
+#endif
   try {
     return dispatch(argc, argv);
   } catch (const UsageError& error) {
