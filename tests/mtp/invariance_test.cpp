@@ -1,13 +1,4 @@
-#include <fmt/format.h>
-
-#include <catch2/catch.hpp>
-#include <cmath>
-#include <optional>
-
-#include "kernels/isa.h"
-#include "tests/engine/gguf_edit.h"
-#include "tests/engine/random_model.h"
-#include "tests/mtp/transcript.h"
+#include "tests/mtp/invariance_matrix.h"
 
 // The invariance matrix: the ids and every bit of every logit are the same for any number of drafts, either expert
 // core, any number of threads, any instruction set, any cut of the prompt, repacked weights or not, whoever chooses the
@@ -16,11 +7,12 @@
 namespace foretoken {
 namespace {
 
-using test::random_ids;
+using test::kCores;
+using test::kWhole;
+using test::Matrix;
+using test::matrix_model;
 using test::RandomModel;
-using test::TempFolder;
-using test::transcribe;
-using test::Transcript;
+using test::Setting;
 
 // Sanitizers and debug builds run one case of 29 (a prime, so that every value of every axis has its turn).
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(NDEBUG)
@@ -29,147 +21,11 @@ constexpr int kStride = 29;
 constexpr int kStride = 1;
 #endif
 
-constexpr int kWhole = 1 << 20;  // prompt chunk: the whole prompt
-
-struct Setting {
-  int k = 0;
-  MoeVerify moe_verify = MoeVerify::kPerToken;
-  int threads = 1;
-  Isa isa = Isa::kScalar;
-  int prompt_chunk = kWhole;
-  bool sampled = false;
-  bool controller = false;
-  int64_t draft_vocab = 0;
-  bool own_drafts = false;  // of the MTP layer, almost all wrong; else most are taken from the known text
-
-  [[nodiscard]] std::string describe() const {
-    return fmt::format("k={} {} {} threads {} chunk {} {}{}{} draft vocabulary {}", k,
-                       moe_verify == MoeVerify::kGrouped ? "grouped" : "per-token", threads, isa_name(isa),
-                       prompt_chunk, sampled ? "sampled" : "greedy", controller ? " controller" : "",
-                       own_drafts ? " own drafts" : "", draft_vocab);
-  }
-};
-
-/// One model and prompt, with the plain decoding of it that all settings are held to.
-class Matrix {
- public:
-  Matrix(const RandomModel& spec, int prompt_tokens, int new_tokens, KvType kv_type = KvType::kF16)
-      : new_tokens_(new_tokens),
-        kv_type_(kv_type),
-        prompt_(random_ids(prompt_tokens, spec.vocab_size, spec.seed + 50)) {
-    spec.write(folder_.file("model.gguf"));
-    for (const bool repack : {true, false}) {
-      LoadOptions options;
-      options.repack = repack;
-      models_.push_back(Model::load(folder_.file("model.gguf"), options));
-    }
-    for (const bool sampled : {false, true}) {
-      Setting plain;
-      plain.sampled = sampled;
-      references_.push_back(run(plain, models_[1]));
-    }
-    for (const Transcript& reference : references_) {
-      REQUIRE(reference.in_order);
-      REQUIRE(static_cast<int>(reference.result.ids.size()) == new_tokens);
-      REQUIRE(static_cast<int64_t>(reference.logits.size()) == (prompt_tokens + new_tokens - 1) * spec.vocab_size);
-      for (float logit : reference.logits) REQUIRE(std::isfinite(logit));
-    }
-    // A tied head of random embeddings repeats the token it has just seen: there a sample cannot differ.
-    if (!spec.tied_head) REQUIRE(references_[0].result.ids != references_[1].result.ids);
-  }
-
-  [[nodiscard]] bool has_mtp() const { return models_[0].has_mtp(); }
-
-  /// Runs the setting and compares; at most five failures are printed.
-  void check(const Setting& setting, bool repack = true) {
-    ++num_runs_;
-    const Transcript got = run(setting, models_[repack ? 0 : 1]);
-    const Transcript& want = references_[setting.sampled ? 1 : 0];
-    accepted_ += got.result.statistics.accepted;
-    drafted_ += got.result.statistics.drafted;
-    const int64_t difference = got.first_difference(want);
-    if (got.in_order && difference == -1 && got.result.ids == want.result.ids) return;
-    if (++num_failures_ > 5) return;
-    UNSCOPED_INFO(setting.describe() << (repack ? "" : " no repacking") << ": first difference at position "
-                                     << difference << " of " << prompt_.size() << " + " << new_tokens_);
-    CHECK(false);
-  }
-
-  void finish(const std::string& what) {
-    CHECK(num_failures_ == 0);
-    CHECK(num_runs_ > 0);
-    WARN(what << ": " << num_runs_ << " runs, " << accepted_ << " of " << drafted_ << " drafts accepted");
-    // Windows that were accepted in whole, in part and not at all are what the matrix is about.
-    if (drafted_ > 0) CHECK((accepted_ > drafted_ / 5 && accepted_ < drafted_ * 4 / 5));
-  }
-
- private:
-  Transcript run(const Setting& setting, const Model& model) {
-    SessionOptions session;
-    session.ctx_size = static_cast<int64_t>(prompt_.size()) + new_tokens_;
-    session.kv_type = kv_type_;
-    session.prompt_chunk = setting.prompt_chunk;
-    session.moe_verify = setting.moe_verify;
-    session.isa = setting.isa;
-    session.threads = setting.threads;
-    DecodeOptions options;
-    options.max_new_tokens = new_tokens_;
-    options.mtp = setting.k;
-    options.controller = setting.controller;
-    options.draft_vocab = setting.draft_vocab;
-    options.ignore_eos = true;
-    if (setting.sampled) {
-      options.sampling.temperature = 0.8f;
-      options.sampling.top_k = 40;
-      options.sampling.top_p = 0.95f;
-      options.sampling.min_p = 0.01f;
-      options.sampling.seed = 7;
-    }
-    if (setting.k > 0 && !setting.own_drafts) {
-      // A random model's MTP layer is right once in 320 times: three drafts of four are taken from the known text, so
-      // that windows end everywhere.
-      options.forced_continuation = references_[setting.sampled ? 1 : 0].result.ids;
-      options.forced_acceptance = 0.75;
-      options.forced_seed = static_cast<uint64_t>(setting.k);
-    }
-    return transcribe(model, session, prompt_, options);
-  }
-
-  TempFolder folder_;
-  const int new_tokens_;
-  const KvType kv_type_;
-  const std::vector<TokenId> prompt_;
-  std::vector<Model> models_;           // repacked, not
-  std::vector<Transcript> references_;  // greedy, sampled
-  int num_runs_ = 0, num_failures_ = 0;
-  int64_t accepted_ = 0, drafted_ = 0;
-};
-
 // Says which columns of the matrix this machine could not fill.
 void print_missing_isas() {
   for (Isa isa : compiled_isas()) {
     if (!isa_supported(isa)) WARN("not run: " << isa_name(isa) << ", this processor lacks it");
   }
-}
-
-const std::vector<MoeVerify> kCores = {MoeVerify::kGrouped, MoeVerify::kPerToken};
-
-// Rows of 128 and of 256 values, so that both kinds of 8-bit rows meet; K-quants, legacy types, floats; experts no
-// power of two.
-RandomModel matrix_model(const std::string& architecture) {
-  RandomModel spec;
-  spec.architecture = architecture;
-  spec.hidden_dim = 128;
-  spec.head_dim = 64;
-  spec.state_size = 32;
-  spec.num_key_heads = 4;
-  spec.num_value_heads = 8;
-  spec.num_experts = 6;
-  spec.expert_dim = 256;
-  spec.shared_dim = 256;
-  spec.types = {WeightType::kQ4_K, WeightType::kQ4_0, WeightType::kF16,  WeightType::kQ6_K,
-                WeightType::kQ8_0, WeightType::kQ5_K, WeightType::kMXFP4};
-  return spec;
 }
 
 TEST_CASE("invariance matrix: drafts x expert core x threads x instruction set x prompt chunk x sampling") {

@@ -1,0 +1,39 @@
+#include "engine/cuda_backend.h"
+#include "tests/mtp/invariance_matrix.h"
+
+// The device's columns of the invariance matrix (see invariance_test.cpp).
+
+namespace foretoken {
+namespace {
+
+using test::Matrix;
+using test::Setting;
+
+// The emulation takes some seconds a run: it gets one of 71 (a prime, so that every value of every axis has its turn).
+#ifdef FORETOKEN_CUDA_EMULATION
+constexpr int kStride = 71;
+#else
+constexpr int kStride = 1;
+#endif
+
+TEST_CASE("invariance matrix on a device: drafts x expert core x prompt chunk x sampling") {
+  use_cuda_backend();
+  const std::string architecture = GENERATE("qwen35moe", "qwen3moe");
+  Matrix matrix(test::matrix_model(architecture), /*prompt_tokens=*/66, /*new_tokens=*/20);
+  int index = 0;
+  for (int k = 0; k <= (matrix.has_mtp() ? kMaxDraft : 0); ++k) {
+    for (MoeVerify core : test::kCores) {
+      for (int chunk : {1, 7, 64, test::kWhole}) {
+        for (bool sampled : {false, true}) {
+          Setting setting{k, core, 1, best_isa(), chunk, sampled};
+          setting.device = Device::kCuda;
+          if (index++ % kStride == 0) matrix.check(setting);
+        }
+      }
+    }
+  }
+  matrix.finish(architecture);
+}
+
+}  // namespace
+}  // namespace foretoken
