@@ -11,8 +11,8 @@ namespace foretoken {
 ///
 /// Thread rules: one thread at a time may call parallel_for; bodies must not call it again. Between loops the members
 /// spin for a short while (a decode step has a loop every few microseconds) and then sleep, so an idle team costs
-/// nothing. Items are handed out one by one from a shared counter: a member whose core is taken away holds up one item,
-/// not its share.
+/// nothing. Each member begins with a range of items of its own and then takes others' items, one by one: a member
+/// whose core is taken away holds up one item, not its share.
 class ThreadTeam {
  public:
   /// REQUIRES: 1 <= num_threads <= kMaxThreads.
@@ -25,8 +25,8 @@ class ThreadTeam {
   [[nodiscard]] int num_threads() const;
 
   /// Calls body(item, thread_idx) once for each item in [0, num_items), spread over the team; returns when all are
-  /// done. What the bodies wrote is visible after it. Items start in rising order: put the big ones first. Exceptions
-  /// must not leave a body.
+  /// done. What the bodies wrote is visible after it. Items of a member's range start in rising order: put big ones
+  /// first. Exceptions must not leave a body. REQUIRES: num_items < 2^32.
   template <class Body>
   void parallel_for(int64_t num_items, Body&& body) {
     using Plain = std::remove_reference_t<Body>;
