@@ -12,7 +12,7 @@
 // Few rows (a window): the registers of weights go from the unpacking straight into the products of all rows
 // (add_block_direct). Many rows (a prompt): each block is unpacked once, into a buffer in L1 (8 KB at most) in order of
 // columns; then tiles of rows read it (add_block). The buffer costs a store a register (32-byte stores go one a cycle
-// on Zen 3, less than half the rate of anything else), which only many rows make up for: Q4_K at one row runs at 26
+// on Zen 3, less than half the rate of anything else), which only many rows make up for: Q4_K at one row runs at 32
 // GB/s directly and at 19 through the buffer, one thread, in cache.
 //
 // Blocks are the outer loop and rows the inner one, so that the memory system streams on while the tiles compute, and
@@ -35,12 +35,14 @@ constexpr int kPrefetchAhead = 4096;
 template <class V>
 constexpr int kTileRows = V::kLanes == 8 ? 6 : 8;
 
-/// Most rows that are multiplied without the buffer. Fewer in the emulation, where each instance takes the compiler
-/// seconds.
+/// Most rows that are multiplied without the buffer. Formats whose block is unrolled as a whole (Q5_K, Q3_K) lose again
+/// from five rows on: their code no longer fits the micro-op cache. Fewer in the emulation, where each instance takes
+/// the compiler seconds.
+template <class F>
 #if defined(FORETOKEN_SIMD_EMULATION)
 constexpr int kDirectRows = 2;
 #else
-constexpr int kDirectRows = 6;
+constexpr int kDirectRows = F::kLoops* F::kChunks > 2 && F::kLoops == 1 ? 4 : 6;
 #endif
 
 /// What one activation row brings to one block.
@@ -99,6 +101,14 @@ struct Unpacked {
   int offset;  // of the weights; 0 where isum starts at zero
 };
 
+/// x, and the compiler does not know it: a loop up to it stays a loop. GCC takes loops of two or four trips apart
+/// whatever the pragma says, and bodies of 20 KB no longer come from the micro-op cache (Q6_K at four rows: 9.8 GB/s
+/// instead of 12.9).
+FT_INLINE int opaque(int x) {
+  asm("" : "+r"(x));
+  return x;
+}
+
 /// Memory that is about to be read, fetched a few lines at a time: a burst would fill the processor's miss buffers and
 /// stall.
 struct Prefetch {
@@ -107,6 +117,12 @@ struct Prefetch {
   FT_INLINE void fetch() {
     for (int line = 0; line < bytes_per_step; line += 64) __builtin_prefetch(next + line);
     next += bytes_per_step;
+  }
+  template <int kBytes>
+  FT_INLINE void fetch_fixed() {
+#pragma GCC unroll 16
+    for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(next + line);
+    next += kBytes;
   }
 };
 
@@ -221,8 +237,8 @@ __attribute__((noinline)) void add_block(const Unpacked<V, S::kBlockSize, S::kRu
 /// The same from the block itself. Streams of a word (its two nibbles) are taken one after the other, each with its own
 /// look at the word: both at once need twice the sums, more registers than there are from four rows on.
 template <class V, class F, int N>
-__attribute__((noinline)) void add_block_direct(const std::byte* block, int lane, const BlockRow* rows, float* partials,
-                                                Prefetch& prefetch) {
+FT_INLINE void add_block_direct(const std::byte* block, int lane, const BlockRow* rows, float* partials,
+                                Prefetch& prefetch) {
   using Int = typename V::Int;
   using S = ShapeOf<V, F>;
   Header<V, F::kRuns> header;
@@ -272,12 +288,11 @@ __attribute__((noinline)) void add_block_direct(const std::byte* block, int lane
     }
   };
   const auto add_chunk = [&]<int kChunk>(int loop, std::integral_constant<int, kChunk>) __attribute__((always_inline)) {
-    prefetch.fetch();
+    prefetch.template fetch_fixed<F::kBlockBytes * V::kLanes / (F::kLoops * F::kChunks)>();
     add_run.template operator()<kChunk, 0>(loop);
     if constexpr (F::kStreams == 2) add_run.template operator()<kChunk, 1>(loop);
   };
-#pragma GCC unroll 1
-  for (int loop = 0; loop < F::kLoops; ++loop) {
+  for (int loop = 0; loop < (F::kLoops == 1 ? 1 : opaque(F::kLoops)); ++loop) {
     [&]<int... kChunk>(std::integer_sequence<int, kChunk...>) __attribute__((always_inline)) {
       (add_chunk(loop, std::integral_constant<int, kChunk>{}), ...);
     }
@@ -306,7 +321,7 @@ FT_INLINE void fold(const float* partials, float* y) {
 /// Calls with_count(std::integral_constant<int, count>) for 1 <= count <= kMost.
 template <int kMost, class Body>
 FT_INLINE void with_count(int count, const Body& body) {
-  static_assert(kMost == 2 || kMost == 6 || kMost == 8);
+  static_assert(kMost == 2 || kMost == 4 || kMost == 6 || kMost == 8);
   switch (count) {
     case 1:
       return body(std::integral_constant<int, 1>{});
@@ -319,11 +334,11 @@ FT_INLINE void with_count(int count, const Body& body) {
         return body(std::integral_constant<int, 3>{});
       case 4:
         return body(std::integral_constant<int, 4>{});
-      case 5:
-        return body(std::integral_constant<int, 5>{});
-      case 6:
-        return body(std::integral_constant<int, 6>{});
     }
+  }
+  if constexpr (kMost > 4) {
+    if (count == 5) return body(std::integral_constant<int, 5>{});
+    if (count == 6) return body(std::integral_constant<int, 6>{});
   }
   if constexpr (kMost == 8) {
     if (count == 7) return body(std::integral_constant<int, 7>{});
@@ -336,19 +351,8 @@ template <class V, class F>
 FT_INLINE void add_block_to_rows(const std::byte* block, const BlockRow* rows, int num_rows, float* partials) {
   using S = ShapeOf<V, F>;
   static_assert(!F::kMins || F::kOffset == 0);
-  constexpr int kBytes = F::kBlockBytes * V::kLanes;  // that one register's lanes take of the block
-  if (num_rows <= kDirectRows) {
-    Prefetch prefetch{block + kPrefetchAhead, kBytes / (F::kLoops * F::kChunks) + 1};
-    for (int lane = 0; lane < kGroup; lane += V::kLanes) {
-      with_count<kDirectRows>(
-          num_rows, [&](auto count) __attribute__((always_inline)) {
-            add_block_direct<V, F, count()>(block, lane, rows, partials + lane, prefetch);
-          });
-    }
-    return;
-  }
   const int num_tiles = (num_rows + kTileRows<V> - 1) / kTileRows<V>;
-  Prefetch prefetch{block + kPrefetchAhead, kBytes / F::kRuns / num_tiles + 1};
+  Prefetch prefetch{block + kPrefetchAhead, F::kBlockBytes * V::kLanes / F::kRuns / num_tiles + 1};
   Unpacked<V, F::kBlockSize, F::kRuns> w;
   w.offset = F::kOffset;
   for (int lane = 0; lane < kGroup; lane += V::kLanes) {
@@ -365,8 +369,32 @@ FT_INLINE void add_block_to_rows(const std::byte* block, const BlockRow* rows, i
   }
 }
 
+/// All of a product with N rows, N <= kDirectRows<F>.
+template <class V, class F, int N>
+__attribute__((noinline)) void matmul_few(const QuantMatmul& m) {
+  alignas(64) float partials[N][kPartials][kGroup];
+  BlockRow rows[N];
+  const std::byte* block = m.weights;
+  for (int64_t g = 0; g < m.num_outputs / kGroup; ++g) {
+    __builtin_memset(partials, 0, sizeof partials);
+    for (int64_t b = 0; b < m.num_blocks; ++b) {
+#pragma GCC unroll 8
+      for (int r = 0; r < N; ++r) enter_block<F>(m.x[r], b, rows[r]);
+      Prefetch prefetch{block + kPrefetchAhead, 0};
+      for (int lane = 0; lane < (V::kLanes == kGroup ? kGroup : opaque(kGroup)); lane += V::kLanes) {
+        add_block_direct<V, F, N>(block, lane, rows, partials[0][b % kPartials] + lane, prefetch);
+      }
+      block += F::kBlockBytes * kGroup;
+    }
+    for (int r = 0; r < N; ++r) fold<V>(partials[r][0], m.y[r] + g * kGroup);
+  }
+}
+
 template <class V, class F>
 __attribute__((noinline)) void matmul_format(const QuantMatmul& m) {
+  if (m.num_rows <= kDirectRows<F>) {
+    return with_count<kDirectRows<F>>(m.num_rows, [&](auto count) { matmul_few<V, F, count()>(m); });
+  }
   alignas(64) float partials[kRowsAtOnce][kPartials][kGroup];
   BlockRow rows[kRowsAtOnce];
   for (int64_t g = 0; g < m.num_outputs / kGroup; ++g) {

@@ -66,21 +66,33 @@ struct Lanes8 {
   static FT_INLINE Int arithmetic32(Int a) {
     return _mm256_srai_epi32(a, kRight);
   }
+  /// Both halves. GCC folds the shuffle of a constant, the intrinsic it would execute each time.
+  static FT_INLINE Int twice(__m128i x) {
+#if defined(FORETOKEN_SIMD_EMULATION)
+    return _mm256_broadcastsi128_si256(x);
+#else
+    return reinterpret_cast<Int>(__builtin_shufflevector(x, x, 0, 1, 0, 1));
+#endif
+  }
   /// Bytes of each 128 bits of a by the pattern's low four bits; zero where the pattern's top bit is set.
   static FT_INLINE Int shuffle(Int a, __m128i pattern) {
-    return _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(pattern));
+    return _mm256_shuffle_epi8(a, twice(pattern));
   }
   static FT_INLINE Int look_up(__m128i table, Int index) {
-    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), index);
+    return _mm256_shuffle_epi8(twice(table), index);
   }
   /// Bytes that have any of the bits of `mask`: value, else 0. mask has one bit set in each byte.
   static FT_INLINE Int where_set(Int a, Int mask, int value) {
     return and_(_mm256_cmpeq_epi8(and_(a, mask), mask), splat8(value));
   }
   /// Pairs of u8 x s8 summed in int16, saturating: callers bound it.
-  static FT_INLINE Int pairs(Int u, Int s) { return _mm256_maddubs_epi16(u, s); }
+  static FT_INLINE Int pairs(Int u, Int s) {
+    return _mm256_maddubs_epi16(u, s);
+  }
   /// Pairs of int16 x int16 summed in int32.
-  static FT_INLINE Int madd(Int a, Int b) { return _mm256_madd_epi16(a, b); }
+  static FT_INLINE Int madd(Int a, Int b) {
+    return _mm256_madd_epi16(a, b);
+  }
   /// sum + the four u8 x s8 of each lane.
   static FT_INLINE Int dot(Int sum, Int u, Int s) {
 #if defined(__AVXVNNI__) || defined(FORETOKEN_SIMD_EMULATION)
