@@ -33,15 +33,6 @@ class Stopwatch {
   std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
 
-// True with probability `p`, keyed by (seed, position): the same drafts are right in every arm of a benchmark.
-bool keyed_coin(uint64_t seed, int64_t position, double p) {
-  uint64_t x = seed ^ (static_cast<uint64_t>(position) * 0x9e3779b97f4a7c15ull);
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-  x ^= x >> 31;
-  return static_cast<double>(x >> 11) * 0x1p-53 < p;
-}
-
 /// One generation: the state that the steps of the cycle share.
 class Generation {
  public:
@@ -307,7 +298,7 @@ class Generation {
     if (index >= options_.forced_continuation.size()) return std::nullopt;
     const TokenId right = options_.forced_continuation[index];
     const auto wrong = static_cast<TokenId>((right + 1) % session_.model().config().vocab_size);
-    return keyed_coin(options_.forced_seed, position, options_.forced_acceptance) ? right : wrong;
+    return forced_coin(options_.forced_seed, position, options_.forced_acceptance) ? right : wrong;
   }
 
   // Of the running window, whose choices and confidences are known.
@@ -371,6 +362,14 @@ std::string_view stop_reason_name(StopReason reason) {
   }
   FT_CHECK(false);
   return {};
+}
+
+bool forced_coin(uint64_t seed, int64_t position, double p) {
+  uint64_t x = seed ^ (static_cast<uint64_t>(position) * 0x9e3779b97f4a7c15ull);
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+  x ^= x >> 31;
+  return static_cast<double>(x >> 11) * 0x1p-53 < p;
 }
 
 void check_mtp(const Model& model, int mtp) {

@@ -9,6 +9,7 @@
 
 #include "engine/sampler.h"
 #include "engine/session.h"
+#include "mtp/draft_vocabulary.h"
 #include "mtp/statistics.h"
 
 namespace foretoken {
@@ -20,7 +21,8 @@ struct DecodeOptions {
   int64_t max_new_tokens = 128;  // n-predict; the context's end stops a generation too
   int mtp = 0;                   // most drafts a window; 0: off. 0 .. kMaxDraft
   bool controller = true;        // let the controller choose shorter drafts, down to 0
-  int64_t draft_vocab = 32768;   // head rows that drafts read (low ids; special and seen ones are added); 0: all
+  // Head rows that drafts read (low ids; special and seen ones are added); 0: all; kAutoDraftVocab: auto_draft_vocab().
+  int64_t draft_vocab = kAutoDraftVocab;
   SamplingOptions sampling;
   bool ignore_eos = false;
   const std::atomic<bool>* stop = nullptr;  // set from a signal handler: the generation ends after the current window
@@ -39,6 +41,10 @@ struct DecodeOptions {
   double forced_acceptance = 1.0;
   uint64_t forced_seed = 0;
 };
+
+/// True with probability `p`, keyed by (seed, position): whether a forced draft is right. The same drafts are right in
+/// every arm of a benchmark.
+[[nodiscard]] bool forced_coin(uint64_t seed, int64_t position, double p);
 
 enum class StopReason { kLength, kEndOfGeneration, kContextFull, kInterrupted, kCallback };
 [[nodiscard]] std::string_view stop_reason_name(

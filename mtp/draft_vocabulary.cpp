@@ -6,8 +6,14 @@
 
 namespace foretoken {
 
+int64_t auto_draft_vocab(int64_t vocab_size) {
+  constexpr int64_t kMost = 16384;
+  return std::clamp<int64_t>(vocab_size / 4, 1, kMost);
+}
+
 DraftVocabulary::DraftVocabulary(Session& session, int64_t num_low_ids) : session_(session) {
   const int64_t vocab_size = session.model().config().vocab_size;
+  if (num_low_ids == kAutoDraftVocab) num_low_ids = auto_draft_vocab(vocab_size);
   groups_.assign(static_cast<size_t>((vocab_size + kInterleave - 1) / kInterleave), num_low_ids == 0);
   const int64_t low = std::min(num_low_ids, vocab_size);
   for (int64_t id = 0; id < low; ++id) groups_[static_cast<size_t>(id / kInterleave)] = true;

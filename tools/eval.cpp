@@ -242,7 +242,9 @@ int run_eval(int argc, const char* const* argv) {
   catch_interrupts();
   logits_file.begin(num_tokens, vocab_size);
   mtp_file.begin(num_tokens, vocab_size);
-  if (flags.needs_mtp() && flags.model.draft_vocab > 0) DraftVocabulary(session, flags.model.draft_vocab).see(ids);
+  if (flags.needs_mtp() && flags.model.draft_vocab.value_or(0) > 0) {
+    DraftVocabulary(session, *flags.model.draft_vocab).see(ids);
+  }
   Evaluation evaluation(session, flags.model.mtp, logits_file, mtp_file);
   ProgressBar bar("evaluating");
   for (int64_t begin = 0; begin < num_tokens; begin += part_size) {

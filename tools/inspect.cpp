@@ -39,7 +39,8 @@ struct InspectFlags {
     line.add_int("ctx-size,c", &kv_len, 1, int64_t{1} << 24, "N", "positions of context that the byte counts assume");
     line.add_int("threads,t", &model.threads_flag, 1, ThreadTeam::kMaxThreads, "N",
                  "threads that measure the bandwidth (default all cores)");
-    line.add_int("draft-vocab", &model.draft_vocab, 0, INT32_MAX, "N", "head rows that drafts read; 0: all");
+    line.add_int("draft-vocab", &model.draft_vocab, 0, INT32_MAX, "N",
+                 "head rows that drafts read; 0: all (default 16384, at most a quarter)");
     line.add_choice("kv-type", &model.kv_type_text, {"f16", "f32"}, "type of the KV cache");
     line.add_output("json", &json_path, "FILE",
                     "write everything as JSON; -: to standard output, in place of the text");
@@ -169,8 +170,8 @@ struct Costs {
         flags(flags),
         bandwidth(bandwidth),
         kv_len(std::min(flags.kv_len, config.context_length)),
-        draft_rows(flags.model.draft_vocab == 0 ? config.vocab_size
-                                                : std::min(flags.model.draft_vocab, config.vocab_size)) {}
+        draft_rows(flags.model.draft_rows(config) == 0 ? config.vocab_size
+                                                       : std::min(flags.model.draft_rows(config), config.vocab_size)) {}
 
   [[nodiscard]] PassBytes pass(double distinct_experts) const {
     return bytes.trunk_pass(distinct_experts, static_cast<double>(kv_len), flags.model.kv_type);

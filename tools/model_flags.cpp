@@ -67,7 +67,8 @@ void ModelFlags::add_mtp(CommandLine& line) {
       fmt::format("drafts a window at most, 0 to {}; without a number: up to {}, as the controller finds best",
                   kMaxDraft, kMaxDraft));
   line.add_switch("mtp-fixed", &mtp_fixed, "always draft K tokens: no controller");
-  line.add_int("draft-vocab", &draft_vocab, 0, INT32_MAX, "N", "head rows that drafts read; 0: all");
+  line.add_int("draft-vocab", &draft_vocab, 0, INT32_MAX, "N",
+               "head rows that drafts read; 0: all (default 16384, at most a quarter)");
 }
 
 void ModelFlags::add_sampling(CommandLine& line) {
@@ -154,11 +155,15 @@ SessionOptions ModelFlags::session_options(int mtp) const {
   return options;
 }
 
+int64_t ModelFlags::draft_rows(const ModelConfig& config) const {
+  return draft_vocab ? *draft_vocab : auto_draft_vocab(config.vocab_size);
+}
+
 DecodeOptions ModelFlags::decode_options() const {
   DecodeOptions options;
   options.mtp = mtp;
   options.controller = !mtp_fixed;
-  options.draft_vocab = draft_vocab;
+  options.draft_vocab = draft_vocab.value_or(kAutoDraftVocab);
   options.sampling = sampling;
   return options;
 }

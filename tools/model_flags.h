@@ -29,7 +29,7 @@ struct ModelFlags {
   std::string mtp_text = "0";
   int mtp = 0;  // of mtp_text
   bool mtp_fixed = false;
-  int64_t draft_vocab = DecodeOptions().draft_vocab;
+  std::optional<int> draft_vocab;  // nothing: auto_draft_vocab()
   SamplingOptions sampling;
   int prompt_chunk = SessionOptions().prompt_chunk;
   bool no_repack = false;
@@ -71,6 +71,8 @@ struct ModelFlags {
   [[nodiscard]] SessionOptions session_options(int mtp) const;
 
   /// Decode options as the flags give them. The caller adds what concerns its command.
+  /// Rows of --draft-vocab for this model; 0: all.
+  [[nodiscard]] int64_t draft_rows(const ModelConfig& config) const;
   [[nodiscard]] DecodeOptions decode_options() const;
 
   /// Read bandwidth of this machine with `threads` threads, bytes a second. Takes about a second.

@@ -105,7 +105,7 @@ void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Mode
   object["model_sha256"] = model.fingerprint();
   object["mtp"] = flags.mtp;
   object["mtp_fixed"] = flags.mtp_fixed;
-  object["draft_vocab"] = flags.draft_vocab;
+  object["draft_vocab"] = flags.draft_rows(model.config());
   object["moe_verify"] = moe_verify_name(flags.moe_verify());
   object["isa"] = isa_name(flags.isa());
   object["threads"] = flags.threads;
