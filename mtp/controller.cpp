@@ -76,9 +76,18 @@ DraftController::Best DraftController::best(int limit) const {
   return best;
 }
 
+int DraftController::reach() const {
+  size_t widest = 1;
+  for (size_t rows = 1; rows < verify_ms_.size(); ++rows) {
+    if (verify_ms_[rows].count > 0) widest = rows;
+  }
+  return static_cast<int>(widest);
+}
+
 int DraftController::plan(int limit) {
   limit = std::min(limit, max_drafts_);
   if (fixed_ || limit == 0) return limit;
+  limit = std::min(limit, reach());
   // The first plain pass gives the measure for all others; the second is free of what a first touch costs.
   if (verify_ms_[1].count < 2) return 0;
   const int chosen = best(limit).num_drafts;
@@ -97,6 +106,7 @@ bool DraftController::worth_another(std::span<const float> confidences, int limi
   const int k = static_cast<int>(confidences.size());
   if (k >= std::min(limit, max_drafts_)) return false;
   if (fixed_) return true;
+  if (k >= reach()) return false;
   double prefix = 1;
   for (float confidence : confidences) prefix *= rate(confidence).value();
   return pays(k, prefix);
@@ -113,6 +123,7 @@ bool DraftController::pays(int k, double prefix) const {
 int DraftController::plan_after_first(float first_confidence, int limit) const {
   limit = std::min(limit, max_drafts_);
   if (fixed_) return limit;
+  limit = std::min(limit, reach());
   int k = 1;
   for (double prefix = rate(first_confidence).value(); k < limit && pays(k, prefix); ++k) prefix *= overall_.value();
   return k;

@@ -60,6 +60,9 @@ class DraftController {
   static void learn(Mean& mean, double value);
   [[nodiscard]] double verify_ms(int num_rows) const;
   [[nodiscard]] double draft_ms(int num_drafts) const;
+  /// Most drafts of the next window: a pass one row wider than any that was measured. Starting at the longest window
+  /// costs five plain passes where drafts are never right.
+  [[nodiscard]] int reach() const;
   [[nodiscard]] const Rate& rate(float confidence) const;
   [[nodiscard]] bool pays(int k, double prefix) const;
 
