@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
+
 #include "engine/weight_loader.h"
 #include "engine/weights.h"
 #include "kernels/error.h"
@@ -16,6 +18,7 @@ struct Model::Impl {
   ModelConfig config;
   Tokenizer tokenizer;
   std::string fingerprint;
+  double load_seconds = 0;
   ModelWeights weights;
 };
 
@@ -113,6 +116,7 @@ Model::Model(Model&&) noexcept = default;
 Model& Model::operator=(Model&&) noexcept = default;
 
 Model Model::load(const std::string& path, const LoadOptions& options) {
+  const auto begin = std::chrono::steady_clock::now();
   Model model;
   model.impl_ = std::make_unique<Impl>(GgufFile::open(path));
   Impl& m = *model.impl_;
@@ -144,6 +148,7 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
   finish(w.mtp.layer.moe);
   if (w.mtp.embed.data == nullptr) w.mtp.embed = w.embed;
   if (w.mtp.head.data == nullptr) w.mtp.head = w.head;
+  m.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return model;
 }
 
@@ -164,6 +169,9 @@ const std::string& Model::fingerprint() const {
 }
 size_t Model::file_bytes() const {
   return impl_->file.size_bytes();
+}
+double Model::load_seconds() const {
+  return impl_->load_seconds;
 }
 
 }  // namespace foretoken

@@ -29,6 +29,7 @@ class Model {
   [[nodiscard]] const std::string& path() const;
   [[nodiscard]] const std::string& fingerprint() const;  // GgufFile::fingerprint, reported as model_sha256
   [[nodiscard]] size_t file_bytes() const;
+  [[nodiscard]] double load_seconds() const;  // reading, checking and repacking
   [[nodiscard]] bool has_mtp() const { return config().num_mtp_layers > 0; }
 
  private:

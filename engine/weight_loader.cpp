@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <mutex>
+#include <optional>
 
 #include "engine/machine.h"
 #include "kernels/error.h"
@@ -157,14 +158,14 @@ void WeightLoader::load() {
       chunks.push_back({&job, r, std::min(r + rows, job.from.num_rows)});
   }
 
-  std::string error;
+  std::optional<InputError> error;
   std::mutex mutex;
   std::atomic<size_t> done{0};
   std::atomic<bool> failed{false};
   const auto num_chunks = static_cast<int64_t>(chunks.size());
-#pragma omp parallel for schedule(dynamic, 1) num_threads(available_cores())
-  for (int64_t c = 0; c < num_chunks; ++c) {
-    if (failed.load(std::memory_order_relaxed)) continue;
+  ThreadTeam team(available_cores());
+  team.parallel_for(num_chunks, [&](int64_t c, int) {
+    if (failed.load(std::memory_order_relaxed)) return;
     const Chunk& chunk = chunks[static_cast<size_t>(c)];
     const size_t row_bytes = chunk.job->from.row_bytes();
     const size_t begin = static_cast<size_t>(chunk.row_begin) * row_bytes,
@@ -179,10 +180,10 @@ void WeightLoader::load() {
       }
     } catch (const InputError& e) {
       const std::lock_guard lock(mutex);
-      if (!failed.exchange(true)) error = e.what();
+      if (!failed.exchange(true)) error = e;
     }
-  }
-  if (failed) throw InputError(error);
+  });
+  if (error) throw *error;
 }
 
 }  // namespace foretoken

@@ -9,6 +9,7 @@
 #ifdef FORETOKEN_HAVE_CUDA
 #include "engine/cuda_backend.h"
 #endif
+#include "engine/utf8.h"
 #include "kernels/cuda_device.h"
 #include "kernels/error.h"
 #include "kernels/isa.h"
@@ -93,7 +94,7 @@ void occupy_standard_streams() {
 }
 
 int report(int exit_code, std::string_view message) {
-  print_message("foretoken: {}\n", printable(message));
+  print_message("foretoken: {}\n", printable(message, message.size() * 4));
   return exit_code;
 }
 

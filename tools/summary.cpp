@@ -113,14 +113,17 @@ void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Mode
   object["kv_type"] = flags.kv_type_text;
   object["repack"] = !flags.no_repack;
   object["prompt_chunk"] = flags.prompt_chunk;
+  object["load_ms"] = 1000 * model.load_seconds();
 }
 
 std::string describe_run(const ModelFlags& flags, const Model& model) {
   const std::string mtp =
       flags.mtp == 0 ? "off" : fmt::format("up to {} drafts{}", flags.mtp, flags.mtp_fixed ? ", fixed" : "");
-  return fmt::format("{}: {}, {}; {} {}, {}; MTP {}\n", model.path(), model.config().architecture,
-                     format_bytes(static_cast<double>(model.file_bytes())), flags.threads,
-                     flags.threads == 1 ? "thread" : "threads", isa_name(flags.isa()), mtp);
+  const double file_bytes = static_cast<double>(model.file_bytes());
+  return fmt::format("{}: {}, {}; {} {}, {}; MTP {}\nloaded in {:.2f} s, {}/s{}\n", model.path(),
+                     model.config().architecture, format_bytes(file_bytes), flags.threads,
+                     flags.threads == 1 ? "thread" : "threads", isa_name(flags.isa()), mtp, model.load_seconds(),
+                     format_bytes(file_bytes / model.load_seconds()), flags.no_repack ? "" : " with repacking");
 }
 
 std::string describe_session(const Session& session) {

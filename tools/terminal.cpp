@@ -3,11 +3,8 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <array>
 #include <cerrno>
-
-#include "engine/tokenizer.h"
 
 namespace foretoken {
 
@@ -29,22 +26,6 @@ void print_message(std::string_view text) {
     if (written <= 0) return;
     text.remove_prefix(static_cast<size_t>(written));
   }
-}
-
-std::string printable(std::string_view text) {
-  std::string line;
-  while (!text.empty()) {
-    const size_t valid = std::min(find_invalid_utf8(text), text.size());
-    for (const char c : text.substr(0, valid)) {
-      const auto byte = static_cast<unsigned char>(c);
-      line += byte < 0x20 || byte == 0x7f ? fmt::format("\\x{:02X}", byte) : std::string(1, c);
-    }
-    text.remove_prefix(valid);
-    if (text.empty()) break;
-    line += fmt::format("\\x{:02X}", static_cast<unsigned char>(text.front()));
-    text.remove_prefix(1);
-  }
-  return line;
 }
 
 ProgressBar::ProgressBar(std::string_view what) : what_(what), enabled_(stderr_is_terminal()) {}

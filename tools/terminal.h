@@ -22,10 +22,6 @@ void print_message(fmt::format_string<Arguments...> format, Arguments&&... argum
   print_message(std::string_view(fmt::format(format, std::forward<Arguments>(arguments)...)));
 }
 
-/// One line for a terminal: control characters and bytes that are not UTF-8 as \xNN. Names of files and tensors may
-/// hold anything.
-[[nodiscard]] std::string printable(std::string_view text);
-
 /// One line on stderr, redrawn in place, at most ten times a second, and wiped at the end. Draws nothing where stderr
 /// is no terminal. show() may be called from several threads; a call that finds another one drawing returns at once.
 class ProgressBar {
