@@ -52,6 +52,40 @@ Words words_of(const WeightTypeInfo& info, OddBytes odd) {
   return {odd.begin / 4, (info.block_bytes - odd.count) / 4};
 }
 
+using Words4 = uint32_t __attribute__((vector_size(16)));
+
+Words4 load_words(const std::byte* from) {
+  Words4 words;
+  std::memcpy(&words, from, sizeof words);
+  return words;
+}
+
+// `count` words of each of sixteen rows, row_bytes apart, word by word: to[word][row]. Four words of four rows at a
+// time in registers: word by word it took half of a load's time, 0.95 s for 3.3 GB.
+void transpose_words(const std::byte* from, size_t row_bytes, int count, std::byte* to) {
+  static_assert(kInterleave % 4 == 0);
+  int w = 0;
+  for (; w + 4 <= count; w += 4) {
+    for (int r = 0; r < kInterleave; r += 4) {
+      const std::byte* source = from + static_cast<size_t>(r) * row_bytes + 4 * w;
+      const Words4 a = load_words(source), b = load_words(source + row_bytes), c = load_words(source + 2 * row_bytes),
+                   d = load_words(source + 3 * row_bytes);
+      const Words4 ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5),
+                   ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+      const Words4 cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5),
+                   cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+      const Words4 columns[4] = {
+          __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5), __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
+          __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5), __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
+      for (int i = 0; i < 4; ++i) std::memcpy(to + 4 * (kInterleave * (w + i) + r), &columns[i], sizeof columns[i]);
+    }
+  }
+  for (; w < count; ++w) {
+    for (int r = 0; r < kInterleave; ++r)
+      std::memcpy(to + 4 * (kInterleave * w + r), from + static_cast<size_t>(r) * row_bytes + 4 * w, 4);
+  }
+}
+
 }  // namespace
 
 bool can_interleave(WeightType type, int64_t num_rows, int64_t num_cols) {
@@ -71,20 +105,18 @@ void interleave_rows(const MatrixView& from, int64_t row_begin, int64_t row_end,
   const int64_t num_blocks = from.num_cols / info.block_size;
   for (int64_t row = row_begin; row < row_end; row += kInterleave) {
     for (int64_t b = 0; b < num_blocks; ++b) {
-      // Rows are the inner loop of the words: sixteen streams are read forward, one block is written.
+      // Sixteen streams are read forward, one block is written.
       const size_t block_offset = static_cast<size_t>(b * info.block_bytes);
       std::byte* const block = to + static_cast<size_t>(row) * row_bytes + block_offset * kInterleave;
       std::byte* const first_word = block + odd.count * kInterleave;
-      for (int r = 0; r < kInterleave; ++r) {
-        const std::byte* source = from.data + static_cast<size_t>(row + r) * row_bytes + block_offset;
-        std::memcpy(block + r * odd.count, source + odd.begin, static_cast<size_t>(odd.count));
-        std::byte* word = first_word + 4 * r;
-        for (int w = 0; w < words.all; ++w) {
-          if (w == words.before) source += odd.count;
-          std::memcpy(word, source + 4 * w, 4);
-          word += 4 * kInterleave;
-        }
+      const std::byte* const source = from.data + static_cast<size_t>(row) * row_bytes + block_offset;
+      for (int r = 0; r < kInterleave && odd.count > 0; ++r) {
+        std::memcpy(block + r * odd.count, source + static_cast<size_t>(r) * row_bytes + odd.begin,
+                    static_cast<size_t>(odd.count));
       }
+      transpose_words(source, row_bytes, words.before, first_word);
+      transpose_words(source + 4 * words.before + odd.count, row_bytes, words.all - words.before,
+                      first_word + 4 * kInterleave * words.before);
     }
   }
 }
