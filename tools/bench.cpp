@@ -6,6 +6,8 @@
 
 #include "engine/machine.h"
 #include "kernels/error.h"
+#include "kernels/int8_peak.h"
+#include "kernels/thread_team.h"
 #include "tools/bench_arms.h"
 #include "tools/bench_report.h"
 #include "tools/commands.h"
@@ -34,6 +36,7 @@ struct BenchFlags {
   std::string arms_text, prompts_path, json_path, csv_path;
   int rounds = 5;
   int64_t max_new_tokens = 128;
+  int64_t prompt_tokens = 0;                // 0: the prompts as they are
   std::optional<double> forced_acceptance;  // nothing: the MTP layer's own drafts count
   bool ignore_eos = false;
   bool profile = false;
@@ -50,6 +53,8 @@ struct BenchFlags {
     line.add_int("rounds", &rounds, 1, 1000, "N", "rounds that count");
     line.add_int("n-predict,n", &max_new_tokens, 2, INT32_MAX, "N", "tokens to make from each prompt");
     line.add_text("prompts", &prompts_path, "FILE", "prompts, separated by blank lines (default three built-in ones)");
+    line.add_int("prompt-tokens", &prompt_tokens, 0, int64_t{1} << 24, "N",
+                 "repeat each prompt, or cut it, to N tokens; 0: as it is. Prompt speed needs some hundreds");
     line.add_float("forced-acceptance", &forced_acceptance, 0, 1, "A",
                    "take drafts from the known continuation, each right with probability A");
     line.add_switch("profile", &profile,
@@ -229,17 +234,22 @@ Json run_json(const BenchFlags& flags, const Model& model, const std::vector<std
   object["rounds"] = flags.rounds;
   object["n_predict"] = flags.max_new_tokens;
   object["prompts"] = prompts.size();
+  object["prompt_tokens"] = Json::array();
+  for (const auto& prompt : prompts) object["prompt_tokens"].push_back(prompt.size());
   object["forced_acceptance"] = flags.forced_acceptance ? Json(*flags.forced_acceptance) : Json(nullptr);
   return object;
 }
 
 /// What the figures belong to.
 std::string describe_machine(const Json& run) {
-  return fmt::format("{}, model sha256 {}\n{}, {} threads, {}, read bandwidth {:.1f} GB/s; foretoken {} (commit {})\n",
-                     run["model"].get<std::string>(), run["model_sha256"].get<std::string>().substr(0, 16),
-                     run["processor"].get<std::string>(), run["threads"].get<int>(), run["isa"].get<std::string>(),
-                     run["bandwidth_gb_per_s"].get<double>(), run["version"].get<std::string>(),
-                     run["commit"].get<std::string>());
+  return fmt::format(
+      "{}, model sha256 {}\n{}, {} threads, {}, read bandwidth {:.1f} GB/s, int8 peak {}; foretoken {} (commit {})\n",
+      run["model"].get<std::string>(), run["model_sha256"].get<std::string>().substr(0, 16),
+      run["processor"].get<std::string>(), run["threads"].get<int>(), run["isa"].get<std::string>(),
+      run["bandwidth_gb_per_s"].get<double>(),
+      run["int8_peak_gop_per_s"].is_null() ? "not measured"
+                                           : fmt::format("{:.0f} Gop/s", run["int8_peak_gop_per_s"].get<double>()),
+      run["version"].get<std::string>(), run["commit"].get<std::string>());
 }
 
 }  // namespace
@@ -256,6 +266,13 @@ int run_bench(int argc, const char* const* argv) {
   for (const BenchArm& arm : arms) check_mtp(model, arm.mtp);
   std::vector<std::vector<TokenId>> prompts;
   for (const Prompt& text : texts) prompts.push_back(tokenize_prompt(text, model.tokenizer(), /*chat=*/false));
+  if (flags.prompt_tokens > 0) {
+    for (auto& prompt : prompts) {
+      const size_t whole = prompt.size(), wanted = static_cast<size_t>(flags.prompt_tokens);
+      for (size_t i = whole; i < wanted; ++i) prompt.push_back(prompt[i - whole]);
+      prompt.resize(wanted);
+    }
+  }
   print_message("{}{} rounds of {} prompts x {} tokens, and one that is dropped\n", describe_run(flags.model, model),
                 flags.rounds, prompts.size(), flags.max_new_tokens);
   if (flags.rounds < 3 || static_cast<int64_t>(prompts.size()) * flags.max_new_tokens < 128) {
@@ -264,6 +281,11 @@ int run_bench(int argc, const char* const* argv) {
 
   catch_interrupts();
   const double bandwidth = flags.model.measure_run_bandwidth();
+  double int8_peak = 0;
+  if (flags.model.device == Device::kCpu) {
+    ThreadTeam team(flags.model.threads);
+    int8_peak = measure_int8_peak(flags.model.isa(), team);
+  }
   ArmRunner runner(model, flags, arms, prompts);
   if (flags.forced_acceptance && !runner.learn_continuations()) return kExitInterrupted;
   const BenchSamples samples =
@@ -276,8 +298,9 @@ int run_bench(int argc, const char* const* argv) {
 
   const GgufFile file = GgufFile::open(model.path());
   const ByteModel bytes(file, model.config());
-  const ByteAccount account = {&bytes, flags.model.draft_rows(model.config()), flags.model.kv_type,
-                               mean_kv_len(prompts, samples), bandwidth};
+  const ByteAccount account = {
+      &bytes,   flags.model.draft_rows(model.config()), flags.model.kv_type, mean_kv_len(prompts, samples), bandwidth,
+      int8_peak};
   const BenchOutcome outcome = conclude_bench(arms, samples, account, runner.memory());
   Json object = outcome.json;
   object.update(run_json(flags, model, prompts));

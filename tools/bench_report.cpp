@@ -65,6 +65,11 @@ nlohmann::ordered_json by_rows_json(const std::vector<double>& values) {
   return list;
 }
 
+/// null for 0: not measured.
+nlohmann::ordered_json or_null(double value) {
+  return value > 0 ? nlohmann::ordered_json(value) : nlohmann::ordered_json(nullptr);
+}
+
 std::string by_rows_text(const std::vector<double>& values) {
   std::string text;
   for (size_t n = 1; n < values.size(); ++n) {
@@ -104,11 +109,12 @@ ArmReport report_arm(const BenchArm& arm, const std::vector<DecodeStatistics>& r
                      const std::vector<DecodeStatistics>& first, size_t num_prompts) {
   ArmReport report;
   report.name = arm.name;
-  std::vector<double> speedups, prompt_speeds, first_tokens;
+  std::vector<double> speedups, prompt_speeds, prompt_speedups, first_tokens;
   for (size_t r = 0; r < rounds.size(); ++r) {
     report.tokens_per_second.push_back(rounds[r].decode_tokens_per_second());
     speedups.push_back(ratio(rounds[r].decode_tokens_per_second(), first[r].decode_tokens_per_second()));
     prompt_speeds.push_back(rounds[r].prompt_tokens_per_second());
+    prompt_speedups.push_back(ratio(prompt_speeds.back(), first[r].prompt_tokens_per_second()));
     first_tokens.push_back(rounds[r].time_to_first_token_ms / static_cast<double>(num_prompts));
     accumulate(report.total, rounds[r]);
   }
@@ -117,6 +123,7 @@ ArmReport report_arm(const BenchArm& arm, const std::vector<DecodeStatistics>& r
   report.speedup = median(speedups);
   report.speedup_interval = bootstrap_median(speedups);
   report.prompt_tokens_per_second = median(prompt_speeds);
+  report.prompt_speedup = median(prompt_speedups);
   report.time_to_first_token_ms = median(first_tokens);
   report.verify_ms_by_rows = means(report.total.verify_ms_by_rows, report.total.windows_by_rows);
   report.distinct_experts_by_rows = means(report.total.distinct_experts_by_rows, report.total.windows_by_rows);
@@ -136,6 +143,8 @@ std::vector<ArmReport> report_arms(const std::vector<BenchArm>& arms, const Benc
     report.bytes_per_token = ratio(bytes_read(arms[a], report.total, report.distinct_experts_by_rows, account), tokens);
     report.bytes_per_second = report.bytes_per_token * report.median_tokens_per_second;
     report.bandwidth_share = ratio(report.bytes_per_second, account.bandwidth);
+    report.prompt_int8_share =
+        ratio(report.prompt_tokens_per_second * account.model->prompt_operations(), account.int8_peak);
     report.memory = memory[a];
     reports.push_back(std::move(report));
   }
@@ -162,15 +171,18 @@ std::string format_table(const std::vector<ArmReport>& reports) {
         r.speedup_interval.low, r.speedup_interval.high, r.total.acceptance_length(), r.total.mean_k(),
         r.bytes_per_token / 1e6, r.bytes_per_second / 1e9, 100 * r.bandwidth_share);
   }
-  text += fmt::format("\n{:<{}}  {:>8} {:>8} {:>8} {:>8}  {:>12} {:>12}  {:>10} {:>10}\n", "ms a cycle", width, "draft",
-                      "verify", "accept", "refresh", "prompt tok/s", "1st token ms", "session", "peak");
+  text += fmt::format("\n{:<{}}  {:>8} {:>8} {:>8} {:>8}  {:>12} {:>6} {:>9} {:>12}  {:>10} {:>10}\n", "ms a cycle",
+                      width, "draft", "verify", "accept", "refresh", "prompt tok/s", "ratio", "int8 peak",
+                      "1st token ms", "session", "peak");
   for (const ArmReport& r : reports) {
     const double passes = static_cast<double>(std::max<int64_t>(r.total.verify_passes, 1));
-    text += fmt::format("{:<{}}  {:>8.3f} {:>8.3f} {:>8.3f} {:>8.3f}  {:>12.1f} {:>12.1f}  {:>10} {:>10}\n", r.name,
-                        width, r.total.draft_ms / passes, r.total.verify_ms / passes, r.total.accept_ms / passes,
-                        r.total.refresh_ms / passes, r.prompt_tokens_per_second, r.time_to_first_token_ms,
-                        format_bytes(static_cast<double>(r.memory.session_bytes)),
-                        format_bytes(static_cast<double>(r.memory.peak_rss_bytes)));
+    text +=
+        fmt::format("{:<{}}  {:>8.3f} {:>8.3f} {:>8.3f} {:>8.3f}  {:>12.1f} {:>6.3f} {:>9} {:>12.1f}  {:>10} {:>10}\n",
+                    r.name, width, r.total.draft_ms / passes, r.total.verify_ms / passes, r.total.accept_ms / passes,
+                    r.total.refresh_ms / passes, r.prompt_tokens_per_second, r.prompt_speedup,
+                    r.prompt_int8_share > 0 ? fmt::format("{:.0f}%", 100 * r.prompt_int8_share) : "-",
+                    r.time_to_first_token_ms, format_bytes(static_cast<double>(r.memory.session_bytes)),
+                    format_bytes(static_cast<double>(r.memory.peak_rss_bytes)));
   }
   text += "\n";
   for (const ArmReport& r : reports) {
@@ -213,6 +225,8 @@ nlohmann::ordered_json arms_json(const std::vector<ArmReport>& reports) {
     arm["accepted_by_position"] = r.total.accepted_by_position;
     arm["verify_passes"] = r.total.verify_passes;
     arm["prompt_tokens_per_second"] = r.prompt_tokens_per_second;
+    arm["prompt_speedup"] = r.prompt_speedup;
+    arm["prompt_int8_share"] = or_null(r.prompt_int8_share);
     arm["time_to_first_token_ms"] = r.time_to_first_token_ms;
     arm["peak_rss_bytes"] = r.memory.peak_rss_bytes;
     arm["session_bytes"] = r.memory.session_bytes;
@@ -255,6 +269,7 @@ BenchOutcome conclude_bench(const std::vector<BenchArm>& arms, const BenchSample
   BenchOutcome outcome;
   outcome.json["identical"] = !samples.difference.has_value();
   outcome.json["bandwidth_gb_per_s"] = account.bandwidth / 1e9;
+  outcome.json["int8_peak_gop_per_s"] = or_null(account.int8_peak / 1e9);
   if (samples.difference) {
     // Hashes alone: the speed of a wrong result is no result.
     outcome.exit_code = kExitCheckFailed;

@@ -24,6 +24,7 @@ struct ByteAccount {
   KvType kv_type = KvType::kF16;
   double kv_len = 0;     // mean length of the context while decoding
   double bandwidth = 0;  // read bandwidth of this machine, bytes a second, measured in the same run
+  double int8_peak = 0;  // multiplications and additions of int8 a second, measured in the same run; 0: not measured
 };
 
 /// The figures of one arm. Vectors by rows are indexed by the rows of a window; an entry is -1 where no such window
@@ -38,6 +39,8 @@ struct ArmReport {
   Interval speedup_interval;
   DecodeStatistics total;               // over all rounds
   double prompt_tokens_per_second = 0;  // median over rounds
+  double prompt_speedup = 0;            // to the first arm: median of the rounds' ratios
+  double prompt_int8_share = 0;         // of the int8 peak
   double time_to_first_token_ms = 0;    // median over rounds of the mean over prompts
   std::vector<double> verify_ms_by_rows;
   std::vector<double> slowdown_by_rows;          // V(n)

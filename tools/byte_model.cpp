@@ -55,6 +55,9 @@ ByteModel::ByteModel(const GgufFile& file, const ModelConfig& config) : config_(
     if (layer < 0) continue;
     const double bytes = static_cast<double>(tensor.size_bytes);
     const bool mtp = layer >= config.num_layers;
+    if (!mtp && tensor.shape.size() > 1) {
+      prompt_operations_ += 2 * static_cast<double>(tensor.num_values()) * (is_routed(part) ? routed_share : 1);
+    }
     if (mtp && (part.starts_with("nextn.embed_tokens") || part.starts_with("nextn.shared_head_head"))) continue;
     if (is_routed(part)) {
       (mtp ? mtp_routed_ : trunk_.routed_experts) += bytes * routed_share;

@@ -39,6 +39,10 @@ class ByteModel {
   /// One pass of the MTP layer without its head.
   [[nodiscard]] double mtp_layer_pass(double distinct_experts, double kv_len, KvType kv_type) const;
 
+  /// Multiplications and additions of the trunk's matrices for one prompt token, without the head, which a prompt needs
+  /// at its end alone.
+  [[nodiscard]] double prompt_operations() const { return prompt_operations_; }
+
   /// The head as drafts read it: draft_vocab rows (0: all).
   [[nodiscard]] double draft_head(int64_t draft_vocab) const;
 
@@ -52,7 +56,8 @@ class ByteModel {
 
   const ModelConfig config_;
   int num_attention_layers_ = 0;
-  PassBytes trunk_;        // one token, kv 0
+  PassBytes trunk_;  // one token, kv 0
+  double prompt_operations_ = 0;
   double mtp_routed_ = 0;  // top-k experts
   double mtp_dense_ = 0;   // the rest of the MTP layer
   double mtp_head_ = 0;    // full head that drafts would read

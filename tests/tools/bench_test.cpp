@@ -18,6 +18,8 @@ ArmRun made(std::vector<TokenId> ids, double ms) {
   run.statistics.new_tokens = static_cast<int64_t>(ids.size());
   run.statistics.decode_tokens = run.statistics.new_tokens - 1;
   run.statistics.decode_ms = ms;
+  run.statistics.prompt_tokens = 100;
+  run.statistics.prompt_ms = 2 * ms;
   run.statistics.verify_passes = run.statistics.decode_tokens;
   run.statistics.verified_tokens = run.statistics.decode_tokens;
   run.statistics.windows_by_rows.assign(kMaxDraft + 2, 0);
@@ -37,6 +39,7 @@ BenchOutcome conclude(const std::vector<BenchArm>& arms, const BenchSamples& sam
   account.model = &bytes;
   account.kv_len = 100;
   account.bandwidth = 10e9;
+  account.int8_peak = 500e9;
   return conclude_bench(arms, samples, account, std::vector<ArmMemory>(arms.size()));
 }
 
@@ -111,6 +114,12 @@ TEST_CASE("The ratio is to the first arm, round by round", "[bench]") {
   CHECK(on["distinct_experts_by_rows"][1].get<double>() == Approx(1));
   CHECK(on["bandwidth_share"].get<double>() ==
         Approx(on["bytes_per_token"].get<double>() * on["tokens_per_second"].get<double>() / 10e9));
+  CHECK(on["prompt_speedup"].get<double>() == Approx(2));
+  CHECK(on["prompt_tokens_per_second"].get<double>() == Approx(1e3 * 100 / 120));
+  const GgufFile file = GgufFile::open(FORETOKEN_SOURCE_DIR "/models/foretoken-demo.gguf");
+  const ByteModel bytes(file, ModelConfig::read(file));
+  CHECK(on["prompt_int8_share"].get<double>() == Approx(bytes.prompt_operations() * 1e3 * 100 / 120 / 500e9));
+  CHECK(outcome.json["int8_peak_gop_per_s"] == 500);
   CHECK(outcome.json["arms"][0]["ids_sha256"] == on["ids_sha256"]);
 }
 

@@ -61,6 +61,15 @@ TEST_CASE("The kinds of bytes of a file's trunk add up to its tensors", "[byte_m
   CHECK(bytes.draft_head(0) == Approx(head));
   CHECK(bytes.draft_head(config.vocab_size / 4) == Approx(head / 4));
 
+  // Two operations for each weight of the trunk's matrices that a token meets: an expert matrix counts by top-k.
+  double weights = 0;
+  for (const GgufTensor& tensor : file.tensors()) {
+    if (!tensor.name.starts_with("blk.") || tensor.name.starts_with(mtp_prefix) || tensor.shape.size() == 1) continue;
+    const bool routed = tensor.shape.size() == 3;
+    weights += static_cast<double>(tensor.num_values()) / (routed ? all_experts : 1);
+  }
+  CHECK(bytes.prompt_operations() == Approx(2 * weights));
+
   // State: read and written, float32. KV: keys and values of every position.
   const double recurrent = static_cast<double>(std::count(config.recurrent.begin(), config.recurrent.end(), true));
   const double state =

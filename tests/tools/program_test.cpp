@@ -604,6 +604,24 @@ TEST_CASE("bench with forced acceptance accepts all drafts or none, and gives th
   CHECK(acceptance_length("0") == Approx(1));
 }
 
+TEST_CASE("bench can lengthen and cut its prompts", "[program][bench]") {
+  for (const int tokens : {3, 100}) {
+    const Outcome outcome = run(demo(
+        {"-n", "8", "--rounds", "1", "--arms", "off,mtp:1", "--prompt-tokens", std::to_string(tokens), "--json", "-"},
+        "bench"));
+    INFO(outcome.err);
+    REQUIRE(outcome.exit_code == 0);
+    const Json json = Json::parse(outcome.out);
+    CHECK(json["prompt_tokens"] == Json({tokens, tokens, tokens}));
+    CHECK(json["int8_peak_gop_per_s"].get<double>() > 0);
+    CHECK(json["load_ms"].get<double>() > 0);
+    for (const Json& arm : json["arms"]) {
+      CHECK(arm["prompt_int8_share"].get<double>() > 0);
+      CHECK(arm["prompt_int8_share"].get<double>() < 1);
+    }
+  }
+}
+
 TEST_CASE("bench stops at the model's context", "[program][bench]") {
   const TempFolder folder;
   const std::string prompts = write_file(folder, "prompt.txt", "import os\n");
