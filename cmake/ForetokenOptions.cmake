@@ -21,6 +21,10 @@ endfunction()
 # Without -fno-tree-ter GCC moves a chain of vector additions to where its sum is used and keeps every term of every row in memory until then: a
 # third of a kernel's time. -fno-tree-slp-vectorize: it would gather the rows' pointers into vectors and take them apart again.
 set(FORETOKEN_FLAGS_avx2 -fno-tree-ter -fno-tree-slp-vectorize -mavx2 -mfma -mf16c -mbmi2)
+if(FORETOKEN_SANITIZE)
+  # Instrumented, the unrolled kernels take g++ minutes each at -O2.
+  list(APPEND FORETOKEN_FLAGS_avx2 -O1)
+endif()
 set(FORETOKEN_FLAGS_avx2vnni ${FORETOKEN_FLAGS_avx2} -mavxvnni)
 set(FORETOKEN_FLAGS_avx512 ${FORETOKEN_FLAGS_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq)
 set(FORETOKEN_FLAGS_avx512vnni ${FORETOKEN_FLAGS_avx512} -mavx512vnni)
