@@ -143,6 +143,8 @@ const DeviceCycle::Outcome& CudaCycle::run(const Window& window) {
   FT_CHECK(k == 0 || has_draft_);
 
   const auto at = static_cast<size_t>(k);
+  outcome_.is_steady = draft_[at].is_recorded() && e.is_recorded(k + 1) && decide_[at].is_recorded() &&
+                       (k == 0 || refresh_[at].is_recorded());
   send_command(window);
   e.send_groups();
   began_.record(e.stream);

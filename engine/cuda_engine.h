@@ -21,6 +21,8 @@ namespace foretoken::cuda {
 class Recorded {
  public:
   void run(const Stream& stream, const std::function<void()>& work);
+  /// The next run() is nothing but one launch.
+  [[nodiscard]] bool is_recorded() const { return !graph_.empty(); }
 
  private:
   Graph graph_;
@@ -59,6 +61,7 @@ class CudaEngine {
 
   /// The trunk over the first num_rows of `ids`; `command->window` says where. Windows are recorded, chunks launched.
   void run_trunk(int num_rows, bool in_slot);
+  [[nodiscard]] bool is_recorded(int num_rows) const { return trunk_[static_cast<size_t>(num_rows)].is_recorded(); }
   /// The head over `hidden` rows [row_begin, + num_rows): `logits`.
   void run_head(int row_begin, int num_rows);
   /// The draft head over `mtp_hidden` rows [row_begin, + num_rows): `draft_logits`.

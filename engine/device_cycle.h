@@ -46,6 +46,7 @@ class DeviceCycle {
     std::vector<TokenId> choices;    // [num_drafts + 1] the target's own after each row; [num_accepted] is the new last
     std::vector<float> confidences;  // [num_drafts]
     double distinct_experts = 0;     // as Session::distinct_experts
+    bool is_steady = false;          // false: times hold what is done once, as loading kernels and recording graphs
     double draft_ms = 0;             // chained steps: num_drafts - 1 of them
     double verify_ms = 0;
     double refresh_ms = 0;  // MTP layer over the accepted tokens, and the next window's first draft

@@ -216,15 +216,16 @@ class Generation {
     confidences_ = outcome.confidences;
     choices_ = outcome.choices;
 
-    count_verify(outcome.verify_ms, outcome.distinct_experts);
+    count_verify(outcome.verify_ms, outcome.distinct_experts, outcome.is_steady);
     count_accepted(outcome.num_accepted);
     s.draft_ms += outcome.draft_ms;
     s.refresh_ms += outcome.refresh_ms;
-    if (num_drafts > 0) {
+    if (num_drafts > 0 && outcome.is_steady) {
       controller_.observe_draft(/*is_first=*/true, 0);  // it was made with the refresh before
       controller_.observe_refresh(outcome.refresh_ms);
     }
-    for (int i = 1; i < num_drafts; ++i) controller_.observe_draft(false, outcome.draft_ms / (num_drafts - 1));
+    for (int i = 1; i < num_drafts && outcome.is_steady; ++i)
+      controller_.observe_draft(false, outcome.draft_ms / (num_drafts - 1));
     s.draft_step_ms += outcome.draft_ms;
     s.draft_steps += std::max(0, num_drafts - 1);
 
@@ -302,14 +303,15 @@ class Generation {
   }
 
   // Of the running window, whose choices and confidences are known.
-  void count_verify(double ms, double distinct_experts) {
+  void count_verify(double ms, double distinct_experts, bool is_steady = true) {
     DecodeStatistics& s = result_.statistics;
     const size_t num_rows = choices_.size();
     s.verify_ms += ms;
     s.verify_ms_by_rows[num_rows] += ms;
     ++s.windows_by_rows[num_rows];
     s.distinct_experts_by_rows[num_rows] += distinct_experts;
-    controller_.observe_verify(static_cast<int>(num_rows), ms);
+    // A pass that has to load its kernels first may take a hundred times as long as the next one.
+    if (is_steady) controller_.observe_verify(static_cast<int>(num_rows), ms);
   }
 
   void count_accepted(int num_accepted) {
