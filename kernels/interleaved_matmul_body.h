@@ -36,10 +36,10 @@ template <class V>
 constexpr int kTileRows = V::kLanes == 8 ? 6 : 8;
 
 /// Most rows that are multiplied without the buffer. Formats whose block is unrolled as a whole (Q5_K, Q3_K) lose again
-/// from five rows on: their code no longer fits the micro-op cache. Fewer in the emulation, where each instance takes
-/// the compiler seconds.
+/// from five rows on: their code no longer fits the micro-op cache. Fewer in the emulation and under sanitizers, where
+/// an instance takes the compiler many seconds.
 template <class F>
-#if defined(FORETOKEN_SIMD_EMULATION)
+#if defined(FORETOKEN_SIMD_EMULATION) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr int kDirectRows = 2;
 #else
 constexpr int kDirectRows = F::kLoops* F::kChunks > 2 && F::kLoops == 1 ? 4 : 6;
