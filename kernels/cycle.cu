@@ -19,6 +19,12 @@ __global__ void __launch_bounds__(kThreads) cuda_copy_rows(CopyRowsDesc a) {
   a.to[to * a.num_cols + i] = a.from[from * a.num_cols + i];
 }
 
+// blockIdx.x: row, of which a prompt chunk can have more than a grid's y.
+__global__ void __launch_bounds__(kThreads) cuda_scatter_rows(ScatterRowsDesc a) {
+  const int64_t i = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x, row = blockIdx.x;
+  if (i < a.num_cols) a.to[a.to_rows[row] * a.num_cols + i] = a.from[row * a.num_cols + i];
+}
+
 __global__ void __launch_bounds__(kThreads) cuda_silu_mul(SiluMulDesc a) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i < a.num_values) a.gate[i] = math::silu(a.gate[i]) * a.up[i];
@@ -61,6 +67,12 @@ unsigned blocks_of(int64_t values) {
 void launch(const CopyRowsDesc& desc, const Stream& stream) {
   launch(stream, {{blocks_of(desc.num_cols), static_cast<unsigned>(desc.num_rows)}, {kThreads}}, "cuda_copy_rows",
          cuda_copy_rows, desc);
+}
+
+void launch(const ScatterRowsDesc& desc, const Stream& stream) {
+  if (desc.num_rows == 0) return;
+  launch(stream, {{static_cast<unsigned>(desc.num_rows), blocks_of(desc.num_cols)}, {kThreads}}, "cuda_scatter_rows",
+         cuda_scatter_rows, desc);
 }
 
 void launch(const SiluMulDesc& desc, const Stream& stream) {

@@ -26,6 +26,15 @@ struct CopyRowsDesc {
   int num_rows = 0;
 };
 
+/// to[to_rows[r]] = from[r]: what the host has computed joins what the device has.
+struct ScatterRowsDesc {
+  const float* from = nullptr;       // [num_rows, num_cols]
+  const int32_t* to_rows = nullptr;  // [num_rows], all different
+  float* to = nullptr;
+  int64_t num_cols = 0;
+  int num_rows = 0;
+};
+
 /// gate[i] = silu(gate[i]) * up[i]: for matrices of two types, which no matmul takes in one pass.
 struct SiluMulDesc {
   float* gate = nullptr;
@@ -56,6 +65,7 @@ struct AcceptDesc {
 };
 
 void launch(const CopyRowsDesc& desc, const Stream& stream);
+void launch(const ScatterRowsDesc& desc, const Stream& stream);
 void launch(const SiluMulDesc& desc, const Stream& stream);
 void launch(const TakeDraftDesc& desc, const Stream& stream);
 void launch(const AcceptDesc& desc, const Stream& stream);

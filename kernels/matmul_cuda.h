@@ -13,7 +13,7 @@ namespace foretoken::cuda {
 /// top_k + rank.
 struct DeviceBuckets {
   const int32_t* num_buckets = nullptr;  // [1]
-  const int32_t* experts = nullptr;      // [num_buckets], rising
+  const int32_t* experts = nullptr;      // [num_buckets] places among the device's experts
   const int32_t* begins = nullptr;       // [num_buckets + 1] into slots
   const int32_t* slots = nullptr;        // [all slots], rising within a bucket
 };

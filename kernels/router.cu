@@ -97,8 +97,9 @@ __global__ void __launch_bounds__(kMaxExperts) cuda_group_by_expert(GroupDesc a)
   const int num_rows = a.device_num_rows == nullptr ? a.max_rows : *a.device_num_rows;
   const int num_slots = (num_rows < a.max_rows ? num_rows : a.max_rows) * a.top_k;
   const int e = static_cast<int>(threadIdx.x);
+  const int place = e >= a.num_experts ? -1 : a.places == nullptr ? e : a.places[e];
   int count = 0;
-  if (e < a.num_experts) {
+  if (place >= 0) {
     for (int slot = 0; slot < num_slots; ++slot) count += a.experts[slot] == e ? 1 : 0;
   }
   counts[e] = count;
@@ -115,7 +116,7 @@ __global__ void __launch_bounds__(kMaxExperts) cuda_group_by_expert(GroupDesc a)
   if (count > 0) {
     const int bucket = used[e] - 1;
     int at = counts[e] - count;
-    a.bucket_experts[bucket] = e;
+    a.bucket_experts[bucket] = place;
     a.begins[bucket] = at;
     for (int slot = 0; slot < num_slots; ++slot) {
       if (a.experts[slot] == e) a.slots[at++] = slot;
@@ -123,7 +124,7 @@ __global__ void __launch_bounds__(kMaxExperts) cuda_group_by_expert(GroupDesc a)
   }
   if (e + 1 == static_cast<int>(blockDim.x)) {
     *a.num_buckets = used[e];
-    a.begins[used[e]] = num_slots;
+    a.begins[used[e]] = counts[e];  // all slots, or fewer with places
   }
 }
 

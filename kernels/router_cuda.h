@@ -28,8 +28,11 @@ struct GroupDesc {
   const int32_t* experts = nullptr;  // [rows, top_k]
   int num_experts = 0;
   int top_k = 0;
+  /// [num_experts] where each expert's matrices are among those on the device, or negative: it is not there, and has no
+  /// bucket. nullptr: expert e is the e-th.
+  const int32_t* places = nullptr;
   int32_t* num_buckets = nullptr;     // [1]
-  int32_t* bucket_experts = nullptr;  // [min(num_experts, max_rows * top_k)], rising
+  int32_t* bucket_experts = nullptr;  // [min(num_experts, max_rows * top_k)] places, of rising experts
   int32_t* begins = nullptr;          // [that + 1]
   int32_t* slots = nullptr;           // [max_rows * top_k]
   int max_rows = 0;

@@ -90,6 +90,11 @@ class MoeScratch {
   /// Distinct routed experts of the last moe_forward.
   int distinct_experts = 0;
 
+  /// What a slot adds, [hidden_dim], once a core has computed it.
+  [[nodiscard]] const float* partial(int64_t slot) const {
+    return partials_.data<const float>() + slot * shape_.hidden_dim;
+  }
+
  private:
   friend class ExpertPass;
   friend void moe_forward(Isa, ThreadTeam&, MoeVerify, const MoeWeights&, const RowBuffer&, int, MoeScratch&,
