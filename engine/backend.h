@@ -6,6 +6,7 @@
 #include <span>
 
 #include "engine/device_cycle.h"
+#include "engine/hot_experts.h"
 #include "engine/model.h"
 #include "engine/options.h"
 #include "engine/session_memory.h"
@@ -42,6 +43,7 @@ class Backend {
   [[nodiscard]] virtual WorkProfile* profile() { return nullptr; }
   [[nodiscard]] virtual ExpertReads*& expert_reads() = 0;
   [[nodiscard]] virtual DeviceCycle* device_cycle() { return nullptr; }
+  [[nodiscard]] virtual ExpertPlaces expert_places() const { return {}; }
 
   [[nodiscard]] int64_t length() const { return length_; }
   [[nodiscard]] const SessionOptions& options() const { return options_; }

@@ -22,8 +22,8 @@ class CudaBackend final : public Backend {
  public:
   CudaBackend(const Model& model, const SessionOptions& options)
       : Backend(options),
-        engine_(model, options_),
-        team_(1),
+        team_(options.device == Device::kSplit ? options_.threads : 1),
+        engine_(model, options_, team_),
         hidden_(float_rows(pass_rows(options_), engine_.config.hidden_dim)),
         logits_(float_rows(logits_rows(options_), engine_.config.vocab_size)) {
     if (options_.max_window <= kMaxWindow) cycle_.emplace(engine_, length_);
@@ -40,6 +40,7 @@ class CudaBackend final : public Backend {
   SessionMemory memory() const override { return engine_.memory(); }
   ThreadTeam& team() override { return team_; }
   ExpertReads*& expert_reads() override { return no_reads_; }
+  ExpertPlaces expert_places() const override { return engine_.shared->hot.reads(); }
   DeviceCycle* device_cycle() override { return cycle_ ? &*cycle_ : nullptr; }
 
   void reset() override {
@@ -51,6 +52,7 @@ class CudaBackend final : public Backend {
     CudaEngine& e = engine_;
     num_rows_ = static_cast<int>(ids.size());
     e.stream.synchronize();
+    e.begin_pass();
     e.host.command.data<Command>()->window = e.window_scalars(num_rows_, length_);
     copy_to_device(e.stream, &e.command->window, e.host.command.data(), sizeof(PassScalars));
     send_ids(ids, e.ids);
@@ -172,8 +174,8 @@ class CudaBackend final : public Backend {
     has_mtp_logits_ = true;
   }
 
+  ThreadTeam team_;  // for the host's experts of a split
   CudaEngine engine_;
-  ThreadTeam team_;
   std::optional<CudaCycle> cycle_;
   ExpertReads* no_reads_ = nullptr;  // reads on the device are not counted
 
@@ -189,9 +191,6 @@ class CudaBackend final : public Backend {
 };
 
 std::unique_ptr<Backend> make_cuda_backend(const Model& model, const SessionOptions& options) {
-  if (options.device == Device::kSplit) {
-    throw InputError("--device split: sessions run on the CPU or on the GPU alone; run with --device cuda or cpu");
-  }
   return std::make_unique<CudaBackend>(model, options);
 }
 

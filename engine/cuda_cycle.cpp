@@ -145,6 +145,7 @@ const DeviceCycle::Outcome& CudaCycle::run(const Window& window) {
   const auto at = static_cast<size_t>(k);
   outcome_.is_steady = draft_[at].is_recorded() && e.is_recorded(k + 1) && decide_[at].is_recorded() &&
                        (k == 0 || refresh_[at].is_recorded());
+  e.begin_pass();
   send_command(window);
   e.send_groups();
   began_.record(e.stream);

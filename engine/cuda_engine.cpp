@@ -14,8 +14,6 @@ namespace foretoken::cuda {
 
 namespace {
 
-// What CUDA itself takes after the check: kernels, graphs, the allocator's rounding.
-constexpr size_t kReserveBytes = size_t{256} << 20;
 // A context that would fit is named in steps of so many positions.
 constexpr int64_t kContextStep = 256;
 
@@ -39,15 +37,17 @@ void Recorded::run(const Stream& stream, const std::function<void()>& work) {
   graph_.launch(stream);
 }
 
-CudaEngine::CudaEngine(const Model& m, const SessionOptions& o)
+CudaEngine::CudaEngine(const Model& m, const SessionOptions& o, ThreadTeam& team)
     : model(m),
       config(m.config()),
       options(o),
-      weights(m, o.with_mtp),
+      shared(CudaModel::of(m, o)),
+      weights(shared->weights),
       state(config, o),
       buffers(config, weights, o),
       pass(config, o, stream, buffers, state),
-      trunk_(static_cast<size_t>(o.max_window) + 1) {
+      trunk_(static_cast<size_t>(o.max_window) + 1),
+      split_trunk_(trunk_.size()) {
   static_cast<void>(require_device());
   check_shapes(m);
   const int64_t n = pass_rows(o), dim = config.hidden_dim, most = std::max<int64_t>(n, kMaxWindow);
@@ -66,6 +66,10 @@ CudaEngine::CudaEngine(const Model& m, const SessionOptions& o)
     io_memory_.take(logits_rows(o) * vocab_groups() * kInterleave, draft_logits);
     io_memory_.take(vocab_groups() + 1, device_groups_);
   }
+  if (o.device == Device::kSplit && config.num_experts > 0) {
+    split = std::make_unique<CudaSplit>(m, o, shared->hot, buffers, stream, team);
+    for (std::vector<Recorded>& pieces : split_trunk_) pieces.resize(2 * split->layers().size() + 1);
+  }
   check_memory();
 
   state.kv_memory.allocate("the KV cache");
@@ -79,7 +83,8 @@ CudaEngine::CudaEngine(const Model& m, const SessionOptions& o)
   host.ids = pinned<int32_t>(most);
   host.groups = pinned<int32_t>(vocab_groups() + 1);
   host.num_buckets = pinned<int32_t>(config.num_layers + 1);
-  weights.upload(stream);
+  shared->allocate(stream);
+  if (split) split->allocate();
   const RopeTable rope(config.rope_dim, config.rope_base, o.ctx_size);
   copy_to_device(stream, const_cast<float*>(buffers.rope), rope.cos(0),
                  static_cast<size_t>(o.ctx_size * config.rope_dim) * sizeof(float));
@@ -89,6 +94,7 @@ CudaEngine::CudaEngine(const Model& m, const SessionOptions& o)
   std::iota(all.begin(), all.end(), 0);
   set_groups(all);
   reset();
+  shared->attach(stream);
 }
 
 int64_t CudaEngine::vocab_groups() const {
@@ -99,14 +105,15 @@ SessionMemory CudaEngine::memory() const {
   SessionMemory m;
   m.kv_bytes = state.kv_memory.size_bytes();
   m.recurrent_bytes = state.recurrent_memory.size_bytes();
-  m.work_bytes = buffers.memory.size_bytes() + io_memory_.size_bytes();
-  m.weight_bytes = weights.size_bytes();
+  m.work_bytes = buffers.memory.size_bytes() + io_memory_.size_bytes() + (split ? split->size_bytes() : 0);
+  m.weight_bytes = shared->size_bytes();
   return m;
 }
 
 void CudaEngine::check_memory() const {
   const SessionMemory m = memory();
-  const size_t needed = m.total() + kReserveBytes, free = free_memory_bytes();
+  const size_t there = shared->is_allocated() ? m.weight_bytes : 0;
+  const size_t needed = m.total() + kDeviceReserveBytes, free = free_memory_bytes() + there;
   if (needed <= free) return;
   // What grows with the context: the cache, the rotation table and the parts of a window's attention.
   AttentionDesc split;
@@ -120,15 +127,49 @@ void CudaEngine::check_memory() const {
   const auto missing = static_cast<int64_t>(needed - free);
   const int64_t fits = (options.ctx_size - missing / bytes_per_position - 1) / kContextStep * kContextStep;
   throw InputError(fmt::format(
-      "{}: --device cuda with a context of {} positions needs {:.2f} GiB of device memory (weights {:.2f}, KV cache "
+      "{}: --device {} with a context of {} positions needs {:.2f} GiB of device memory (weights {:.2f}, KV cache "
       "{:.2f}, recurrent state {:.2f}, work {:.2f}, reserve {:.2f}); {:.2f} GiB are free on {}; {}",
-      model.path(), options.ctx_size, gib(needed), gib(m.weight_bytes), gib(m.kv_bytes), gib(m.recurrent_bytes),
-      gib(m.work_bytes), gib(kReserveBytes), gib(free), require_device().name,
+      model.path(), options.device == Device::kSplit ? "split" : "cuda", options.ctx_size, gib(needed), gib(m.weight_bytes), gib(m.kv_bytes), gib(m.recurrent_bytes),
+      gib(m.work_bytes), gib(kDeviceReserveBytes), gib(free), require_device().name,
       fits >= kContextStep ? fmt::format("--ctx-size {} fits", fits)
-                           : std::string("no context fits: run with --device split or cpu, or use a smaller model")));
+                           : std::string("no context fits: run with --device split and fewer --gpu-experts, or with --device cpu")));
+}
+
+// Two pieces a split layer: up to its router, with the rows leaving for the host, and the experts that are here. The
+// host computes the others meanwhile, and the next piece begins with all slots together.
+void CudaEngine::run_split_trunk(int num_rows, bool in_slot) {
+  const CudaRows rows{num_rows, &command->window, !in_slot, true};
+  const std::vector<int>& split_layers = split->layers();
+  size_t next_piece = 0;
+  const auto piece = [&](const std::function<void()>& work) {
+    if (in_slot) {
+      split_trunk_[static_cast<size_t>(num_rows)][next_piece++].run(stream, work);
+    } else {
+      work();
+    }
+  };
+  int begin = 0;
+  for (const int layer : split_layers) {
+    piece([&] {
+      if (begin == 0) pass.begin_trunk(weights, rows, ids);
+      pass.layers(weights, begin, layer);
+      pass.layer_to_router(weights, layer);
+      split->send_rows(num_rows);
+    });
+    split->routed().record(stream);
+    piece([&] { pass.device_experts(weights, layer); });
+    split->compute(layer, num_rows);
+    begin = layer + 1;
+  }
+  piece([&] {
+    if (begin == 0) pass.begin_trunk(weights, rows, ids);
+    pass.layers(weights, begin, config.num_layers);
+    pass.end_trunk(weights, hidden);
+  });
 }
 
 void CudaEngine::run_trunk(int num_rows, bool in_slot) {
+  if (split && !split->layers().empty()) return run_split_trunk(num_rows, in_slot);
   const CudaRows rows{num_rows, &command->window, !in_slot, true};
   const auto work = [&] { pass.trunk(weights, rows, ids, hidden); };
   if (in_slot) {
@@ -136,6 +177,11 @@ void CudaEngine::run_trunk(int num_rows, bool in_slot) {
   } else {
     work();
   }
+}
+
+bool CudaEngine::is_recorded(int num_rows) const {
+  const auto at = static_cast<size_t>(num_rows);
+  return split && !split->layers().empty() ? split_trunk_[at].back().is_recorded() : trunk_[at].is_recorded();
 }
 
 void CudaEngine::run_head(int row_begin, int num_rows) {
@@ -199,7 +245,9 @@ void CudaEngine::reset() {
 double CudaEngine::distinct_experts() const {
   if (config.num_experts == 0) return 0;
   const auto* buckets = host.num_buckets.data<int32_t>();
-  const double sum = std::accumulate(buckets, buckets + config.num_layers, 0.0);
+  double sum = 0;
+  for (int l = 0; l < config.num_layers; ++l)
+    sum += split && shared->hot.is_split(l) ? split->distinct_experts(l) : buckets[l];
   return sum / config.num_layers / config.experts_per_token;
 }
 

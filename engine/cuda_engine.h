@@ -1,11 +1,14 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "engine/cuda_arena.h"
 #include "engine/cuda_forward_pass.h"
+#include "engine/cuda_model.h"
+#include "engine/cuda_split.h"
 #include "engine/cuda_weights.h"
 #include "engine/model.h"
 #include "engine/options.h"
@@ -55,13 +58,19 @@ struct CycleResult {
 class CudaEngine {
  public:
   /// Throws InputError: no device, shapes that the kernels do not have, too little memory.
-  CudaEngine(const Model& model, const SessionOptions& options);
+  /// `team` computes the host's experts of a split.
+  CudaEngine(const Model& model, const SessionOptions& options, ThreadTeam& team);
+  ~CudaEngine() { shared->detach(stream); }
   CudaEngine(const CudaEngine&) = delete;
   CudaEngine& operator=(const CudaEngine&) = delete;
 
   /// The trunk over the first num_rows of `ids`; `command->window` says where. Windows are recorded, chunks launched.
+  /// In a split the host computes between them, so that this returns with the last layers under way.
   void run_trunk(int num_rows, bool in_slot);
-  [[nodiscard]] bool is_recorded(int num_rows) const { return trunk_[static_cast<size_t>(num_rows)].is_recorded(); }
+  /// The next run_trunk() over so many rows of a window replays what is recorded.
+  [[nodiscard]] bool is_recorded(int num_rows) const;
+  /// Before a pass or a cycle. REQUIRES: the stream is idle.
+  void begin_pass() { shared->begin_pass(stream); }
   /// The head over `hidden` rows [row_begin, + num_rows): `logits`.
   void run_head(int row_begin, int num_rows);
   /// The draft head over `mtp_hidden` rows [row_begin, + num_rows): `draft_logits`.
@@ -94,10 +103,12 @@ class CudaEngine {
   const ModelConfig& config;
   const SessionOptions& options;
   Stream stream;
-  CudaWeights weights;
+  const std::shared_ptr<CudaModel> shared;  // with other sessions
+  CudaWeights& weights;
   CudaState state;
   CudaBuffers buffers;
   CudaForwardPass pass;
+  std::unique_ptr<CudaSplit> split;  // nullptr: everything is on the device
 
   // In device memory.
   int32_t* ids = nullptr;  // [max(pass_rows, kMaxWindow)] tokens of the running pass; of a cycle: last, then the drafts
@@ -119,13 +130,15 @@ class CudaEngine {
 
  private:
   void check_memory() const;
+  void run_split_trunk(int num_rows, bool in_slot);
 
   std::vector<int32_t> groups_;  // rising
   bool groups_changed_ = true;
   int32_t* device_groups_ = nullptr;  // [vocab_groups + 1]: their number, then the groups
   float* choose_work_ = nullptr;
   DeviceArena io_memory_;
-  std::vector<Recorded> trunk_;  // [max_window + 1]
+  std::vector<Recorded> trunk_;                     // [max_window + 1]
+  std::vector<std::vector<Recorded>> split_trunk_;  // [max_window + 1][2 * split layers + 1] the trunk in pieces
   int32_t old_slot_ = 0, kept_ = 0, replay_ = 0;
 };
 

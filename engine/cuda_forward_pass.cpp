@@ -358,6 +358,7 @@ GroupDesc CudaForwardPass::group_by_expert(const CudaMoe& weights, int first_row
   group.experts = buffers_.experts + int64_t{first_row} * weights.top_k;
   group.num_experts = weights.num_experts;
   group.top_k = weights.top_k;
+  group.places = weights.places;
   group.num_buckets = num_buckets;
   group.bucket_experts = buffers_.bucket_experts;
   group.begins = buffers_.bucket_begins;
@@ -412,6 +413,12 @@ void CudaForwardPass::run_buckets(const CudaMoe& weights, const GroupDesc& group
 
 void CudaForwardPass::routed_experts(const CudaMoe& weights, int layer_idx) {
   int32_t* num_buckets = buffers_.num_buckets + layer_idx;
+  sums_.slots = buffers_.slots;
+  sums_.weights = buffers_.weights;
+  sums_.top_k = weights.top_k;
+  sums_.shared = weights.has_shared() ? buffers_.shared : nullptr;
+  sums_.shared_weight = weights.shared_router == nullptr ? nullptr : buffers_.shared_weight;
+  if (weights.capacity == 0) return;
   if (options_.moe_verify == MoeVerify::kGrouped) {
     run_buckets(weights, group_by_expert(weights, 0, rows_.max_rows, num_buckets), 0);
   } else {
@@ -419,11 +426,6 @@ void CudaForwardPass::routed_experts(const CudaMoe& weights, int layer_idx) {
     for (int r = 0; r < rows_.max_rows; ++r) run_buckets(weights, group_by_expert(weights, r, 1, num_buckets), r);
     static_cast<void>(group_by_expert(weights, 0, rows_.max_rows, num_buckets));  // counts the distinct ones
   }
-  sums_.slots = buffers_.slots;
-  sums_.weights = buffers_.weights;
-  sums_.top_k = weights.top_k;
-  sums_.shared = weights.has_shared() ? buffers_.shared : nullptr;
-  sums_.shared_weight = weights.shared_router == nullptr ? nullptr : buffers_.shared_weight;
 }
 
 void CudaForwardPass::shared_expert(const CudaMoe& weights) {
@@ -457,29 +459,60 @@ void CudaForwardPass::feed_forward(const CudaMoe& weights, int layer_idx) {
   pending_ = Pending::kExperts;
 }
 
-// Both families, layer by layer as in run_qwen35_trunk and run_qwen3moe_trunk: they differ in what a layer has.
-void CudaForwardPass::trunk(const CudaWeights& weights, const CudaRows& rows, const int32_t* ids,
-                            const DeviceRows& hidden) {
+void CudaForwardPass::begin_trunk(const CudaWeights& weights, const CudaRows& rows, const int32_t* ids) {
   begin(rows, buffers_.residual);
   embed(weights.embed, ids);
-  size_t attention_idx = 0, recurrent_idx = 0;
-  for (size_t i = 0; i < weights.layers.size(); ++i) {
-    const CudaLayer& layer = weights.layers[i];
-    if (layer.recurrent) {
-      const CudaDeltaNet& mix = layer.delta_net;
-      norm(layer.mix_norm, with_forms(buffers_.normed, forms_of({&mix.qkv, &mix.gate, &mix.beta, &mix.alpha})));
-      delta_net(mix, state_.recurrent[recurrent_idx++]);
-    } else {
-      const CudaAttention& mix = layer.attention;
-      const DeviceKv& kv = state_.kv[attention_idx++];
-      norm(layer.mix_norm, with_forms(buffers_.normed, forms_of({&mix.q, &mix.k, &mix.v})));
-      store_keys_and_values(mix, kv);
-      attend_stored(mix, kv);
-    }
-    norm(layer.ffn_norm, with_forms(buffers_.normed, input_forms(layer.moe)));
-    feed_forward(layer.moe, static_cast<int>(i));
+}
+
+// Both families: they differ in what a layer has, as in run_qwen35_trunk and run_qwen3moe_trunk.
+void CudaForwardPass::mix(const CudaWeights& weights, int layer_idx) {
+  const auto at = weights.layers.begin() + layer_idx;
+  const auto recurrent_idx = static_cast<size_t>(
+      std::count_if(weights.layers.begin(), at, [](const CudaLayer& layer) { return layer.recurrent; }));
+  const size_t attention_idx = static_cast<size_t>(layer_idx) - recurrent_idx;
+  if (at->recurrent) {
+    const CudaDeltaNet& w = at->delta_net;
+    norm(at->mix_norm, with_forms(buffers_.normed, forms_of({&w.qkv, &w.gate, &w.beta, &w.alpha})));
+    delta_net(w, state_.recurrent[recurrent_idx]);
+  } else {
+    const CudaAttention& w = at->attention;
+    const DeviceKv& kv = state_.kv[attention_idx];
+    norm(at->mix_norm, with_forms(buffers_.normed, forms_of({&w.q, &w.k, &w.v})));
+    store_keys_and_values(w, kv);
+    attend_stored(w, kv);
   }
+  norm(at->ffn_norm, with_forms(buffers_.normed, input_forms(at->moe)));
+}
+
+void CudaForwardPass::layers(const CudaWeights& weights, int begin, int end) {
+  for (int i = begin; i < end; ++i) {
+    mix(weights, i);
+    feed_forward(weights.layers[static_cast<size_t>(i)].moe, i);
+  }
+}
+
+void CudaForwardPass::layer_to_router(const CudaWeights& weights, int layer_idx) {
+  FT_CHECK(rows_.exact);
+  mix(weights, layer_idx);
+  route(weights.layers[static_cast<size_t>(layer_idx)].moe);
+}
+
+void CudaForwardPass::device_experts(const CudaWeights& weights, int layer_idx) {
+  const CudaMoe& moe = weights.layers[static_cast<size_t>(layer_idx)].moe;
+  routed_experts(moe, layer_idx);
+  if (moe.has_shared()) shared_expert(moe);
+  pending_ = Pending::kExperts;
+}
+
+void CudaForwardPass::end_trunk(const CudaWeights& weights, const DeviceRows& hidden) {
   norm(weights.output_norm, hidden);
+}
+
+void CudaForwardPass::trunk(const CudaWeights& weights, const CudaRows& rows, const int32_t* ids,
+                            const DeviceRows& hidden) {
+  begin_trunk(weights, rows, ids);
+  layers(weights, 0, static_cast<int>(weights.layers.size()));
+  end_trunk(weights, hidden);
 }
 
 void CudaForwardPass::mtp(const CudaMtp& weights, const CudaRows& rows, const int32_t* ids, const float* hidden,

@@ -91,6 +91,18 @@ class CudaForwardPass {
   /// The trunk over the tokens `ids` (in device memory), up to `hidden` after the final norm, in all its forms.
   void trunk(const CudaWeights& weights, const CudaRows& rows, const int32_t* ids, const DeviceRows& hidden);
 
+  // The same in steps, for a split: begin_trunk, then the layers in order, each by one of layers() and the pair of
+  // layer_to_router() and device_experts(); end_trunk.
+  void begin_trunk(const CudaWeights& weights, const CudaRows& rows, const int32_t* ids);
+  /// Layers [begin, end), whole.
+  void layers(const CudaWeights& weights, int begin, int end);
+  /// One layer up to the choice of its experts: buffers.normed and buffers.experts.
+  void layer_to_router(const CudaWeights& weights, int layer_idx);
+  /// The rest of it but for slots of experts that are not on the device: they have to be in buffers.slots before the
+  /// next step.
+  void device_experts(const CudaWeights& weights, int layer_idx);
+  void end_trunk(const CudaWeights& weights, const DeviceRows& hidden);
+
   /// The MTP layer, as Session::mtp_forward: keys and values of `rows`, whose tokens are `ids` and whose preceding
   /// hiddens are `hidden`; the rows from *first_output on, `outputs`, go through the whole layer to `to`.
   /// first_output nullptr: all of them.
@@ -121,7 +133,8 @@ class CudaForwardPass {
   void attend(const CudaAttention& weights, const DeviceKv& kv);
   void delta_net(const CudaDeltaNet& weights, const CudaState::Recurrent& state);
 
-  // The feed-forward part, in the steps between which a split of the experts takes place.
+  /// A layer before its feed-forward part.
+  void mix(const CudaWeights& weights, int layer_idx);
   void feed_forward(const CudaMoe& weights, int layer_idx);
   void route(const CudaMoe& weights);
   void routed_experts(const CudaMoe& weights, int layer_idx);

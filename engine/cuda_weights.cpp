@@ -45,11 +45,16 @@ class Staging {
 
 }  // namespace
 
-CudaWeights::CudaWeights(const Model& model, bool with_mtp) : layers(model.weights().layers.size()) {
+CudaWeights::CudaWeights(const Model& model, bool with_mtp, const HotExperts* split)
+    : layers(model.weights().layers.size()) {
   const ModelConfig& c = model.config();
   const ModelWeights& w = model.weights();
   declare(w.embed, embed);
-  for (size_t i = 0; i < layers.size(); ++i) declare(c, w.layers[i], layers[i]);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const int l = static_cast<int>(i);
+    declare(c, w.layers[i], split == nullptr ? c.num_experts : split->placed(l),
+            split == nullptr ? c.num_experts : split->capacity(l), layers[i]);
+  }
   declare(w.output_norm, c.hidden_dim, output_norm);
   declare(w.head, head);
   if (with_mtp) {
@@ -57,13 +62,13 @@ CudaWeights::CudaWeights(const Model& model, bool with_mtp) : layers(model.weigh
     declare(w.mtp.embed_norm, c.hidden_dim, mtp.embed_norm);
     declare(w.mtp.hidden_norm, c.hidden_dim, mtp.hidden_norm);
     declare(w.mtp.join, mtp.join);
-    declare(c, w.mtp.layer, mtp.layer);
+    declare(c, w.mtp.layer, c.num_experts, c.num_experts, mtp.layer);
     declare(w.mtp.head_norm, c.hidden_dim, mtp.head_norm);
     declare(w.mtp.head, mtp.head);
   }
   // std::map keeps its nodes where they are, so the arena may set pointers in them.
   for (auto& [view, upload] : matrices_) {
-    arena_.take_matrix(upload.from.type, upload.from.num_rows, upload.from.num_cols, upload.memory);
+    arena_.take_matrix(upload.from.type, upload.device_rows, upload.from.num_cols, upload.memory);
   }
   for (const VectorUpload& vector : vectors_) arena_.take(vector.count, *vector.to);
 }
@@ -73,35 +78,44 @@ void CudaWeights::declare(const MatrixView& from, DeviceMatrix& to) {
   Upload& upload = matrices_[{from.data, from.num_rows}];
   FT_CHECK(upload.users.empty() || (upload.from.type == from.type && upload.from.num_cols == from.num_cols));
   upload.from = from;
+  upload.device_rows = from.num_rows;
   upload.users.push_back(&to);
   to = {nullptr, from.num_rows, from.num_cols, device_row_bytes(from.type, from.num_cols), from.type};
 }
 
-void CudaWeights::declare(const ExpertMatrices& from, CudaExpertMatrices& to) {
-  declare(from.all, to.all);
+void CudaWeights::declare(const ExpertMatrices& from, int placed, int capacity, CudaExpertMatrices& to) {
   to.stride_rows = from.stride_rows;
   to.first_row = from.first_row;
   to.num_rows = from.num_rows;
+  to.all.type = from.all.type;
+  if (from.all.data == nullptr || capacity == 0) return;
+  Upload& upload = matrices_[{from.all.data, from.all.num_rows}];
+  upload.from = from.all.slice_rows(0, placed * from.stride_rows);
+  upload.device_rows = capacity * from.stride_rows;
+  upload.users.push_back(&to.all);
+  to.all = {nullptr, upload.device_rows, from.all.num_cols, device_row_bytes(from.all.type, from.all.num_cols),
+            from.all.type};
 }
 
 void CudaWeights::declare(const float* from, int64_t count, const float*& to) {
   if (from != nullptr) vectors_.push_back({from, count, &to});
 }
 
-void CudaWeights::declare(const ModelConfig& c, const MoeWeights& from, CudaMoe& to) {
+void CudaWeights::declare(const ModelConfig& c, const MoeWeights& from, int placed, int capacity, CudaMoe& to) {
   to.num_experts = from.num_experts;
+  to.capacity = capacity;
   to.top_k = from.top_k;
   declare(from.router, to.router);
-  declare(from.gate, to.gate);
-  declare(from.up, to.up);
-  declare(from.down, to.down);
+  declare(from.gate, placed, capacity, to.gate);
+  declare(from.up, placed, capacity, to.up);
+  declare(from.down, placed, capacity, to.down);
   declare(from.shared_gate, to.shared_gate);
   declare(from.shared_up, to.shared_up);
   declare(from.shared_down, to.shared_down);
   declare(from.shared_router, c.hidden_dim, to.shared_router);
 }
 
-void CudaWeights::declare(const ModelConfig& c, const LayerWeights& from, CudaLayer& to) {
+void CudaWeights::declare(const ModelConfig& c, const LayerWeights& from, int placed, int capacity, CudaLayer& to) {
   to.recurrent = from.recurrent;
   declare(from.mix_norm, c.hidden_dim, to.mix_norm);
   declare(from.ffn_norm, c.hidden_dim, to.ffn_norm);
@@ -123,7 +137,7 @@ void CudaWeights::declare(const ModelConfig& c, const LayerWeights& from, CudaLa
     declare(from.attention.q_norm, c.head_dim, to.attention.q_norm);
     declare(from.attention.k_norm, c.head_dim, to.attention.k_norm);
   }
-  declare(c, from.moe, to.moe);
+  declare(c, from.moe, placed, capacity, to.moe);
 }
 
 void CudaWeights::upload(const Stream& stream) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/cuda_arena.h"
+#include "engine/hot_experts.h"
 #include "engine/model.h"
 #include "engine/weights.h"
 #include "kernels/cuda_matrix.h"
@@ -36,6 +37,9 @@ struct CudaExpertMatrices {
 
 struct CudaMoe {
   int num_experts = 0, top_k = 0;
+  /// Experts that gate, up and down have room for: all, or in a split fewer; then `places` says where each is.
+  int capacity = 0;
+  const int32_t* places = nullptr;  // [num_experts] in device memory, see GroupDesc; nullptr: expert e is the e-th
   DeviceMatrix router;
   CudaExpertMatrices gate, up, down;
   DeviceMatrix shared_gate, shared_up, shared_down;
@@ -64,8 +68,9 @@ struct CudaMtp {
 /// construct, look at size_bytes(), upload().
 class CudaWeights {
  public:
-  /// with_mtp: the MTP layer too.
-  CudaWeights(const Model& model, bool with_mtp);
+  /// with_mtp: the MTP layer too. split: of the trunk's routed experts only the placed ones, and room for hot ones;
+  /// nullptr: all.
+  CudaWeights(const Model& model, bool with_mtp, const HotExperts* split = nullptr);
   CudaWeights(const CudaWeights&) = delete;
   CudaWeights& operator=(const CudaWeights&) = delete;
 
@@ -81,13 +86,14 @@ class CudaWeights {
 
  private:
   void declare(const MatrixView& from, DeviceMatrix& to);
-  void declare(const ExpertMatrices& from, CudaExpertMatrices& to);
+  void declare(const ExpertMatrices& from, int placed, int capacity, CudaExpertMatrices& to);
   void declare(const float* from, int64_t count, const float*& to);
-  void declare(const ModelConfig& config, const LayerWeights& from, CudaLayer& to);
-  void declare(const ModelConfig& config, const MoeWeights& from, CudaMoe& to);
+  void declare(const ModelConfig& config, const LayerWeights& from, int placed, int capacity, CudaLayer& to);
+  void declare(const ModelConfig& config, const MoeWeights& from, int placed, int capacity, CudaMoe& to);
 
   struct Upload {
     MatrixView from;
+    int64_t device_rows;  // as many as `from` has, or more: room
     DeviceMatrix memory;  // where the bytes go; set by the arena
     std::vector<DeviceMatrix*> users;
   };

@@ -77,6 +77,10 @@ class Planner {
     plan_.experts.assign(sizes.layers.size(), 0);
     plan_.free_bytes = request.free_bytes;
     plan_.budget_bytes = request.free_bytes / 100 * kUsablePercent + request.free_bytes % 100 * kUsablePercent / 100;
+    if (request.reserve_bytes > 0) {
+      plan_.budget_bytes =
+          std::min(plan_.budget_bytes, request.free_bytes - std::min(request.free_bytes, request.reserve_bytes));
+    }
     plan_.dense_bytes = sizes.embed_bytes + sizes.head_bytes;
     for (const LayerSizes& layer : sizes.layers) plan_.dense_bytes += layer.dense_bytes;
     if (request.with_mtp && sizes.mtp) {
@@ -125,7 +129,7 @@ class Planner {
   }
 
   [[nodiscard]] std::string budget_text() const {
-    return fmt::format("{}% of the {} that are free on it are {}", kUsablePercent, size_text(plan_.free_bytes),
+    return fmt::format("of the {} that are free on it {} may be used", size_text(plan_.free_bytes),
                        size_text(plan_.budget_bytes));
   }
 
@@ -329,8 +333,9 @@ std::string describe(const Placement& plan, const ModelSizes& sizes, const Machi
     part += plan.experts[at] > 0 && plan.experts[at] < sizes.layers[at].num_experts ? 1 : 0;
     if (plan.experts[at] < sizes.layers[at].num_experts) most = std::max(most, plan.experts[at]);
   }
-  std::string text = fmt::format("placement: {} of the device's {} free (at most {}%)\n",
-                                 size_text(plan.device_bytes()), size_text(plan.free_bytes), kUsablePercent);
+  std::string text =
+      fmt::format("placement: {} of the device's {} free ({} may be used)\n", size_text(plan.device_bytes()),
+                  size_text(plan.free_bytes), size_text(plan.budget_bytes));
   text += fmt::format("  device  trunk {}, MTP layer and draft head {}, context and work {}",
                       size_text(plan.dense_bytes), size_text(plan.mtp_bytes), size_text(plan.session_bytes));
   if (with_experts > 0) {
@@ -373,10 +378,12 @@ SessionMemory session_memory(const ModelConfig& c, const SessionOptions& o) {
   SessionMemory memory;
   memory.kv_bytes = KvCache(kv_layers, c.num_kv_heads, c.head_dim, o.ctx_size, o.kv_type).size_bytes();
   memory.recurrent_bytes = RecurrentState(c, o.max_window).size_bytes();
-  // Rows of logits: 16 or a window's, twice where there are drafts.
+  // Rows of logits: 16 or a window's, twice where there are drafts. Slots that a split's host sends.
   const int logits_rows = std::max(o.max_window, std::min(max_rows, 16));
   memory.work_bytes = PassBuffers(c, max_rows, o.max_window, o.ctx_size, /*num_threads=*/1).size_bytes() +
-                      static_cast<size_t>(logits_rows * c.vocab_size) * sizeof(float) * (o.with_mtp ? 2 : 1);
+                      static_cast<size_t>(logits_rows * c.vocab_size) * sizeof(float) * (o.with_mtp ? 2 : 1) +
+                      static_cast<size_t>(max_rows) * static_cast<size_t>(c.experts_per_token) *
+                          static_cast<size_t>(c.hidden_dim + 1) * sizeof(float);
   return memory;
 }
 

@@ -44,6 +44,7 @@ struct MachineSpeed {
 
 struct PlacementRequest {
   size_t free_bytes = 0;           // of the device's memory, now
+  size_t reserve_bytes = 0;        // of them, to be left alone (at least; 5% are in any case)
   bool whole_model = false;        // --device cuda: everything on the device, or an error
   std::optional<int> gpu_experts;  // routed experts of each layer on the device; nothing: as many as fit
   std::optional<int> gpu_layers;   // layers whose routed experts may lie there; nothing: all

@@ -95,6 +95,9 @@ WorkProfile* Session::profile() {
 ExpertReads*& Session::expert_reads() {
   return impl_->backend->expert_reads();
 }
+ExpertPlaces Session::expert_places() const {
+  return impl_->backend->expert_places();
+}
 DeviceCycle* Session::device_cycle() {
   return impl_->backend->device_cycle();
 }

@@ -4,6 +4,7 @@
 #include <memory>
 #include <span>
 
+#include "engine/hot_experts.h"
 #include "engine/model.h"
 #include "engine/options.h"
 #include "engine/session_memory.h"
@@ -46,6 +47,8 @@ class Session {
   [[nodiscard]] WorkProfile* profile();
   /// Where the reads of expert weights are counted (all layers together); nullptr: nowhere.
   [[nodiscard]] ExpertReads*& expert_reads();
+  /// Where a split has served its reads of experts so far; all zero where nothing is split.
+  [[nodiscard]] ExpertPlaces expert_places() const;
   /// Cycles that a device runs by itself; nullptr on the CPU.
   [[nodiscard]] DeviceCycle* device_cycle();
   [[nodiscard]] int64_t length() const;

@@ -4,6 +4,9 @@
 
 namespace foretoken {
 
+/// Device memory that stays free: for kernels, graphs, the allocator's rounding.
+inline constexpr size_t kDeviceReserveBytes = size_t{256} << 20;
+
 /// Bytes that a session needs beside the model's own memory: of the host for the CPU, of the device for CUDA.
 struct SessionMemory {
   size_t kv_bytes = 0;         // trunk and MTP layer

@@ -29,12 +29,17 @@ struct Setting {
   int64_t draft_vocab = 0;
   bool own_drafts = false;  // of the MTP layer, almost all wrong; else most are taken from the known text
   Device device = Device::kCpu;
+  int gpu_experts = 0, gpu_cache = 0;  // with Device::kSplit, of each layer
 
+  [[nodiscard]] std::string place() const {
+    if (device == Device::kSplit) return fmt::format("split {}+{}, ", gpu_experts, gpu_cache);
+    return device == Device::kCuda ? "on the GPU, " : "";
+  }
   [[nodiscard]] std::string describe() const {
-    return fmt::format(
-        "{}k={} {} {} threads {} chunk {} {}{}{} draft vocabulary {}", device == Device::kCpu ? "" : "on the GPU, ", k,
-        moe_verify == MoeVerify::kGrouped ? "grouped" : "per-token", threads, isa_name(isa), prompt_chunk,
-        sampled ? "sampled" : "greedy", controller ? " controller" : "", own_drafts ? " own drafts" : "", draft_vocab);
+    return fmt::format("{}k={} {} {} threads {} chunk {} {}{}{} draft vocabulary {}", place(), k,
+                       moe_verify == MoeVerify::kGrouped ? "grouped" : "per-token", threads, isa_name(isa),
+                       prompt_chunk, sampled ? "sampled" : "greedy", controller ? " controller" : "",
+                       own_drafts ? " own drafts" : "", draft_vocab);
   }
 };
 
@@ -101,6 +106,8 @@ class Matrix {
     session.isa = setting.isa;
     session.threads = setting.threads;
     session.device = setting.device;
+    session.split = {std::vector<int>(static_cast<size_t>(model.config().num_layers), setting.gpu_experts),
+                     setting.gpu_cache};
     DecodeOptions options;
     options.max_new_tokens = new_tokens_;
     options.mtp = setting.k;
