@@ -112,6 +112,11 @@ class ArmRunner {
     for (const auto& prompt : prompts) longest = std::max(longest, prompt.size());
     ctx_size_ =
         std::min(static_cast<int64_t>(longest) + flags.max_new_tokens + kMaxDraft + 1, model.config().context_length);
+    if (flags.model.device == Device::kCpu) return;
+    SessionOptions options = flags.model.session_options(0);
+    options.ctx_size = options.prompt_chunk = 1;
+    options.with_mtp = model.has_mtp();
+    keeps_weights_.emplace(model, options);
   }
 
   /// Plain greedy continuations, long enough for the last window: the drafts of --forced-acceptance.
@@ -212,6 +217,7 @@ class ArmRunner {
   const std::vector<std::vector<TokenId>>& prompts_;
   std::vector<std::vector<TokenId>> continuations_;
   std::vector<uint64_t> forced_seeds_;  // of each prompt
+  std::optional<Session> keeps_weights_;  // on a GPU: all arms' sessions share what it holds, and may come and go
   std::vector<std::unique_ptr<Session>> sessions_;
   std::vector<ArmMemory> memory_;
   int64_t ctx_size_ = 0;

@@ -115,6 +115,7 @@ PlacementRequest ModelFlags::placement_request(const ModelConfig& config, size_t
   if (session.ctx_size == 0) session.ctx_size = std::min(config.context_length, kDefaultContext);
   PlacementRequest request;
   request.free_bytes = free_bytes;
+  request.reserve_bytes = kDeviceReserveBytes;
   request.whole_model = device == Device::kCuda;
   request.gpu_experts = parse_experts("--gpu-experts", gpu_experts_text);
   request.gpu_layers = gpu_layers;

@@ -98,6 +98,26 @@ void add_statistics(nlohmann::ordered_json& object, const DecodeStatistics& s) {
   object["peak_rss_bytes"] = peak_rss_bytes();
 }
 
+std::string describe_places(const ExpertPlaces& places) {
+  if (places.total() == 0) return "";
+  const auto percent = [&](int64_t reads) {
+    return 100.0 * static_cast<double>(reads) / static_cast<double>(places.total());
+  };
+  std::string text = fmt::format("{:<22} {:.0f}% placed on the GPU, {:.0f}% in RAM", "experts read",
+                                 percent(places.placed), percent(places.host));
+  if (places.hot > 0)
+    text += fmt::format(", {:.0f}% hot on the GPU (hit rate {:.0f}%)", percent(places.hot), 100 * places.hit_rate());
+  return text + "\n";
+}
+
+void add_places(nlohmann::ordered_json& object, const ExpertPlaces& places) {
+  if (places.total() == 0) return;
+  object["expert_reads_placed"] = places.placed;
+  object["expert_reads_hot"] = places.hot;
+  object["expert_reads_host"] = places.host;
+  object["hot_expert_hit_rate"] = places.hit_rate();
+}
+
 void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Model& model) {
   object["version"] = kVersion;
   object["commit"] = kCommit;

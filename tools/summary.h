@@ -19,6 +19,12 @@ namespace foretoken {
 /// The statistics as JSON keys, as docs/commands.md lists them.
 void add_statistics(nlohmann::ordered_json& object, const DecodeStatistics& statistics);
 
+/// Of a split: where the experts were read, one line; empty where nothing was split.
+[[nodiscard]] std::string describe_places(const ExpertPlaces& places);
+
+/// The same as JSON keys; nothing where nothing was split.
+void add_places(nlohmann::ordered_json& object, const ExpertPlaces& places);
+
 /// What a run depended on: version, commit, mtp, moe_verify, isa, threads, device, kv_type, model, model_sha256.
 void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Model& model);
 

@@ -222,6 +222,16 @@ TEST_CASE("Where not even the dense parts fit, the error says what would", "[pla
   CHECK_THAT(refusal(four_layers(), request), Contains("--device cpu"));
 }
 
+TEST_CASE("What has to stay free does", "[placement]") {
+  PlacementRequest request = request_for(kDense + kMtp + kSession + kExperts);
+  request.reserve_bytes = request.free_bytes - (kDense + kMtp + kSession + kExperts);  // less than 5%
+  CHECK(plan_placement(four_layers(), request).whole_model());
+  ++request.reserve_bytes;
+  CHECK_FALSE(plan_placement(four_layers(), request).whole_model());
+  request.reserve_bytes = request.free_bytes + 1;
+  CHECK_THAT(refusal(four_layers(), request), Contains("0.0 MiB may be used"));
+}
+
 TEST_CASE("A model without an MTP layer, or one that is not used, leaves its room to experts", "[placement]") {
   ModelSizes sizes = four_layers();
   PlacementRequest request = request_for(kDense + kSession + kExperts);
