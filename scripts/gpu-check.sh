@@ -164,13 +164,18 @@ program=$build/foretoken
 built=
 if step "configure" 300 "${configure[@]}"; then
   if step "build" 3600 cmake --build "$build" -j "$jobs" --target foretoken; then built=yes; fi
-  if wants tests || wants sanitizer; then step "build test_cuda" 3600 cmake --build "$build" -j "$jobs" --target test_cuda; fi
+  if wants tests || wants sanitizer; then
+    step "build test_cuda" 3600 cmake --build "$build" -j "$jobs" --target test_cuda test_cuda_session
+  fi
 fi
 test_cuda=$build/tests/test_cuda
+test_cuda_session=$build/tests/test_cuda_session
 
 # --- Tests ---------------------------------------------------------------------------------------------------------------------------------
 if wants tests; then
-  if [ -x "$test_cuda" ]; then step "test_cuda" 1800 "$test_cuda"; else skip "test_cuda" "it was not built"; fi
+  for test in "$test_cuda" "$test_cuda_session"; do
+    if [ -x "$test" ]; then step "$(basename "$test")" 1800 "$test"; else skip "$(basename "$test")" "it was not built"; fi
+  done
 fi
 
 if wants sanitizer; then
@@ -186,6 +191,8 @@ if wants sanitizer; then
         "matmul: a draft head*,matmul: rows beyond*"; do
         step "$tool: $filter" 1200 "$sanitizer" --tool "$tool" --error-exitcode 9 "$test_cuda" "$filter"
       done
+      [ -x "$test_cuda_session" ] && step "$tool: sessions" 1800 "$sanitizer" --tool "$tool" --error-exitcode 9 "$test_cuda_session" \
+        "split: fused*,device session: cycles*"
     done
   fi
 fi
