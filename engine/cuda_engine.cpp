@@ -129,10 +129,12 @@ void CudaEngine::check_memory() const {
   throw InputError(fmt::format(
       "{}: --device {} with a context of {} positions needs {:.2f} GiB of device memory (weights {:.2f}, KV cache "
       "{:.2f}, recurrent state {:.2f}, work {:.2f}, reserve {:.2f}); {:.2f} GiB are free on {}; {}",
-      model.path(), options.device == Device::kSplit ? "split" : "cuda", options.ctx_size, gib(needed), gib(m.weight_bytes), gib(m.kv_bytes), gib(m.recurrent_bytes),
-      gib(m.work_bytes), gib(kDeviceReserveBytes), gib(free), require_device().name,
-      fits >= kContextStep ? fmt::format("--ctx-size {} fits", fits)
-                           : std::string("no context fits: run with --device split and fewer --gpu-experts, or with --device cpu")));
+      model.path(), options.device == Device::kSplit ? "split" : "cuda", options.ctx_size, gib(needed),
+      gib(m.weight_bytes), gib(m.kv_bytes), gib(m.recurrent_bytes), gib(m.work_bytes), gib(kDeviceReserveBytes),
+      gib(free), require_device().name,
+      fits >= kContextStep
+          ? fmt::format("--ctx-size {} fits", fits)
+          : std::string("no context fits: run with --device split and fewer --gpu-experts, or with --device cpu")));
 }
 
 // Two pieces a split layer: up to its router, with the rows leaving for the host, and the experts that are here. The

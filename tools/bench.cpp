@@ -216,7 +216,7 @@ class ArmRunner {
   const std::vector<BenchArm>& arms_;
   const std::vector<std::vector<TokenId>>& prompts_;
   std::vector<std::vector<TokenId>> continuations_;
-  std::vector<uint64_t> forced_seeds_;  // of each prompt
+  std::vector<uint64_t> forced_seeds_;    // of each prompt
   std::optional<Session> keeps_weights_;  // on a GPU: all arms' sessions share what it holds, and may come and go
   std::vector<std::unique_ptr<Session>> sessions_;
   std::vector<ArmMemory> memory_;
