@@ -88,12 +88,14 @@ class Matrix {
     CHECK(false);
   }
 
-  void finish(const std::string& what) {
+  /// by_the_clock: a controller was among the settings, and how many drafts it makes hangs on the machine's speed.
+  void finish(const std::string& what, bool by_the_clock = false) {
     CHECK(num_failures_ == 0);
     CHECK(num_runs_ > 0);
     WARN(what << ": " << num_runs_ << " runs, " << accepted_ << " of " << drafted_ << " drafts accepted");
     // Windows that were accepted in whole, in part and not at all are what the matrix is about.
-    if (drafted_ > 0) CHECK((accepted_ > drafted_ / 5 && accepted_ < drafted_ * 4 / 5));
+    const int64_t least = by_the_clock ? 0 : drafted_ / 5, most = by_the_clock ? drafted_ : drafted_ * 4 / 5;
+    if (drafted_ > 0) CHECK((accepted_ > least && accepted_ < most));
   }
 
  private:

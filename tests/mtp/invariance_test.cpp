@@ -149,7 +149,7 @@ TEST_CASE("the controller and the draft vocabulary change speed alone") {
       }
     }
   }
-  matrix.finish("controller");
+  matrix.finish("controller", /*by_the_clock=*/true);
 }
 
 }  // namespace
