@@ -216,13 +216,8 @@ void CudaForwardPass::project(const DeviceMatrix& matrix, const DeviceRows& x, f
   launch(desc, choose_config(desc), stream_);
 }
 
-void CudaForwardPass::store_keys_and_values(const CudaAttention& weights, const DeviceKv& kv) {
-  project(weights.k, buffers_.normed, buffers_.k);
-  project(weights.v, buffers_.normed, buffers_.v);
+PrepareAttentionDesc CudaForwardPass::preparation(const DeviceKv& kv) const {
   PrepareAttentionDesc desc;
-  desc.k = buffers_.k;
-  desc.v = buffers_.v;
-  desc.k_norm = weights.k_norm;
   desc.eps = config_.norm_eps;
   desc.rope = buffers_.rope;
   desc.rope_dim = config_.rope_dim;
@@ -232,27 +227,28 @@ void CudaForwardPass::store_keys_and_values(const CudaAttention& weights, const 
   desc.kv = kv;
   desc.max_rows = rows_.max_rows;
   desc.pass = rows_.pass;
+  return desc;
+}
+
+void CudaForwardPass::store_keys_and_values(const CudaAttention& weights, const DeviceKv& kv) {
+  project(weights.k, buffers_.normed, buffers_.k);
+  project(weights.v, buffers_.normed, buffers_.v);
+  PrepareAttentionDesc desc = preparation(kv);
+  desc.k = buffers_.k;
+  desc.v = buffers_.v;
+  desc.k_norm = weights.k_norm;
   launch(desc, stream_);
 }
 
 void CudaForwardPass::attend_stored(const CudaAttention& weights, const DeviceKv& kv) {
   const int64_t dim = config_.head_dim, gates = config_.gated_attention ? 2 : 1;
   project(weights.q, buffers_.normed, buffers_.q);
-  PrepareAttentionDesc prepare;
+  PrepareAttentionDesc prepare = preparation(kv);
   prepare.q = buffers_.q;
   prepare.q_stride = config_.num_heads * dim * gates;
   prepare.q_head_stride = dim * gates;
   prepare.q_norm = weights.q_norm;
-  prepare.eps = config_.norm_eps;
-  prepare.rope = buffers_.rope;
-  prepare.rope_dim = config_.rope_dim;
-  prepare.num_heads = config_.num_heads;
-  prepare.num_kv_heads = config_.num_kv_heads;
-  prepare.head_dim = config_.head_dim;
   prepare.queries = buffers_.queries;
-  prepare.kv = kv;
-  prepare.max_rows = rows_.max_rows;
-  prepare.pass = rows_.pass;
   launch(prepare, stream_);
   attend(weights, kv);
 }

@@ -130,6 +130,8 @@ class CudaForwardPass {
   void project(const DeviceMatrix& matrix, const DeviceRows& x, float* y);
   void store_keys_and_values(const CudaAttention& weights, const DeviceKv& kv);
   void attend_stored(const CudaAttention& weights, const DeviceKv& kv);
+  /// What keys, values and queries are prepared with, whichever of them.
+  [[nodiscard]] PrepareAttentionDesc preparation(const DeviceKv& kv) const;
   void attend(const CudaAttention& weights, const DeviceKv& kv);
   void delta_net(const CudaDeltaNet& weights, const CudaState::Recurrent& state);
 

@@ -3,13 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <string_view>
 
 #include "engine/float_rows.h"
 #include "engine/forward_pass.h"
 #include "engine/kv_cache.h"
 #include "engine/recurrent_state.h"
+#include "engine/tensor_name.h"
 #include "kernels/cuda_matrix.h"
 #include "kernels/error.h"
 
@@ -27,16 +27,6 @@ constexpr int64_t kContextStep = 256;
 std::string size_text(size_t bytes) {
   const double mib = static_cast<double>(bytes) / (1 << 20);
   return mib >= 1024 ? fmt::format("{:.2f} GiB", mib / 1024) : fmt::format("{:.1f} MiB", mib);
-}
-
-/// "blk.12.attn_q.weight" -> 12 and "attn_q.weight"; -1 and the whole name for the others.
-std::pair<int, std::string_view> split_name(std::string_view name) {
-  constexpr std::string_view kPrefix = "blk.";
-  if (!name.starts_with(kPrefix)) return {-1, name};
-  int layer = -1;
-  const auto [end, error] = std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), layer);
-  if (error != std::errc() || end == name.data() + name.size() || *end != '.') return {-1, name};
-  return {layer, name.substr(static_cast<size_t>(end + 1 - name.data()))};
 }
 
 /// Bytes of a tensor on the device: matrices in planes, vectors as floats.
@@ -278,7 +268,7 @@ ModelSizes ModelSizes::of(const GgufFile& file, const ModelConfig& config) {
     }
   };
   for (const GgufTensor& tensor : file.tensors()) {
-    const auto [layer, part] = split_name(tensor.name);
+    const auto [layer, part] = split_tensor_name(tensor.name);
     const size_t bytes = device_bytes(tensor);
     if (part == "token_embd.weight" || part == "nextn.embed_tokens.weight") {
       sizes.embed_bytes += bytes;

@@ -2,25 +2,15 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <cmath>
 #include <string_view>
 
+#include "engine/tensor_name.h"
 #include "kernels/error.h"
 
 namespace foretoken {
 
 namespace {
-
-/// "blk.12.attn_q.weight" -> 12 and "attn_q.weight"; -1 and the whole name for the others.
-std::pair<int, std::string_view> split_name(std::string_view name) {
-  constexpr std::string_view kPrefix = "blk.";
-  if (!name.starts_with(kPrefix)) return {-1, name};
-  int layer = -1;
-  const auto [end, error] = std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), layer);
-  if (error != std::errc() || end == name.data() + name.size() || *end != '.') return {-1, name};
-  return {layer, name.substr(static_cast<size_t>(end + 1 - name.data()))};
-}
 
 bool is_routed(std::string_view part) {
   return part.find("_exps.") != std::string_view::npos;
@@ -51,7 +41,7 @@ ByteModel::ByteModel(const GgufFile& file, const ModelConfig& config) : config_(
       config.num_experts > 0 ? static_cast<double>(config.experts_per_token) / static_cast<double>(config.num_experts)
                              : 0;
   for (const GgufTensor& tensor : file.tensors()) {
-    const auto [layer, part] = split_name(tensor.name);
+    const auto [layer, part] = split_tensor_name(tensor.name);
     if (layer < 0) continue;
     const double bytes = static_cast<double>(tensor.size_bytes);
     const bool mtp = layer >= config.num_layers;
