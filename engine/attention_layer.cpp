@@ -113,7 +113,8 @@ void ForwardPass::attend_by_rows(const KvCache& cache, int cache_layer) {
   });
 }
 
-// Items are (split) x (key-value head), for all rows of the window: each key and value is read once. A split computed
+// Items are (key-value head) x (split), for all rows of the window: each key and value is read once, and a thread that
+// takes the next item reads on where it stopped. A split computed
 // from an empty result is exactly that split's max, sum and values; merging them in rising order is the sum that
 // attend_by_rows walks.
 void ForwardPass::attend_by_splits(const KvCache& cache, int cache_layer, int64_t num_splits) {
@@ -124,8 +125,8 @@ void ForwardPass::attend_by_splits(const KvCache& cache, int cache_layer, int64_
   partials.resize(static_cast<size_t>(num_splits * num_queries));
   std::vector<AttentionQuery>& parts = partials;
   for_items(num_splits * config_.num_kv_heads, [&](int64_t item, int thread_idx) {
-    const int64_t split = item / config_.num_kv_heads;
-    const int kv_head = static_cast<int>(item % config_.num_kv_heads);
+    const int64_t split = item % num_splits;
+    const int kv_head = static_cast<int>(item / num_splits);
     thread_local std::vector<AttentionQuery> queries;
     queries.clear();
     for (int64_t r = 0; r < num_rows_; ++r) {

@@ -100,20 +100,11 @@ FT_INLINE float fold_lanes(const V* lanes) {
   }
 }
 
-/// fold_lanes of four sums at once: the same additions, with a third fewer shuffles.
-template <class V>
-FT_INLINE void fold_four(const V (*lanes)[kLanes / V::kWidth], float* to) {
+/// F32x8::fold of four sums at once: the same additions, with a third fewer shuffles.
+FT_INLINE void fold_four(const F32x8 (&eight)[4], float* to) {
   __m128 four[4];
-  for (int r = 0; r < 4; ++r) {
-    F32x8 eight;
-    if constexpr (V::kWidth == 8) {
-      eight = (lanes[r][0] + lanes[r][2]) + (lanes[r][1] + lanes[r][3]);
-    } else {
-      const V sixteen = lanes[r][0] + lanes[r][1];
-      eight = sixteen.low() + sixteen.high();
-    }
-    four[r] = _mm_add_ps(_mm256_castps256_ps128(eight.v), _mm256_extractf128_ps(eight.v, 1));
-  }
+  for (int r = 0; r < 4; ++r)
+    four[r] = _mm_add_ps(_mm256_castps256_ps128(eight[r].v), _mm256_extractf128_ps(eight[r].v, 1));
   // Two sums a register, lanes 0 and 1 of each + lanes 2 and 3; then the even lanes of all four + the odd ones.
   const __m128 two01 = _mm_add_ps(_mm_movelh_ps(four[0], four[1]), _mm_movehl_ps(four[1], four[0]));
   const __m128 two23 = _mm_add_ps(_mm_movelh_ps(four[2], four[3]), _mm_movehl_ps(four[3], four[2]));
