@@ -90,9 +90,9 @@ class ForwardPass {
   /// Calls body(row, thread_idx) for each row.
   template <class Body>
   void for_rows(Body&& body, Work work = Work::kRows) {
-    for_items(num_rows_, [&](int64_t r, int thread_idx) {
+    profiled_rows(team_, profile_, num_rows_, config_.hidden_dim, [&](int64_t r, int thread_idx) {
       body(r, thread_idx);
-      return WorkDone{work, 0};
+      return WorkDone{is_mtp_ ? Work::kMtpLayer : work, 0};
     });
   }
 

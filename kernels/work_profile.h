@@ -92,4 +92,19 @@ void profiled_for(ThreadTeam& team, WorkProfile* profile, int64_t num_items, Bod
   profile->add_loop(WorkProfile::now_ns() - begin);
 }
 
+/// profiled_for over the rows of a pass, each a light piece of work on `values_per_row` values (norms, sums,
+/// quantisation). A few short rows stay on the calling thread: a loop over the team costs about a microsecond, and so
+/// does a row of 2,048.
+inline constexpr int64_t kSerialValues = 2048;
+
+template <class Body>
+void profiled_rows(ThreadTeam& team, WorkProfile* profile, int64_t num_rows, int64_t values_per_row, Body&& body) {
+  if (num_rows * values_per_row > kSerialValues) return profiled_for(team, profile, num_rows, body);
+  profiled_for(team, profile, num_rows == 0 ? 0 : 1, [&](int64_t, int thread_idx) {
+    WorkDone done = body(0, thread_idx);
+    for (int64_t r = 1; r < num_rows; ++r) done.bytes += body(r, thread_idx).bytes;
+    return done;
+  });
+}
+
 }  // namespace foretoken

@@ -52,7 +52,7 @@ void choose_experts(Isa isa, ThreadTeam& team, const MoeWeights& weights, const 
     }
     return WorkDone{work, 0};
   };
-  profiled_for(team, scratch.profile, num_rows, route);
+  profiled_rows(team, scratch.profile, num_rows, x.num_cols(), route);
 }
 
 }  // namespace
@@ -99,7 +99,7 @@ void moe_forward(Isa isa, ThreadTeam& team, MoeVerify verify, const MoeWeights& 
   (verify == MoeVerify::kGrouped ? grouped_experts : per_token_experts)(isa, team, weights, x, num_rows, scratch);
 
   const WorkDone combined{scratch.is_mtp ? Work::kMtpLayer : Work::kRows, 0};
-  profiled_for(team, scratch.profile, num_rows, [&](int64_t r, int thread_idx) {
+  profiled_rows(team, scratch.profile, num_rows, dim, [&](int64_t r, int thread_idx) {
     const float* shared = scratch.shared_.data<float>() + r * dim;
     if (weights.num_experts == 0) {
       add(isa, shared, dim, residual.row(r));
