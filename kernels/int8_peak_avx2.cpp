@@ -1,45 +1,19 @@
-#include "kernels/int8_peak.h"
-#include "kernels/int8_peak_isa.h"
+#include "kernels/int8_peak_body.h"
 
 namespace foretoken {
 
 namespace {
 
-using Vector = __m256i;
-constexpr int64_t kWidth = 32;
-inline Vector zero() {
-  return _mm256_setzero_si256();
-}
-inline Vector load(const void* from) {
-  return _mm256_loadu_si256(static_cast<const __m256i*>(from));
-}
-inline void store(void* to, Vector v) {
-  _mm256_store_si256(static_cast<__m256i*>(to), v);
-}
-inline Vector dot(Vector sum, Vector w, Vector x) {
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
-}
+struct Lanes : Int8x32 {
+  static Vector dot(Vector sum, Vector w, Vector x) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
+  }
+};
 
 }  // namespace
 
 uint32_t avx2_int8_burst(const uint8_t* w, const int8_t* x, int64_t rounds) {
-  // Eight sums: addition waits one cycle, but a shorter chain would leave the multipliers idle between loads.
-  constexpr int kSums = 8;
-  const Vector x_half[2] = {load(x), load(x + 32)};
-  Vector sum[kSums];
-  for (Vector& s : sum) s = zero();
-  for (int64_t round = 0; round < rounds; ++round) {
-    for (int64_t i = 0; i < kInt8BurstBytes; i += kSums * kWidth) {
-      for (int j = 0; j < kSums; ++j) sum[j] = dot(sum[j], load(w + i + j * kWidth), x_half[j % 2]);
-    }
-  }
-  alignas(64) uint32_t parts[kWidth / 4];
-  uint32_t total = 0;
-  for (const Vector& s : sum) {
-    store(parts, s);
-    for (uint32_t part : parts) total += part;
-  }
-  return total;
+  return int8_burst_with<Lanes>(w, x, rounds);
 }
 
 }  // namespace foretoken
