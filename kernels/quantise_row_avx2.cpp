@@ -1,64 +1,50 @@
 #include "kernels/quant_matmul.h"
+#include "kernels/quantise_row_body.h"
 
 namespace foretoken {
 
 namespace {
 
-constexpr uint32_t kInfinityBits = 0x7f800000u;
+struct Steps {
+  static constexpr int kWidth = 32;
 
-// Magnitudes of floats order like their bits, infinity and NaN above all; so the largest is exact and the order free.
-uint32_t largest_magnitude(const float* x, int count) {
-  const __m256i mask = _mm256_set1_epi32(0x7fffffff);
-  __m256i largest = _mm256_setzero_si256();
-  for (int i = 0; i < count; i += 8) {
-    const __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(x + i));
-    largest = _mm256_max_epi32(largest, _mm256_and_si256(bits, mask));
+  // Magnitudes of floats order like their bits, infinity and NaN above all; so the largest is exact and the order free.
+  static uint32_t largest_magnitude(const float* x, int count) {
+    const __m256i mask = _mm256_set1_epi32(0x7fffffff);
+    __m256i largest = _mm256_setzero_si256();
+    for (int i = 0; i < count; i += 8) {
+      const __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(x + i));
+      largest = _mm256_max_epi32(largest, _mm256_and_si256(bits, mask));
+    }
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
+    return static_cast<uint32_t>(_mm_cvtsi128_si32(four));
   }
-  __m128i four = _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
-  four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-  four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
-  return static_cast<uint32_t>(_mm_cvtsi128_si32(four));
-}
 
-float float_from_bits(uint32_t bits) {
-  return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(static_cast<int>(bits))));
-}
-
-// 32 values to int8, with the sums of both halves.
-void quantise_32(const float* x, __m256 inverse, int8_t* q, int16_t* sums) {
-  __m256i part[4];
-  for (int i = 0; i < 4; ++i) part[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), inverse));
-  const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(part[0], part[1]), _mm256_packs_epi32(part[2], part[3]));
-  // The packs work within 128 bits; this puts the fours back in order.
-  const __m256i ordered = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), ordered);
-  // Sums of eight bytes biased by 128 each.
-  const __m256i biased = _mm256_xor_si256(ordered, _mm256_set1_epi8(-128));
-  const __m256i eights = _mm256_sad_epu8(biased, _mm256_setzero_si256());
-  const __m256i sixteens = _mm256_add_epi64(eights, _mm256_shuffle_epi32(eights, 0x4e));
-  sums[0] = static_cast<int16_t>(_mm_cvtsi128_si32(_mm256_castsi256_si128(sixteens)) - 16 * 128);
-  sums[1] = static_cast<int16_t>(_mm_cvtsi128_si32(_mm256_extracti128_si256(sixteens, 1)) - 16 * 128);
-}
+  // 32 values to int8, with the sums of both halves.
+  static void quantise(const float* x, float factor, int8_t* q, int16_t* sums) {
+    const __m256 inverse = _mm256_set1_ps(factor);
+    __m256i part[4];
+    for (int i = 0; i < 4; ++i) part[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), inverse));
+    const __m256i packed =
+        _mm256_packs_epi16(_mm256_packs_epi32(part[0], part[1]), _mm256_packs_epi32(part[2], part[3]));
+    // The packs work within 128 bits; this puts the fours back in order.
+    const __m256i ordered = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), ordered);
+    // Sums of eight bytes biased by 128 each.
+    const __m256i biased = _mm256_xor_si256(ordered, _mm256_set1_epi8(-128));
+    const __m256i eights = _mm256_sad_epu8(biased, _mm256_setzero_si256());
+    const __m256i sixteens = _mm256_add_epi64(eights, _mm256_shuffle_epi32(eights, 0x4e));
+    sums[0] = static_cast<int16_t>(_mm_cvtsi128_si32(_mm256_castsi256_si128(sixteens)) - 16 * 128);
+    sums[1] = static_cast<int16_t>(_mm_cvtsi128_si32(_mm256_extracti128_si256(sixteens, 1)) - 16 * 128);
+  }
+};
 
 }  // namespace
 
 void avx2_quantise_row(const float* values, int64_t num_cols, int block, int8_t* q, float* d, int16_t* sums) {
-  for (int64_t begin = 0; begin < num_cols; begin += block) {
-    const uint32_t largest = largest_magnitude(values + begin, block);
-    const float amax = float_from_bits(largest);
-    const float inverse = 127.0f / amax;
-    const bool finite = largest < kInfinityBits;
-    if (finite && inverse <= __FLT_MAX__) {
-      d[begin / block] = amax / 127.0f;
-      for (int64_t i = begin; i < begin + block; i += 32) {
-        quantise_32(values + i, _mm256_set1_ps(inverse), q + i, sums + i / 16);
-      }
-    } else {
-      d[begin / block] = finite ? 0.0f : __builtin_nanf("");
-      for (int64_t i = begin; i < begin + block; ++i) q[i] = 0;
-      for (int64_t i = begin / 16; i < (begin + block) / 16; ++i) sums[i] = 0;
-    }
-  }
+  quantise_row_with<Steps>(values, num_cols, block, q, d, sums);
 }
 
 }  // namespace foretoken
