@@ -99,6 +99,10 @@ def version(command):
     return (done.stdout + done.stderr).strip()
 
 
+def speed(x):
+    return f"{x:.0f}" if x >= 100 else f"{x:.1f}"
+
+
 def processor():
     with open("/proc/cpuinfo") as info:
         found = re.search(r"^model name\s*:\s*(.*)$", info.read(), re.M)
@@ -156,7 +160,7 @@ def main():
         ratio = "" if peer is None else f"{statistics.median(x / y for x, y in zip(speeds[a], speeds[peer])):.2f}"
         plain = next(b for b, other in enumerate(arms) if type(other) is type(arm))
         same = "" if a == plain else f"{sum(x == y for x, y in zip(texts[a], texts[plain]))} of {len(PROMPTS)}"
-        print(f"| {arm.name} | {statistics.median(speeds[a]):.0f} ({min(speeds[a]):.0f}–{max(speeds[a]):.0f}) | {ratio} | {lengths[a]:.2f} | {same} |")
+        print(f"| {arm.name} | {speed(statistics.median(speeds[a]))} ({speed(min(speeds[a]))}–{speed(max(speeds[a]))}) | {ratio} | {lengths[a]:.2f} | {same} |")
     return 0
 
 
