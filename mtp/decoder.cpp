@@ -58,18 +58,17 @@ class Generation {
   DecodeResult run() {
     session_.reset();
     Stopwatch whole;
-    bool going = options_.max_new_tokens > 0;
-    const TokenId first = read_prompt();
+    const std::optional<TokenId> first = read_prompt();
     result_.statistics.time_to_first_token_ms = whole.lap_ms();
-    going = going && emit(first);
+    bool going = first && options_.max_new_tokens > 0 && emit(*first);
     if (device_ != nullptr && going) {
-      device_->begin(options_.sampling, first, last_row_);
-      see(std::span(&first, 1));
+      device_->begin(options_.sampling, *first, last_row_);
+      see(std::span(&*first, 1));
     } else if (drafter_ && going) {
       const float* hidden = session_.hidden(last_row_);
-      follow(std::span(&first, 1), std::span(&hidden, 1));
+      follow(std::span(&*first, 1), std::span(&hidden, 1));
     }
-    last_ = first;
+    last_ = first.value_or(0);
     while (going && may_go_on()) going = device_ != nullptr ? device_cycle() : cycle();
     DecodeStatistics& s = result_.statistics;
     s.decode_ms = whole.lap_ms();
@@ -82,11 +81,14 @@ class Generation {
   // Position of the token after `last_`.
   [[nodiscard]] int64_t next_position() const { return session_.length() + 1; }
 
+  bool is_stopped() {
+    if (options_.stop == nullptr || !options_.stop->load(std::memory_order_relaxed)) return false;
+    result_.stop_reason = StopReason::kInterrupted;
+    return true;
+  }
+
   bool may_go_on() {
-    if (options_.stop != nullptr && options_.stop->load(std::memory_order_relaxed)) {
-      result_.stop_reason = StopReason::kInterrupted;
-      return false;
-    }
+    if (is_stopped()) return false;
     if (static_cast<int64_t>(result_.ids.size()) >= options_.max_new_tokens) {
       result_.stop_reason = StopReason::kLength;
       return false;
@@ -98,14 +100,15 @@ class Generation {
     return true;
   }
 
-  // Trunk and MTP layer over the prompt in chunks; returns the first new token.
-  TokenId read_prompt() {
+  // Trunk and MTP layer over the prompt in chunks; returns the first new token, or nothing if it was stopped.
+  std::optional<TokenId> read_prompt() {
     const SessionOptions& o = session_.options();
     const auto dim = static_cast<size_t>(session_.model().config().hidden_dim);
     std::vector<float> previous(dim, 0.0f);  // the hidden before a chunk; zeros at the start
     Stopwatch watch;
-    TokenId first = 0;
+    std::optional<TokenId> first;
     for (size_t begin = 0; begin < prompt_.size();) {
+      if (is_stopped()) return std::nullopt;
       const auto ids = prompt_.subspan(begin, std::min(prompt_.size() - begin, static_cast<size_t>(o.prompt_chunk)));
       const int num_rows = static_cast<int>(ids.size());
       session_.forward(ids);
@@ -115,6 +118,7 @@ class Generation {
       if (begin == prompt_.size()) first = choose_first(num_rows);
       session_.commit(num_rows);
       result_.statistics.prompt_ms += watch.lap_ms();
+      result_.statistics.prompt_tokens = static_cast<int64_t>(begin);
       if (!drafter_) continue;
       std::vector<const float*> hidden{previous.data()};
       for (int r = 0; r + 1 < num_rows; ++r) hidden.push_back(session_.hidden(r));
@@ -124,7 +128,6 @@ class Generation {
       result_.statistics.prompt_ms += ms;
       result_.statistics.prompt_mtp_ms += ms;
     }
-    result_.statistics.prompt_tokens = static_cast<int64_t>(prompt_.size());
     return first;
   }
 

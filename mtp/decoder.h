@@ -25,7 +25,7 @@ struct DecodeOptions {
   int64_t draft_vocab = kAutoDraftVocab;
   SamplingOptions sampling;
   bool ignore_eos = false;
-  const std::atomic<bool>* stop = nullptr;  // set from a signal handler: the generation ends after the current window
+  const std::atomic<bool>* stop = nullptr;  // set from a signal handler: ends after the current window or prompt chunk
 
   /// Called for each new token, in order; false ends the generation.
   std::function<bool(TokenId)> on_token;

@@ -235,6 +235,23 @@ TEST_CASE("an interrupt ends the generation after the window that runs") {
   }
 }
 
+TEST_CASE("an interrupt ends the reading of a prompt after the chunk that runs") {
+  const Known known(small_model().build());
+  SessionOptions session = known.session;
+  session.prompt_chunk = 2;
+  REQUIRE(known.prompt.size() > 4);
+  std::atomic<bool> stop{false};
+  DecodeOptions options = known.drafting(0, 1.0);
+  options.stop = &stop;
+  options.all_prompt_logits = true;
+  options.on_logits = [&](int64_t position, const float*) { stop = position >= 2; };
+  Session running(*known.model, session);
+  const DecodeResult result = decode(running, known.prompt, options);
+  CHECK(result.stop_reason == StopReason::kInterrupted);
+  CHECK(result.ids.empty());
+  CHECK(result.statistics.prompt_tokens == 4);
+}
+
 TEST_CASE("a session serves one generation after the other as if it were new") {
   const Known known(small_model().build());
   SessionOptions options = known.session;
