@@ -38,6 +38,10 @@ if(NOT FORETOKEN_CUDA STREQUAL "OFF")
     endif()
     set(CMAKE_CUDA_STANDARD 20)
     find_package(CUDAToolkit 12.8 REQUIRED)
+    if(NOT TARGET CUDA::cublas)
+      message(FATAL_ERROR "The CUDA toolkit at ${CUDAToolkit_LIBRARY_ROOT} has no cuBLAS: install it (package libcublas-dev), "
+                          "or configure with -DFORETOKEN_CUDA=OFF")
+    endif()
     set(FORETOKEN_HAVE_CUDA ON)
     message(STATUS "CUDA ${CUDAToolkit_VERSION} for ${architectures}")
   elseif(FORETOKEN_CUDA STREQUAL "ON")
@@ -57,12 +61,16 @@ function(foretoken_cuda_library)
   foretoken_warnings(foretoken_cuda)
   target_link_libraries(foretoken_cuda PUBLIC foretoken_kernels)
   if(FORETOKEN_HAVE_CUDA)
-    target_sources(foretoken_cuda PRIVATE ${FORETOKEN_CUDA_COMMON} ${FORETOKEN_CUDA_KERNELS} ${CMAKE_SOURCE_DIR}/kernels/cuda_runtime_wrap.cpp)
+    target_sources(foretoken_cuda PRIVATE ${FORETOKEN_CUDA_COMMON} ${FORETOKEN_CUDA_KERNELS}
+      ${CMAKE_SOURCE_DIR}/kernels/cuda_blas.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda_runtime_wrap.cpp)
     target_compile_definitions(foretoken_cuda PUBLIC FORETOKEN_HAVE_CUDA)
+    # cuBLAS is loaded when a run asks for it (cuda_blas.cpp): the build takes its header alone.
+    set_source_files_properties(${CMAKE_SOURCE_DIR}/kernels/cuda_blas.cpp PROPERTIES
+      COMPILE_DEFINITIONS "FORETOKEN_CUDA_LIBRARY_DIR=\"${CUDAToolkit_LIBRARY_DIR}\"")
     # The contract: no contraction, IEEE division and square root, denormals kept (nvcc's defaults but for the first).
     target_compile_options(foretoken_cuda PRIVATE
       $<$<COMPILE_LANGUAGE:CUDA>:--fmad=false --prec-div=true --prec-sqrt=true --ftz=false -Xcompiler=-Wall -Werror=all-warnings>)
-    target_link_libraries(foretoken_cuda PRIVATE CUDA::cudart_static)
+    target_link_libraries(foretoken_cuda PRIVATE CUDA::cudart_static ${CMAKE_DL_LIBS})
   endif()
 endfunction()
 
@@ -95,7 +103,8 @@ function(foretoken_cuda_tests)
   find_package(Boost 1.74 QUIET COMPONENTS context)
   if(TARGET Boost::context)
     add_library(foretoken_cuda_emulation STATIC ${FORETOKEN_CUDA_COMMON} ${FORETOKEN_CUDA_KERNELS}
-      ${CMAKE_SOURCE_DIR}/kernels/cuda_emulation.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda_emulated_runtime.cpp)
+      ${CMAKE_SOURCE_DIR}/kernels/cuda_emulation.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda_emulated_blas.cpp
+      ${CMAKE_SOURCE_DIR}/kernels/cuda_emulated_runtime.cpp)
     set_source_files_properties(${FORETOKEN_CUDA_KERNELS} PROPERTIES LANGUAGE CXX)
     foretoken_warnings(foretoken_cuda_emulation)
     target_compile_options(foretoken_cuda_emulation PRIVATE -O1)  # half the time to compile

@@ -76,6 +76,10 @@ CudaEngine::CudaEngine(const Model& m, const SessionOptions& o, ThreadTeam& team
   state.recurrent_memory.allocate("the recurrent state");
   buffers.memory.allocate("work buffers");
   io_memory_.allocate("rows and logits");
+  if (buffers.blas.workspace != nullptr) {
+    blas_.emplace(stream, buffers.blas.workspace);
+    buffers.blas.library = &*blas_;
+  }
   host.command = pinned<Command>();
   host.result = pinned<CycleResult>();
   host.follow = pinned<FollowScalars>();

@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -137,6 +138,7 @@ class CudaEngine {
   int32_t* device_groups_ = nullptr;  // [vocab_groups + 1]: their number, then the groups
   float* choose_work_ = nullptr;
   DeviceArena io_memory_;
+  std::optional<Blas> blas_;                        // with options.cublas, if the model has matrices for it
   std::vector<Recorded> trunk_;                     // [max_window + 1]
   std::vector<std::vector<Recorded>> split_trunk_;  // [max_window + 1][2 * split layers + 1] the trunk in pieces
   int32_t old_slot_ = 0, kept_ = 0, replay_ = 0;

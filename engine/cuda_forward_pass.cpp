@@ -29,9 +29,18 @@ unsigned forms_of(std::initializer_list<const DeviceMatrix*> matrices) {
 /// What the layers' buffers must serve.
 struct Needs {
   unsigned normed = 0, attended = 0, delta_out = 0, inner = 0, shared_inner = 0;
-  bool two_types = false;  // gate and up of some expert differ
+  bool two_types = false;                   // gate and up of some expert differ
+  int64_t blas_cols = 0, blas_outputs = 0;  // of the matrices that cuBLAS can take; 0: there are none
 
+  void add_blas(std::initializer_list<const DeviceMatrix*> matrices) {
+    for (const DeviceMatrix* matrix : matrices) {
+      if (!blas_takes(*matrix)) continue;
+      blas_cols = std::max(blas_cols, matrix->row_bytes / static_cast<int64_t>(sizeof(uint16_t)));
+      blas_outputs = std::max(blas_outputs, matrix->num_rows);
+    }
+  }
   void add(const CudaMoe& moe) {
+    add_blas({&moe.router, &moe.shared_gate, &moe.shared_up, &moe.shared_down});
     normed |= input_forms(moe);
     inner |= input_forms(moe.down.all);
     shared_inner |= input_forms(moe.shared_down);
@@ -43,6 +52,7 @@ struct Needs {
     normed |= forms_of({&a.q, &a.k, &a.v, &d.qkv, &d.gate, &d.beta, &d.alpha});
     attended |= input_forms(a.output);
     delta_out |= input_forms(d.out);
+    add_blas({&a.q, &a.k, &a.v, &a.output, &d.qkv, &d.gate, &d.beta, &d.alpha, &d.out});
     add(layer.moe);
   }
 };
@@ -103,6 +113,7 @@ CudaBuffers::CudaBuffers(const ModelConfig& c, const CudaWeights& w, const Sessi
   Needs needs;
   for (const CudaLayer& layer : w.layers) needs.add(layer);
   needs.add(w.mtp.layer);
+  needs.add_blas({&w.head, &w.mtp.join});
 
   memory.take(n * dim, residual);
   memory.take_rows(n, dim, needs.normed, normed);
@@ -157,6 +168,15 @@ CudaBuffers::CudaBuffers(const ModelConfig& c, const CudaWeights& w, const Sessi
     memory.take_rows(n, 2 * dim, input_forms(w.mtp.join), join);
     memory.take(n * dim, mtp_residual);
   }
+  if (o.cublas && needs.blas_cols > 0) {
+    blas.max_cols = needs.blas_cols;
+    // Gate and up of one product stand side by side.
+    blas.max_outputs = std::min(kMaxBlasOutputs, 2 * round_up(needs.blas_outputs, 8));
+    memory.take_bytes(kBlasWorkspaceBytes, blas.workspace);
+    memory.take(2 * kBlasRows * blas.max_cols, blas.columns);
+    memory.take(kBlasRows, blas.inverse_scales);
+    memory.take(2 * kBlasRows * blas.max_outputs, blas.products);
+  }
 }
 
 void CudaForwardPass::begin(const CudaRows& rows, float* residual) {
@@ -204,15 +224,17 @@ void CudaForwardPass::quantise(const DeviceRows& rows, int num_rows) {
   launch(desc, choose_config(desc), stream_);
 }
 
-void CudaForwardPass::project(const DeviceMatrix& matrix, const DeviceRows& x, float* y) {
+void CudaForwardPass::project(const DeviceMatrix& matrix, const DeviceRows& x, float* y, const DeviceMatrix& up) {
   MatmulDesc desc;
   desc.w = matrix;
+  desc.up = up;
   desc.num_outputs = matrix.num_rows;
   desc.x = x;
   desc.max_rows = rows_.max_rows;
   desc.device_num_rows = device_num_rows();
   desc.y = y;
   desc.y_stride = matrix.num_rows;
+  desc.blas = &buffers_.blas;
   launch(desc, choose_config(desc), stream_);
 }
 
@@ -426,18 +448,10 @@ void CudaForwardPass::routed_experts(const CudaMoe& weights, int layer_idx) {
 
 void CudaForwardPass::shared_expert(const CudaMoe& weights) {
   const DeviceRows inner = with_forms(buffers_.shared_inner, input_forms(weights.shared_down));
-  MatmulDesc gate;
-  gate.w = weights.shared_gate;
-  gate.num_outputs = weights.shared_gate.num_rows;
-  gate.x = buffers_.normed;
-  gate.max_rows = rows_.max_rows;
-  gate.y = inner.values;
-  gate.y_stride = weights.shared_gate.num_rows;
   if (weights.shared_gate.type == weights.shared_up.type) {
-    gate.up = weights.shared_up;
-    launch(gate, choose_config(gate), stream_);
+    project(weights.shared_gate, buffers_.normed, inner.values, weights.shared_up);
   } else {
-    launch(gate, choose_config(gate), stream_);
+    project(weights.shared_gate, buffers_.normed, inner.values);
     project(weights.shared_up, buffers_.normed, buffers_.up);
     launch(SiluMulDesc{inner.values, buffers_.up, rows_.max_rows * weights.shared_gate.num_rows}, stream_);
   }

@@ -65,6 +65,7 @@ struct CudaBuffers {
   // MTP layer.
   DeviceRows join;                // [2 * hidden_dim] normed embedding, normed hidden
   float* mtp_residual = nullptr;  // [hidden_dim] of the rows that go through the whole layer
+  BlasWork blas;                  // its library is set later, if its workspace is wanted (not nullptr)
 
   DeviceArena memory;
 };
@@ -127,7 +128,8 @@ class CudaForwardPass {
   void embed(const DeviceMatrix& matrix, const int32_t* ids);
   /// The pending addition, then to = rms_norm(residual) * weight, in the forms that `to` has.
   void norm(const float* weight, const DeviceRows& to);
-  void project(const DeviceMatrix& matrix, const DeviceRows& x, float* y);
+  /// y = matrix . x for all rows; with `up`, of the same type and shape, silu(matrix . x) * (up . x).
+  void project(const DeviceMatrix& matrix, const DeviceRows& x, float* y, const DeviceMatrix& up = {});
   void store_keys_and_values(const CudaAttention& weights, const DeviceKv& kv);
   void attend_stored(const CudaAttention& weights, const DeviceKv& kv);
   /// What keys, values and queries are prepared with, whichever of them.

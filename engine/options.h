@@ -14,7 +14,7 @@
 namespace foretoken {
 
 /// Where trunk and experts run. Split: the trunk and what experts fit on the GPU, the others on the CPU. The bits are
-/// the same everywhere.
+/// the same everywhere, unless SessionOptions::cublas is set.
 enum class Device { kCpu, kCuda, kSplit };
 
 /// What the environment asks for. Read once at start; see `foretoken decode --help`.
@@ -50,6 +50,8 @@ struct SessionOptions {
   MoeVerify moe_verify = MoeVerify::kGrouped;
   Device device = Device::kCpu;
   SplitOptions split;  // with Device::kSplit
+  /// F16 and BF16 matrices on the GPU by cuBLAS, whose bits are not the CPU's. REQUIRES: not Device::kCpu.
+  bool cublas = false;
   Isa isa = best_isa();
   int threads = 0;       // 0: available_cores()
   bool profile = false;  // time every work item (some 50 ns each); see Session::profile

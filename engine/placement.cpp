@@ -12,6 +12,7 @@
 #include "engine/tensor_name.h"
 #include "kernels/cuda_matrix.h"
 #include "kernels/error.h"
+#include "kernels/matmul_cuda.h"
 
 namespace foretoken {
 
@@ -251,6 +252,15 @@ class Planner {
   size_t room_ = 0;      // for routed experts
 };
 
+// Whatever the types of the model's matrices are: most of it is the library's own.
+size_t blas_work_bytes(const ModelConfig& c) {
+  const int64_t widest =
+      std::max({2 * c.hidden_dim, int64_t{c.num_heads} * c.head_dim, c.value_dim(), c.shared_expert_dim});
+  return cuda::kBlasWorkspaceBytes +
+         static_cast<size_t>(2 * cuda::kBlasRows) * (static_cast<size_t>(cuda::kMaxBlasOutputs) * sizeof(float) +
+                                                     static_cast<size_t>(widest) * sizeof(uint16_t));
+}
+
 }  // namespace
 
 ModelSizes ModelSizes::of(const GgufFile& file, const ModelConfig& config) {
@@ -374,6 +384,7 @@ SessionMemory session_memory(const ModelConfig& c, const SessionOptions& o) {
                       static_cast<size_t>(logits_rows * c.vocab_size) * sizeof(float) * (o.with_mtp ? 2 : 1) +
                       static_cast<size_t>(max_rows) * static_cast<size_t>(c.experts_per_token) *
                           static_cast<size_t>(c.hidden_dim + 1) * sizeof(float);
+  if (o.cublas) memory.work_bytes += blas_work_bytes(c);
   return memory;
 }
 

@@ -21,6 +21,7 @@ SessionOptions filled(const Model& model, SessionOptions o) {
   if (o.threads == 0) o.threads = available_cores();
   FT_CHECK(o.ctx_size > 0 && o.threads > 0 && o.prompt_chunk > 0 && o.max_window > 0);
   FT_CHECK(!o.with_mtp || model.has_mtp());
+  FT_CHECK(!o.cublas || o.device != Device::kCpu);
   if (o.ctx_size > model.config().context_length) {
     throw InputError(fmt::format("--ctx-size {}: {} was made for at most {} positions", o.ctx_size, model.path(),
                                  model.config().context_length));

@@ -93,6 +93,10 @@ size_t free_memory_bytes() {
   throw InputError(query_device().reason);
 }
 
+void require_blas() {
+  throw InputError(query_device().reason);
+}
+
 DeviceBandwidth measure_bandwidth(size_t) {
   throw InputError(query_device().reason);
 }

@@ -47,6 +47,9 @@ struct DeviceFailure {
 /// Memory of the device that is free now. REQUIRES: there is a device.
 [[nodiscard]] size_t free_memory_bytes();
 
+/// Throws InputError where cuBLAS (cuda_blas.h) is not installed. REQUIRES: there is a device.
+void require_blas();
+
 /// Bytes a second, the best of some copies of up to `bytes`: about a fifth of a second.
 struct DeviceBandwidth {
   double device = 0;  // the device's own memory, read and written

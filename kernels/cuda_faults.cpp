@@ -38,4 +38,8 @@ void fail_call(std::string_view what, std::string_view reason, std::string_view 
                   is_lost(name) ? "; the device is lost to this run: start again, or run with --device cpu" : ""));
 }
 
+void fail_blas(std::string_view what, std::string_view reason, std::string_view name) {
+  throw InputError(fmt::format("cuBLAS: {}: {} ({}); run without --cublas", what, reason, name));
+}
+
 }  // namespace foretoken::cuda

@@ -14,6 +14,9 @@ namespace foretoken::cuda {
 /// The call that was doing `what` failed. `name` is CUDA's, as cudaErrorLaunchFailure; `reason` its text.
 [[noreturn]] void fail_call(std::string_view what, std::string_view reason, std::string_view name);
 
+/// A call of cuBLAS that was doing `what` failed; reason and name as above.
+[[noreturn]] void fail_blas(std::string_view what, std::string_view reason, std::string_view name);
+
 /// True for the errors after which every further call of the process fails: a kernel that crashed or hung, memory that
 /// could not be corrected, a device that is gone.
 [[nodiscard]] bool is_lost(std::string_view name);

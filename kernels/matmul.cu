@@ -44,7 +44,10 @@ MatmulConfig choose_config(const MatmulDesc& desc) {
   MatmulConfig config;
   config.rows_at_once = desc.max_rows <= 2 ? desc.max_rows : desc.max_rows <= 4 ? 4 : kMaxDotRows;
   const int64_t num_blocks = desc.w.num_cols / info.block_size;
-  if (info.is_float()) {
+  const bool whole = desc.max_buckets == 0 && desc.groups == nullptr;
+  if (desc.blas != nullptr && desc.blas->library != nullptr && whole && blas_takes(desc.w)) {
+    config.kernel = MatmulConfig::Kernel::kBlas;
+  } else if (info.is_float()) {
     config.kernel = MatmulConfig::Kernel::kFloat;
   } else if (desc.max_rows > kMaxDotRows) {
     config.kernel = MatmulConfig::Kernel::kTiles;
@@ -61,6 +64,8 @@ void launch(const MatmulDesc& desc, const MatmulConfig& config, const Stream& st
       return launch_quant_tiles(desc, config, stream);
     case MatmulConfig::Kernel::kFloat:
       return launch_float_matmul(desc, config, stream);
+    case MatmulConfig::Kernel::kBlas:
+      return launch_blas_matmul(desc, config, stream);
   }
 }
 

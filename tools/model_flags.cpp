@@ -48,6 +48,11 @@ void ModelFlags::add_session(CommandLine& line) {
   line.add_choice("kv-type", &kv_type_text, {"f16", "f32"}, "type of the KV cache");
   line.add_choice("device", &device_text, {"cpu", "cuda", "split"},
                   "where to run; split: routed experts on the CPU where they do not fit on the GPU");
+  if (offers_cublas) {
+    line.add_switch("cublas", &cublas,
+                    "cuda, split: F16 and BF16 matrices by cuBLAS; the text is then the same for any --mtp and "
+                    "--prompt-chunk, but not the CPU's");
+  }
   add_placement(line);
 }
 
@@ -105,7 +110,9 @@ void ModelFlags::resolve() {
     throw UsageError(
         fmt::format("--gpu-experts, --gpu-layers and --gpu-cache belong to --device split, not to {}", device_text));
   }
+  if (cublas && device == Device::kCpu) throw UsageError("--cublas belongs to --device cuda and split, not to cpu");
   check_device(device_text);
+  if (cublas) cuda::require_blas();
 }
 
 PlacementRequest ModelFlags::placement_request(const ModelConfig& config, size_t free_bytes) const {
@@ -152,6 +159,7 @@ SessionOptions ModelFlags::session_options(int mtp) const {
   options.isa = isa();
   options.threads = threads;
   options.device = device;
+  options.cublas = cublas;
   if (device == Device::kSplit && placement) options.split = {placement->experts, placement->cache_slots};
   return options;
 }

@@ -39,8 +39,11 @@ struct ModelFlags {
   Device device = Device::kCpu;
   std::string gpu_experts_text = "auto", gpu_cache_text = "auto";
   std::optional<int> gpu_layers;
+  bool cublas = false;
   Environment environment;
 
+  /// There is a flag --cublas. Not where bits are compared with the CPU's.
+  bool offers_cublas = true;
   /// Nothing will run: --gpu-experts and the like stand for a plan alone.
   bool plans_alone = false;
   /// The MTP layer will be used, whatever --mtp says: its place on the device is planned.
@@ -50,8 +53,9 @@ struct ModelFlags {
 
   /// All shared flags: model, run, MTP and sampling.
   void add_to(CommandLine& line);
-  void add_model(CommandLine& line);      // -m
-  void add_session(CommandLine& line);    // -c -t --prompt-chunk --no-repack --kv-type --device and add_placement()
+  void add_model(CommandLine& line);  // -m
+  void add_session(
+      CommandLine& line);  // -c -t --prompt-chunk --no-repack --kv-type --device --cublas and add_placement()
   void add_placement(CommandLine& line);  // --gpu-experts --gpu-layers --gpu-cache
   void add_mtp(CommandLine& line);        // --mtp --mtp-fixed --draft-vocab
   void add_sampling(CommandLine& line);   // --temp --top-k --top-p --min-p --seed

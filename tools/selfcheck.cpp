@@ -55,6 +55,7 @@ struct SelfcheckFlags {
                     "write the result as JSON; -: to standard output, in place of the table");
     model.mtp_text = std::to_string(kMaxDraft);
     model.sampling.seed = 1;
+    model.offers_cublas = false;
     model.add_to(line);
     if (!line.parse(argc, argv)) return false;
     mtp_given = line.given("mtp");

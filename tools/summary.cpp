@@ -130,6 +130,7 @@ void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Mode
   object["isa"] = isa_name(flags.isa());
   object["threads"] = flags.threads;
   object["device"] = flags.device_text;
+  object["cublas"] = flags.cublas;
   object["kv_type"] = flags.kv_type_text;
   object["repack"] = !flags.no_repack;
   object["prompt_chunk"] = flags.prompt_chunk;
@@ -140,10 +141,11 @@ std::string describe_run(const ModelFlags& flags, const Model& model) {
   const std::string mtp =
       flags.mtp == 0 ? "off" : fmt::format("up to {} drafts{}", flags.mtp, flags.mtp_fixed ? ", fixed" : "");
   const double file_bytes = static_cast<double>(model.file_bytes());
-  return fmt::format("{}: {}, {}; {} {}, {}; MTP {}\nloaded in {:.2f} s, {}/s{}\n", model.path(),
+  return fmt::format("{}: {}, {}; {} {}, {}; MTP {}\nloaded in {:.2f} s, {}/s{}\n{}", model.path(),
                      model.config().architecture, format_bytes(file_bytes), flags.threads,
                      flags.threads == 1 ? "thread" : "threads", isa_name(flags.isa()), mtp, model.load_seconds(),
-                     format_bytes(file_bytes / model.load_seconds()), flags.no_repack ? "" : " with repacking");
+                     format_bytes(file_bytes / model.load_seconds()), flags.no_repack ? "" : " with repacking",
+                     flags.cublas ? "cublas: F16 and BF16 matrices by cuBLAS; logits are not the CPU's bits\n" : "");
 }
 
 std::string describe_session(const Session& session) {

@@ -25,10 +25,11 @@ void add_statistics(nlohmann::ordered_json& object, const DecodeStatistics& stat
 /// The same as JSON keys; nothing where nothing was split.
 void add_places(nlohmann::ordered_json& object, const ExpertPlaces& places);
 
-/// What a run depended on: version, commit, mtp, moe_verify, isa, threads, device, kv_type, model, model_sha256.
+/// What a run depended on: version, commit, mtp, moe_verify, isa, threads, device, cublas, kv_type, model,
+/// model_sha256.
 void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Model& model);
 
-/// One line for a person: model, instruction set, threads, --mtp.
+/// Some lines for a person: model, instruction set, threads, --mtp; --cublas, if it is used.
 [[nodiscard]] std::string describe_run(const ModelFlags& flags, const Model& model);
 
 /// One line for a person: the context and the memory that was taken for it.

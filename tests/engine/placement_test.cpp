@@ -357,4 +357,8 @@ TEST_CASE("What a session will take is known before the model is loaded", "[plac
   CHECK(planned.recurrent_bytes == taken.recurrent_bytes);
   CHECK(planned.work_bytes > taken.work_bytes / 2);
   CHECK(planned.work_bytes < taken.work_bytes * 2);
+  // cuBLAS: its own work memory, 8 MiB of products, and rows.
+  options.cublas = true;
+  const size_t more = session_memory(model.config(), options).work_bytes - planned.work_bytes;
+  CHECK((more > (size_t{40} << 20) && more < (size_t{41} << 20)));
 }

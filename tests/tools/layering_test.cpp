@@ -71,6 +71,7 @@ TEST_CASE("The layering check sees what it is there for", "[layering]") {
   CHECK(wrong_includes("engine", "#include \"session.h\"\n").size() == 1);
   CHECK(wrong_includes("engine", "#include <immintrin.h>\n").size() == 1);
   CHECK(wrong_includes("mtp", "#include <cuda_runtime.h>\n").size() == 1);
+  CHECK(wrong_includes("engine", "#include <cublas_v2.h>\n").size() == 1);
   CHECK(wrong_includes("kernels", "#include <immintrin.h>\n#include \"kernels/isa.h\"\n").empty());
   CHECK(wrong_includes("tools", "#include \"mtp/decoder.h\"\n#include <vector>\n#include \"engine/gguf.h\"\n").empty());
 }

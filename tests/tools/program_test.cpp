@@ -364,6 +364,12 @@ TEST_CASE("Flags that place experts belong to --device split", "[program][bad_in
   }
 }
 
+TEST_CASE("Flag --cublas belongs to a GPU, and to commands that compare nothing with the CPU", "[program][bad_input]") {
+  check_refused(run(demo({"-p", "x", "--cublas"})), 2, {"--cublas", "--device"});
+  check_refused(run({"selfcheck", "-m", kDemoModel, "--cublas"}), 2, {"--cublas"});
+  CHECK(decode_json({"-p", "x", "-n", "1"})["cublas"] == false);
+}
+
 TEST_CASE("inspect plans a placement for a GPU of any size", "[program][inspect]") {
   const auto plan = [](std::vector<std::string> flags) {
     flags.insert(flags.begin(), {"inspect", kDemoModel, "--json", "-", "--plan-vram"});
