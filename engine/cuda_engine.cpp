@@ -237,14 +237,8 @@ void CudaEngine::send_groups() {
   copy_to_device(stream, device_groups_, staged, (groups_.size() + 1) * sizeof(int32_t));
 }
 
-void CudaEngine::commit(int kept, bool in_slot) {
-  old_slot_ = 1 - old_slot_;
-  kept_ = in_slot ? kept : 0;
-  replay_ = in_slot ? kept - 1 : 0;
-}
-
 void CudaEngine::reset() {
-  kept_ = replay_ = 0;
+  turn_.reset();
   state.recurrent_memory.clear(stream);
 }
 

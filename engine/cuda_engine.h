@@ -13,6 +13,7 @@
 #include "engine/cuda_weights.h"
 #include "engine/model.h"
 #include "engine/options.h"
+#include "engine/recurrent_state.h"
 #include "engine/session_memory.h"
 #include "kernels/choose_cuda.h"
 #include "kernels/cuda_runtime_wrap.h"
@@ -88,10 +89,10 @@ class CudaEngine {
 
   /// Scalars of the next pass of the trunk.
   [[nodiscard]] PassScalars window_scalars(int num_rows, int64_t position) const {
-    return {num_rows, static_cast<int32_t>(position), old_slot_, kept_, replay_};
+    return {num_rows, static_cast<int32_t>(position), turn_.old_slot, turn_.kept, turn_.replay};
   }
-  /// As RecurrentState::commit.
-  void commit(int kept, bool in_slot);
+  /// The running pass of the trunk is over; see SlotTurn.
+  void commit(int kept, bool in_slot) { turn_.commit(kept, in_slot); }
   /// Forgets the recurrent states.
   void reset();
 
@@ -141,7 +142,7 @@ class CudaEngine {
   std::optional<Blas> blas_;                        // with options.cublas, if the model has matrices for it
   std::vector<Recorded> trunk_;                     // [max_window + 1]
   std::vector<std::vector<Recorded>> split_trunk_;  // [max_window + 1][2 * split layers + 1] the trunk in pieces
-  int32_t old_slot_ = 0, kept_ = 0, replay_ = 0;
+  SlotTurn turn_;
 };
 
 }  // namespace foretoken::cuda

@@ -22,14 +22,8 @@ RecurrentState::RecurrentState(const ModelConfig& config, int max_window) {
   }
 }
 
-void RecurrentState::commit(int kept, bool in_slot) {
-  current_ = 1 - current_;
-  kept_ = in_slot ? kept : 0;
-  replay_ = in_slot ? kept - 1 : 0;
-}
-
 void RecurrentState::reset() {
-  kept_ = replay_ = 0;
+  turn_.reset();
   for (Layer& layer : layers_) {
     std::memset(layer.state.data(), 0, layer.state.size_bytes());
     if (layer.history.size_bytes() > 0) std::memset(layer.history.row(0), 0, layer.history.size_bytes());

@@ -10,6 +10,22 @@
 
 namespace foretoken {
 
+/// Where the sequence stands in the two slots that take turns: of the host's states and of a device's.
+struct SlotTurn {
+  int old_slot = 0;
+  int kept = 0;    // rows of slot old that belong to the sequence
+  int replay = 0;  // of them, how many, the last ones, the state still lacks
+
+  /// The running pass is over: slot new becomes slot old, its first `num_kept` rows belong to the sequence. `in_slot`
+  /// is false for a prompt chunk, whose rows are all in state and history already.
+  void commit(int num_kept, bool in_slot) {
+    old_slot = 1 - old_slot;
+    kept = in_slot ? num_kept : 0;
+    replay = in_slot ? num_kept - 1 : 0;
+  }
+  void reset() { kept = replay = 0; }
+};
+
 /// What the delta-net layers remember of a sequence, without snapshots.
 ///
 /// A pass over a window applies only its first row to the state (that row is always kept) and leaves the inputs of all
@@ -42,24 +58,22 @@ class RecurrentState {
   };
 
   [[nodiscard]] Layer& layer(int recurrent_idx) { return layers_[static_cast<size_t>(recurrent_idx)]; }
-  [[nodiscard]] const Slot& old_slot(const Layer& layer) const { return layer.slots[static_cast<size_t>(current_)]; }
-  [[nodiscard]] Slot& new_slot(Layer& layer) { return layer.slots[static_cast<size_t>(1 - current_)]; }
+  [[nodiscard]] const Slot& old_slot(const Layer& layer) const {
+    return layer.slots[static_cast<size_t>(turn_.old_slot)];
+  }
+  [[nodiscard]] Slot& new_slot(Layer& layer) { return layer.slots[static_cast<size_t>(1 - turn_.old_slot)]; }
 
-  /// Rows of slot old that belong to the sequence, and how many of them, the last ones, the state still lacks.
-  [[nodiscard]] int kept() const { return kept_; }
-  [[nodiscard]] int replay() const { return replay_; }
+  [[nodiscard]] int kept() const { return turn_.kept; }
+  [[nodiscard]] int replay() const { return turn_.replay; }
 
-  /// The running pass of num_rows rows is over: slot new becomes slot old, its first `kept` rows belong to the
-  /// sequence. `in_slot` is false for a prompt chunk, whose rows are all in state and history already.
-  void commit(int kept, bool in_slot);
+  /// The running pass is over; see SlotTurn.
+  void commit(int kept, bool in_slot) { turn_.commit(kept, in_slot); }
   void reset();
   [[nodiscard]] size_t size_bytes() const;
 
  private:
   std::vector<Layer> layers_;
-  int current_ = 0;
-  int kept_ = 0;
-  int replay_ = 0;
+  SlotTurn turn_;
 };
 
 }  // namespace foretoken
