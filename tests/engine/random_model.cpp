@@ -236,6 +236,38 @@ GgufEdit RandomModel::build() const {
   return Builder(*this).build();
 }
 
+RandomModel small_model(const std::string& architecture) {
+  RandomModel spec;
+  spec.architecture = architecture;
+  spec.hidden_dim = 64;
+  spec.head_dim = 32;
+  spec.rope_dim = 16;
+  spec.state_size = 32;
+  spec.num_key_heads = 2;
+  spec.num_value_heads = 4;
+  spec.num_experts = 6;
+  spec.expert_dim = 64;
+  spec.shared_dim = 64;
+  spec.types = {WeightType::kQ8_0, WeightType::kQ4_0, WeightType::kF16, WeightType::kQ5_1, WeightType::kMXFP4};
+  return spec;
+}
+
+RandomModel matrix_model(const std::string& architecture) {
+  RandomModel spec;
+  spec.architecture = architecture;
+  spec.hidden_dim = 128;
+  spec.head_dim = 64;
+  spec.state_size = 32;
+  spec.num_key_heads = 4;
+  spec.num_value_heads = 8;
+  spec.num_experts = 6;
+  spec.expert_dim = 256;
+  spec.shared_dim = 256;
+  spec.types = {WeightType::kQ4_K, WeightType::kQ4_0, WeightType::kF16,  WeightType::kQ6_K,
+                WeightType::kQ8_0, WeightType::kQ5_K, WeightType::kMXFP4};
+  return spec;
+}
+
 std::vector<TokenId> random_ids(int count, int64_t limit, uint64_t seed) {
   Random random(seed);
   std::vector<TokenId> ids(static_cast<size_t>(count));

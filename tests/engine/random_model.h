@@ -38,6 +38,13 @@ struct RandomModel {
   void write(const std::string& path) const { build().write(path); }
 };
 
+/// Every kind of part, and as small as they come: the emulation runs some million threads a second. Six experts.
+[[nodiscard]] RandomModel small_model(const std::string& architecture);
+
+/// Rows of 128 and of 256 values, so that both kinds of 8-bit rows meet; K-quants, legacy types, floats; experts no
+/// power of two (six).
+[[nodiscard]] RandomModel matrix_model(const std::string& architecture);
+
 /// `count` ids below `limit`, the same for the same seed.
 [[nodiscard]] std::vector<TokenId> random_ids(int count, int64_t limit, uint64_t seed);
 

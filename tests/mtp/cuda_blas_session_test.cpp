@@ -23,15 +23,7 @@ constexpr int kWhole = 1 << 20;                    // prompt chunk: the whole pr
 constexpr int kPromptTokens = 35, kNewTokens = 8;  // a prompt of two groups of rows
 
 RandomModel float_model(const std::string& architecture) {
-  RandomModel spec;
-  spec.architecture = architecture;
-  spec.hidden_dim = 64;
-  spec.head_dim = 32;
-  spec.state_size = 32;
-  spec.num_key_heads = 2;
-  spec.num_value_heads = 4;
-  spec.num_experts = 6;
-  spec.expert_dim = 64;
+  RandomModel spec = test::small_model(architecture);
   spec.shared_dim = 96;
   spec.types = {WeightType::kF16, WeightType::kF16, WeightType::kBF16, WeightType::kQ8_0, WeightType::kF32};
   return spec;

@@ -23,28 +23,12 @@ namespace {
 
 using test::random_ids;
 using test::RandomModel;
+using test::small_model;
 using test::TempFolder;
 using test::transcribe;
 using test::Transcript;
 
 constexpr int kWhole = 1 << 20;  // prompt chunk: the whole prompt
-
-// Small, because the emulation runs some million threads a second; every kind of part is there.
-RandomModel small_model(const std::string& architecture) {
-  RandomModel spec;
-  spec.architecture = architecture;
-  spec.hidden_dim = 64;
-  spec.head_dim = 32;
-  spec.rope_dim = 16;
-  spec.state_size = 32;
-  spec.num_key_heads = 2;
-  spec.num_value_heads = 4;
-  spec.num_experts = 6;
-  spec.expert_dim = 64;
-  spec.shared_dim = 64;
-  spec.types = {WeightType::kQ8_0, WeightType::kQ4_0, WeightType::kF16, WeightType::kQ5_1, WeightType::kMXFP4};
-  return spec;
-}
 
 /// One model and prompt, with what the CPU makes of them, greedy and with a seeded sample.
 class Subject {

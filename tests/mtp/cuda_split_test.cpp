@@ -22,28 +22,13 @@ namespace {
 
 using test::random_ids;
 using test::RandomModel;
+using test::small_model;
 using test::TempFolder;
 using test::transcribe;
 using test::Transcript;
 
 constexpr int kWhole = 1 << 20;  // prompt chunk: the whole prompt
-constexpr int kExperts = 6;
-
-RandomModel small_model(const std::string& architecture) {
-  RandomModel spec;
-  spec.architecture = architecture;
-  spec.hidden_dim = 64;
-  spec.head_dim = 32;
-  spec.rope_dim = 16;
-  spec.state_size = 32;
-  spec.num_key_heads = 2;
-  spec.num_value_heads = 4;
-  spec.num_experts = kExperts;
-  spec.expert_dim = 64;
-  spec.shared_dim = 64;
-  spec.types = {WeightType::kQ8_0, WeightType::kQ4_0, WeightType::kF16, WeightType::kQ5_1, WeightType::kMXFP4};
-  return spec;
-}
+constexpr int kExperts = 6;      // of small_model
 
 struct Case {
   std::vector<int> experts;  // by layer, two of them

@@ -145,22 +145,4 @@ class Matrix {
 
 inline const std::vector<MoeVerify> kCores = {MoeVerify::kGrouped, MoeVerify::kPerToken};
 
-// Rows of 128 and of 256 values, so that both kinds of 8-bit rows meet; K-quants, legacy types, floats; experts no
-// power of two.
-inline RandomModel matrix_model(const std::string& architecture) {
-  RandomModel spec;
-  spec.architecture = architecture;
-  spec.hidden_dim = 128;
-  spec.head_dim = 64;
-  spec.state_size = 32;
-  spec.num_key_heads = 4;
-  spec.num_value_heads = 8;
-  spec.num_experts = 6;
-  spec.expert_dim = 256;
-  spec.shared_dim = 256;
-  spec.types = {WeightType::kQ4_K, WeightType::kQ4_0, WeightType::kF16,  WeightType::kQ6_K,
-                WeightType::kQ8_0, WeightType::kQ5_K, WeightType::kMXFP4};
-  return spec;
-}
-
 }  // namespace foretoken::test
