@@ -20,14 +20,49 @@ namespace {
 // Head rows of one work item: 64 x 2048 values of Q6_K are 105 KiB.
 constexpr int64_t kHeadRowsPerItem = 64;
 
-struct RowRange {
-  int64_t begin, end;
-};
+/// Work items over rows of a head, node by node: what of the rows lies on which node is as the weights' loader had it.
+class HeadItems {
+ public:
+  HeadItems(const NumaNodes& nodes, int64_t num_rows) {
+    for (int node = 0; node < nodes.count(); ++node) shares_.push_back(nodes.rows_of(node, num_rows, kHeadUnitRows));
+    set({{0, num_rows}});
+  }
 
-// Cuts [begin, end) into work items.
-void append_items(int64_t begin, int64_t end, std::vector<RowRange>& items) {
-  for (; begin < end; begin += kHeadRowsPerItem) items.push_back({begin, std::min(begin + kHeadRowsPerItem, end)});
-}
+  // REQUIRES: `ranges` rise.
+  void set(const std::vector<RowRange>& ranges) {
+    items_.clear();
+    node_ends_.clear();
+    for (const std::vector<RowRange>& share : shares_) {
+      for (const RowRange& rows : ranges) append(share, rows);
+      node_ends_.push_back(static_cast<int64_t>(items_.size()));
+    }
+  }
+
+  // One more item, last of its node's. REQUIRES: the rows are one group of kInterleave.
+  void add(const RowRange& rows) {
+    size_t node = 0;
+    const auto holds = [&](const RowRange& share) { return share.begin <= rows.begin && rows.begin < share.end; };
+    while (std::none_of(shares_[node].begin(), shares_[node].end(), holds)) ++node;
+    items_.insert(items_.begin() + node_ends_[node], rows);
+    for (; node < node_ends_.size(); ++node) ++node_ends_[node];
+  }
+
+  [[nodiscard]] std::span<const int64_t> node_ends() const { return node_ends_; }
+  [[nodiscard]] const RowRange& operator[](int64_t item) const { return items_[static_cast<size_t>(item)]; }
+
+ private:
+  void append(const std::vector<RowRange>& share, const RowRange& rows) {
+    for (const RowRange& mine : share) {
+      const int64_t end = std::min(rows.end, mine.end);
+      for (int64_t begin = std::max(rows.begin, mine.begin); begin < end; begin += kHeadRowsPerItem)
+        items_.push_back({begin, std::min(begin + kHeadRowsPerItem, end)});
+    }
+  }
+
+  std::vector<std::vector<RowRange>> shares_;  // [nodes]
+  std::vector<RowRange> items_;
+  std::vector<int64_t> node_ends_;
+};
 
 double mib(size_t bytes) {
   return static_cast<double>(bytes) / (1 << 20);
@@ -81,13 +116,12 @@ class CpuBackend final : public Backend {
         weights_(model.weights()),
         buffers_(config_, options_),
         memory_(checked_memory()),
-        team_(options_.threads),
+        team_(options_.threads, options_.nodes),
         rope_(config_.rope_dim, config_.rope_base, options_.ctx_size),
         profile_(options_.profile ? std::make_unique<WorkProfile>(options_.threads) : nullptr),
-        pass_(config_, options_, team_, rope_, buffers_.pass, profile_.get()) {
-    append_items(0, config_.vocab_size, head_items_);
-    draft_items_ = head_items_;
-  }
+        pass_(config_, options_, team_, rope_, buffers_.pass, profile_.get()),
+        head_items_(team_.nodes(), config_.vocab_size),
+        draft_items_(head_items_) {}
 
   SessionMemory memory() const override { return memory_; }
   ThreadTeam& team() override { return team_; }
@@ -172,17 +206,18 @@ class CpuBackend final : public Backend {
   const float* mtp_logits(int index) override { return buffers_.mtp_logits.row(index); }
 
   void set_draft_groups(std::span<const int32_t> groups) override {
-    draft_items_.clear();
+    std::vector<RowRange> ranges;
     const int64_t num_groups = (config_.vocab_size + kInterleave - 1) / kInterleave;
     for (size_t i = 0; i < groups.size();) {
       size_t next = i + 1;  // a run of neighbouring groups makes items together
       while (next < groups.size() && groups[next] == groups[next - 1] + 1) ++next;
       FT_CHECK(groups[i] >= 0 && groups[next - 1] < num_groups &&
                (next == groups.size() || groups[next] > groups[next - 1]));
-      append_items(int64_t{groups[i]} * kInterleave,
-                   std::min((int64_t{groups[next - 1]} + 1) * kInterleave, config_.vocab_size), draft_items_);
+      ranges.push_back({int64_t{groups[i]} * kInterleave,
+                        std::min((int64_t{groups[next - 1]} + 1) * kInterleave, config_.vocab_size)});
       i = next;
     }
+    draft_items_.set(ranges);
     for (int r = 0; r < logits_rows(options_); ++r) {
       std::fill_n(buffers_.mtp_logits.row(r), config_.vocab_size, -std::numeric_limits<float>::infinity());
     }
@@ -190,7 +225,7 @@ class CpuBackend final : public Backend {
 
   void add_draft_group(int32_t group) override {
     const int64_t begin = int64_t{group} * kInterleave;
-    draft_items_.push_back({begin, std::min(begin + kInterleave, config_.vocab_size)});
+    draft_items_.add({begin, std::min(begin + kInterleave, config_.vocab_size)});
   }
 
  private:
@@ -207,14 +242,14 @@ class CpuBackend final : public Backend {
   }
 
   // logits[i] = head . rows[row_begin + i], for the head rows in `items`.
-  void run_head(Work work, const MatrixView& head, const std::vector<RowRange>& items, const RowBuffer& rows,
-                int row_begin, int row_end, FloatRows& logits) {
+  void run_head(Work work, const MatrixView& head, const HeadItems& items, const RowBuffer& rows, int row_begin,
+                int row_end, FloatRows& logits) {
     const int num_rows = row_end - row_begin;
     FT_CHECK(num_rows > 0 && num_rows <= logits_rows(options_));
     std::vector<RowView> inputs;
     for (int r = row_begin; r < row_end; ++r) inputs.push_back(rows.view(r));
-    profiled_for(team_, profile_.get(), static_cast<int64_t>(items.size()), [&](int64_t item, int) {
-      const RowRange& range = items[static_cast<size_t>(item)];
+    profiled_for(team_, profile_.get(), items.node_ends(), [&](int64_t item, int) {
+      const RowRange& range = items[item];
       thread_local std::vector<float*> outputs;
       outputs.resize(static_cast<size_t>(num_rows));
       for (int i = 0; i < num_rows; ++i) outputs[static_cast<size_t>(i)] = logits.row(i) + range.begin;
@@ -231,7 +266,7 @@ class CpuBackend final : public Backend {
   const RopeTable rope_;
   const std::unique_ptr<WorkProfile> profile_;
   ForwardPass pass_;
-  std::vector<RowRange> head_items_, draft_items_;
+  HeadItems head_items_, draft_items_;
   double distinct_experts_ = 0;
   int mtp_current_ = 0;  // of buffers_.mtp_hidden
 };

@@ -22,7 +22,7 @@ class CudaBackend final : public Backend {
  public:
   CudaBackend(const Model& model, const SessionOptions& options)
       : Backend(options),
-        team_(options.device == Device::kSplit ? options_.threads : 1),
+        team_(options.device == Device::kSplit ? options_.threads : 1, options_.nodes),
         engine_(model, options_, team_),
         hidden_(float_rows(pass_rows(options_), engine_.config.hidden_dim)),
         logits_(float_rows(logits_rows(options_), engine_.config.vocab_size)) {

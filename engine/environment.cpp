@@ -17,6 +17,12 @@ MoeVerify moe_verify_from_name(std::string_view name) {
   throw UsageError(fmt::format("FORETOKEN_MOE_VERIFY={}: unknown value; known: grouped, per-token", name));
 }
 
+bool numa_from_text(std::string_view text) {
+  if (text == "on") return true;
+  if (text == "off") return false;
+  throw UsageError(fmt::format("FORETOKEN_NUMA={}: unknown value; known: on, off", text));
+}
+
 int threads_from_text(std::string_view text) {
   int threads = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), threads);
@@ -40,6 +46,7 @@ Environment Environment::read() {
   if (const auto value = value_of("FORETOKEN_MOE_VERIFY")) environment.moe_verify = moe_verify_from_name(*value);
   if (const auto value = value_of("FORETOKEN_ISA")) environment.isa = isa_from_name(*value);
   if (const auto value = value_of("FORETOKEN_THREADS")) environment.threads = threads_from_text(*value);
+  if (const auto value = value_of("FORETOKEN_NUMA")) environment.numa = numa_from_text(*value);
   return environment;
 }
 

@@ -125,21 +125,15 @@ void ForwardPass::project(Work work, const RowBuffer& input, std::initializer_li
   int64_t all_bytes = 0;
   for (const Projection& p : projections) all_bytes += static_cast<int64_t>(p.matrix.size_bytes());
   const int64_t item_bytes = std::min(kItemBytes, all_bytes / (kItemsPerThread * team_.num_threads()));
-  const auto rows_per_item = [&](const MatrixView& m) {
-    return std::max<int64_t>(1, item_bytes / static_cast<int64_t>(m.row_bytes()) / kInterleave) * kInterleave;
-  };
-  int64_t num_items = 0;
-  for (const Projection& p : projections)
-    num_items += (p.matrix.num_rows + rows_per_item(p.matrix) - 1) / rows_per_item(p.matrix);
-  for_items(num_items, [&](int64_t item, int) {
-    const Projection* p = projections.begin();
-    int64_t step = rows_per_item(p->matrix);
-    for (int64_t items = (p->matrix.num_rows + step - 1) / step; item >= items;
-         items = (p->matrix.num_rows + step - 1) / step) {
-      item -= items;
-      step = rows_per_item((++p)->matrix);
-    }
-    const int64_t begin = item * step, end = std::min(begin + step, p->matrix.num_rows);
+  projected_.clear();
+  for (const Projection& p : projections) {
+    const int64_t groups = item_bytes / static_cast<int64_t>(p.matrix.row_bytes()) / kInterleave;
+    projected_.push_back({p.matrix.num_rows, std::max<int64_t>(1, groups) * kInterleave});
+  }
+  items_.plan(team_.nodes(), projected_);
+  for_items(items_.node_ends(), [&](int64_t item, int) {
+    const auto [matrix, begin, end] = items_.find(item);
+    const Projection* p = projections.begin() + matrix;
     thread_local std::vector<float*> outputs;
     outputs.resize(static_cast<size_t>(num_rows_));
     for (int r = 0; r < num_rows_; ++r) outputs[static_cast<size_t>(r)] = p->output.row(r) + begin;

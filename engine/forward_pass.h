@@ -15,6 +15,7 @@
 #include "engine/weights.h"
 #include "kernels/rope.h"
 #include "kernels/row_buffer.h"
+#include "kernels/row_items.h"
 #include "kernels/thread_team.h"
 #include "kernels/work_profile.h"
 #include "moe/moe.h"
@@ -96,10 +97,10 @@ class ForwardPass {
     });
   }
 
-  /// A parallel loop whose body returns WorkDone.
-  template <class Body>
-  void for_items(int64_t num_items, Body&& body) {
-    profiled_for(team_, profile_, num_items, [&](int64_t item, int thread_idx) {
+  /// A parallel loop whose body returns WorkDone; `items` as in profiled_for.
+  template <class Items, class Body>
+  void for_items(const Items& items, Body&& body) {
+    profiled_for(team_, profile_, items, [&](int64_t item, int thread_idx) {
       const WorkDone done = body(item, thread_idx);
       return WorkDone{is_mtp_ ? Work::kMtpLayer : done.work, done.bytes};
     });
@@ -132,6 +133,8 @@ class ForwardPass {
   int64_t distinct_experts_ = 0;
   int64_t expert_layers_ = 0;
   std::vector<RowView> inputs_;
+  std::vector<RowItems::Matrix> projected_;
+  RowItems items_;
   std::vector<std::vector<float>> attention_scratch_;  // by thread
 };
 

@@ -135,10 +135,14 @@ double measure_read_bandwidth(ThreadTeam& team, size_t bytes, double seconds) {
   const size_t pass_chunks = wanted / kChunk / num_passes;
   AlignedBuffer buffer(num_passes * pass_chunks * kChunk, "the measurement of the read bandwidth");
   std::byte* const data = buffer.data();
-  // Written first: pages never written are all the one page of zeros, which the cache holds.
-  team.parallel_for(static_cast<int64_t>(num_passes * pass_chunks), [&](int64_t chunk, int) {
-    std::memset(data + static_cast<size_t>(chunk) * kChunk, static_cast<int>(chunk) | 1, kChunk);
-  });
+  // Written first: pages never written are all the one page of zeros, which the cache holds. In the loops of the
+  // passes, so that they lie with those who will read them.
+  for (size_t pass = 0; pass < num_passes; ++pass) {
+    std::byte* const pass_data = data + pass * pass_chunks * kChunk;
+    team.parallel_for(static_cast<int64_t>(pass_chunks), [&](int64_t chunk, int) {
+      std::memset(pass_data + static_cast<size_t>(chunk) * kChunk, static_cast<int>(chunk) | 1, kChunk);
+    });
+  }
   double best = 0;
   std::atomic<uint64_t> sum{0};
   const auto begin = Clock::now();

@@ -105,7 +105,7 @@ void declare_mtp(WeightLoader& load, const ModelConfig& c, MtpWeights& to) {
   if (load.has(block + "embed_tokens.weight"))
     load.lookup(block + "embed_tokens.weight", c.vocab_size, c.hidden_dim, to.embed);
   if (load.has(block + "shared_head_head.weight"))
-    load.matrix(block + "shared_head_head.weight", c.vocab_size, c.hidden_dim, to.head);
+    load.head(block + "shared_head_head.weight", c.vocab_size, c.hidden_dim, to.head);
 }
 
 }  // namespace
@@ -133,7 +133,7 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
   load.lookup("token_embd.weight", c.vocab_size, c.hidden_dim, w.embed);
   load.vector("output_norm.weight", c.hidden_dim, w.output_norm);
   // Without a head of its own the model uses its embeddings (tied).
-  load.matrix(load.has("output.weight") ? "output.weight" : "token_embd.weight", c.vocab_size, c.hidden_dim, w.head);
+  load.head(load.has("output.weight") ? "output.weight" : "token_embd.weight", c.vocab_size, c.hidden_dim, w.head);
   w.layers.resize(static_cast<size_t>(c.num_layers));
   for (int i = 0; i < c.num_layers; ++i) {
     declare_layer(load, c, i, c.recurrent[static_cast<size_t>(i)], w.layers[static_cast<size_t>(i)]);

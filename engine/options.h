@@ -9,6 +9,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/isa.h"
+#include "kernels/numa.h"
 #include "moe/moe_verify.h"
 
 namespace foretoken {
@@ -22,6 +23,7 @@ struct Environment {
   std::optional<MoeVerify> moe_verify;  // FORETOKEN_MOE_VERIFY=grouped|per-token
   std::optional<Isa> isa;               // FORETOKEN_ISA=scalar|avx2|avx512
   std::optional<int> threads;           // FORETOKEN_THREADS=N, 1..ThreadTeam::kMaxThreads
+  std::optional<bool> numa;             // FORETOKEN_NUMA=on|off
   std::vector<std::string> set;         // "NAME=value" of each variable that is set, for printing
 
   /// Throws UsageError listing the known values for an unknown one, InputError for an instruction set that the
@@ -33,6 +35,9 @@ struct LoadOptions {
   bool repack = true;  // interleave the weights while loading; false: compute from the file's own layout (same bits)
   /// Called while loading with bytes done and bytes in all; may be empty.
   std::function<void(size_t done, size_t all)> progress;
+  /// Where the rows of repacked weights are put; a session over the same nodes reads them from there (same bits over
+  /// any others). Weights in the file's layout lie where the system has read the file.
+  NumaNodes nodes = NumaNodes::of_machine();
 };
 
 /// What of the routed experts a session with Device::kSplit keeps on the GPU; plan_placement fills it in.
@@ -53,8 +58,9 @@ struct SessionOptions {
   /// F16 and BF16 matrices on the GPU by cuBLAS, whose bits are not the CPU's. REQUIRES: not Device::kCpu.
   bool cublas = false;
   Isa isa = best_isa();
-  int threads = 0;       // 0: available_cores()
-  bool profile = false;  // time every work item (some 50 ns each); see Session::profile
+  int threads = 0;                            // 0: available_cores()
+  NumaNodes nodes = NumaNodes::of_machine();  // that the threads are laid over
+  bool profile = false;                       // time every work item (some 50 ns each); see Session::profile
 };
 
 }  // namespace foretoken

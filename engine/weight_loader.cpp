@@ -54,12 +54,13 @@ const GgufTensor& WeightLoader::find(const std::string& name, const std::vector<
   return *tensor;
 }
 
-void WeightLoader::declare(const GgufTensor& tensor, int64_t num_rows, int64_t granule_rows, int64_t num_cols,
-                           bool in_place, MatrixView& to) {
+WeightLoader::Job& WeightLoader::declare(const GgufTensor& tensor, int64_t num_rows, int64_t granule_rows,
+                                         int64_t num_cols, bool in_place, MatrixView& to) {
   Job job;
   job.tensor = &tensor;
   job.from = {tensor.data, num_rows, num_cols, *tensor.type(), Layout::kRows};
   job.to = &to;
+  job.unit_rows = granule_rows;
   const bool aligned =
       reinterpret_cast<uintptr_t>(tensor.data) % kInPlaceAlignment == 0 || !weight_type_info(*tensor.type()).is_float();
   job.in_place = in_place || (!options_.repack && aligned);
@@ -67,11 +68,16 @@ void WeightLoader::declare(const GgufTensor& tensor, int64_t num_rows, int64_t g
   to = job.from;
   if (!job.in_place) to.data = nullptr;
   if (job.interleave) to.layout = Layout::kInterleaved;
-  jobs_.push_back(job);
+  return jobs_.emplace_back(job);
 }
 
 void WeightLoader::matrix(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to) {
   declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/false, to);
+}
+
+void WeightLoader::head(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to) {
+  Job& job = declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/false, to);
+  job.unit_rows = kHeadUnitRows;
 }
 
 void WeightLoader::expert_matrices(const std::string& name, int64_t num_experts, int64_t num_rows, int64_t num_cols,
@@ -126,6 +132,38 @@ void WeightLoader::fill(Job& job, int64_t row_begin, int64_t row_end) const {
   }
 }
 
+void WeightLoader::allocate(Job& job, const NumaNodes& nodes) {
+  AlignedBuffer& buffer =
+      weights_.buffers.emplace_back(job.from.size_bytes(), fmt::format("tensor {}", job.tensor->name));
+  job.to->data = buffer.data();
+  // A huge page would take its neighbour's rows along to one node. The shares of a single expert are smaller than one.
+  for (int node = 1; node < nodes.count(); ++node) {
+    for (const RowRange& rows : nodes.rows_of(node, job.from.num_rows, job.unit_rows)) {
+      buffer.refuse_huge_page(static_cast<size_t>(rows.begin) * job.from.row_bytes());
+      buffer.refuse_huge_page(static_cast<size_t>(rows.end) * job.from.row_bytes());
+    }
+  }
+}
+
+// Cuts what of the matrix lies on `node`, in file order.
+void WeightLoader::append_chunks(Job& job, const NumaNodes& nodes, int node, std::vector<Chunk>& chunks) {
+  const size_t row_bytes = job.from.row_bytes();
+  const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(kChunkBytes / row_bytes) / kInterleave) * kInterleave;
+  int64_t room = 0;  // rows that the last chunk still takes
+  for (const RowRange& rows : nodes.rows_of(node, job.from.num_rows, job.unit_rows)) {
+    for (int64_t begin = rows.begin, end; begin < rows.end; begin = end) {
+      if (room == 0) {
+        chunks.push_back({&job, {}, 0});
+        room = most;
+      }
+      end = std::min(begin + room, rows.end);
+      chunks.back().ranges.push_back({begin, end});
+      chunks.back().size_bytes += static_cast<size_t>(end - begin) * row_bytes;
+      room -= end - begin;
+    }
+  }
+}
+
 void WeightLoader::load() {
   const size_t needed = bytes_needed(), available = available_memory_bytes();
   if (needed > available) {
@@ -137,43 +175,41 @@ void WeightLoader::load() {
   std::stable_sort(jobs_.begin(), jobs_.end(), [](const Job& a, const Job& b) {
     return std::pair(a.tensor->file_idx, a.tensor->file_offset) < std::pair(b.tensor->file_idx, b.tensor->file_offset);
   });
-  struct Chunk {
-    Job* job;
-    int64_t row_begin, row_end;
-  };
-  std::vector<Chunk> chunks;
+  ThreadTeam team(available_cores(), options_.nodes);
+  const NumaNodes& nodes = team.nodes();
   size_t all_bytes = 0;
   for (Job& job : jobs_) {
-    if (!job.in_place) {
-      weights_.buffers.emplace_back(job.from.size_bytes(), fmt::format("tensor {}", job.tensor->name));
-      job.to->data = weights_.buffers.back().data();
-      weights_.matrix_bytes += job.from.size_bytes();
-    } else if (!options_.repack) {
-      weights_.matrix_bytes += job.from.size_bytes();
-    }
+    if (!job.in_place) allocate(job, nodes);
+    if (!job.in_place || !options_.repack) weights_.matrix_bytes += job.from.size_bytes();
     all_bytes += job.from.size_bytes();
-    const int64_t rows =
-        std::max<int64_t>(1, static_cast<int64_t>(kChunkBytes / job.from.row_bytes()) / kInterleave) * kInterleave;
-    for (int64_t r = 0; r < job.from.num_rows; r += rows)
-      chunks.push_back({&job, r, std::min(r + rows, job.from.num_rows)});
+  }
+  std::vector<Chunk> chunks;
+  std::vector<int64_t> node_ends;
+  for (int node = 0; node < nodes.count(); ++node) {
+    for (Job& job : jobs_) append_chunks(job, nodes, node, chunks);
+    node_ends.push_back(static_cast<int64_t>(chunks.size()));
   }
 
   std::optional<InputError> error;
   std::mutex mutex;
   std::atomic<size_t> done{0};
   std::atomic<bool> failed{false};
-  const auto num_chunks = static_cast<int64_t>(chunks.size());
-  ThreadTeam team(available_cores());
-  team.parallel_for(num_chunks, [&](int64_t c, int) {
+  team.parallel_for(node_ends, [&](int64_t c, int thread_idx) {
     if (failed.load(std::memory_order_relaxed)) return;
     const Chunk& chunk = chunks[static_cast<size_t>(c)];
     const size_t row_bytes = chunk.job->from.row_bytes();
-    const size_t begin = static_cast<size_t>(chunk.row_begin) * row_bytes,
-                 end = static_cast<size_t>(chunk.row_end) * row_bytes;
+    // Who has taken another node's chunk goes there for it.
+    const auto node = static_cast<int>(std::upper_bound(node_ends.begin(), node_ends.end(), c) - node_ends.begin());
+    std::optional<ThreadPin> there;
+    if (node != team.node_of(thread_idx)) there.emplace(nodes.nodes()[static_cast<size_t>(node)]);
     try {
-      fill(*chunk.job, chunk.row_begin, chunk.row_end);
-      if (options_.repack) file_.release(chunk.job->from.data + begin, end - begin);
-      const size_t now = done.fetch_add(end - begin) + end - begin;
+      for (const RowRange& rows : chunk.ranges) {
+        fill(*chunk.job, rows.begin, rows.end);
+        const size_t begin = static_cast<size_t>(rows.begin) * row_bytes,
+                     end = static_cast<size_t>(rows.end) * row_bytes;
+        if (options_.repack) file_.release(chunk.job->from.data + begin, end - begin);
+      }
+      const size_t now = done.fetch_add(chunk.size_bytes) + chunk.size_bytes;
       if (options_.progress) {
         const std::lock_guard lock(mutex);
         options_.progress(now, all_bytes);
@@ -184,6 +220,9 @@ void WeightLoader::load() {
     }
   });
   if (error) throw *error;
+  if (!options_.repack || nodes.count() == 1) return;
+  // Shares begin and end within pages of the file, which a neighbour may have read after they were released.
+  for (const Job& job : jobs_) file_.release(*job.tensor);
 }
 
 }  // namespace foretoken

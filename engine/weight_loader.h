@@ -16,6 +16,10 @@ namespace foretoken {
 /// With LoadOptions::repack false, or for a declaration in place, the views point into the mapped file where its
 /// alignment allows.
 ///
+/// Over several nodes of memory a matrix's rows are first written by threads of the node that is to hold them, the
+/// share that RowItems hands to that node's threads later: a page lies where it is first touched. What is not brought
+/// into memory lies where the system has read the file.
+///
 /// Destinations must stay where they are until load() returns. All errors are InputErrors that name file and tensor.
 class WeightLoader {
  public:
@@ -25,6 +29,8 @@ class WeightLoader {
 
   /// A matrix of num_rows outputs and num_cols inputs.
   void matrix(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to);
+  /// The same, shared out over nodes in units of kHeadUnitRows.
+  void head(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to);
   /// num_experts matrices of `parts` equal parts in one tensor; the parts' boundaries stay on group boundaries, or the
   /// tensor stays in file layout.
   void expert_matrices(const std::string& name, int64_t num_experts, int64_t num_rows, int64_t num_cols, MatrixView& to,
@@ -44,13 +50,23 @@ class WeightLoader {
     const GgufTensor* tensor;
     MatrixView from;  // in the file
     MatrixView* to;
-    bool in_place;  // only checked
+    int64_t unit_rows;  // that are shared out over nodes together
+    bool in_place;      // only checked
     bool interleave;
   };
+  /// What one work item of load() brings in: rows of one node's share.
+  struct Chunk {
+    Job* job;
+    std::vector<RowRange> ranges;
+    size_t size_bytes;
+  };
   const GgufTensor& find(const std::string& name, const std::vector<int64_t>& shape) const;
-  void declare(const GgufTensor& tensor, int64_t num_rows, int64_t granule_rows, int64_t num_cols, bool in_place,
+  /// Parts of granule_rows are read by loops of their own.
+  Job& declare(const GgufTensor& tensor, int64_t num_rows, int64_t granule_rows, int64_t num_cols, bool in_place,
                MatrixView& to);
   [[noreturn]] void fail(const std::string& name, const std::string& what) const;
+  void allocate(Job& job, const NumaNodes& nodes);
+  static void append_chunks(Job& job, const NumaNodes& nodes, int node, std::vector<Chunk>& chunks);
   void fill(Job& job, int64_t row_begin, int64_t row_end) const;
 
   const GgufFile& file_;

@@ -52,6 +52,10 @@ struct MtpWeights {
   MatrixView head;                   // [vocab_size, hidden_dim]
 };
 
+/// A head's rows are shared out over nodes of memory in units of as many: drafts read the lowest ids, by default as
+/// many as this, and are to find them on all nodes.
+inline constexpr int64_t kHeadUnitRows = 16384;
+
 struct ModelWeights {
   MatrixView embed;                    // [vocab_size, hidden_dim], file layout, in the mapped file
   std::vector<LayerWeights> layers;    // the trunk's

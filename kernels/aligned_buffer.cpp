@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <utility>
 
 #include "kernels/error.h"
@@ -25,6 +27,13 @@ AlignedBuffer::AlignedBuffer(size_t size_bytes, std::string_view what) {
   if (size_bytes >= 4 * kHugePageBytes) madvise(mapped, size_bytes, MADV_HUGEPAGE);
   data_ = mapped;
   size_bytes_ = size_bytes;
+}
+
+void AlignedBuffer::refuse_huge_page(size_t offset) {
+  const auto begin = reinterpret_cast<uintptr_t>(data_), at = (begin + offset) / kHugePageBytes * kHugePageBytes;
+  if (at == begin + offset) return;  // a huge page ends there anyway
+  const uintptr_t first = std::max(at, begin), last = std::min(at + kHugePageBytes, begin + size_bytes_);
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_NOHUGEPAGE);
 }
 
 AlignedBuffer::~AlignedBuffer() {

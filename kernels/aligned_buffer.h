@@ -17,6 +17,10 @@ class AlignedBuffer {
   AlignedBuffer(const AlignedBuffer&) = delete;
   AlignedBuffer& operator=(const AlignedBuffer&) = delete;
 
+  /// What stands around `offset` gets pages of ordinary size: for a place at which different nodes of memory meet.
+  /// REQUIRES: before anything there is touched; offset <= size_bytes().
+  void refuse_huge_page(size_t offset);
+
   template <class T = std::byte>
   [[nodiscard]] T* data() {
     return static_cast<T*>(data_);

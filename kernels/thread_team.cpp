@@ -6,14 +6,12 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
-
-#if defined(__linux__)
-#include <sched.h>
-#endif
 
 #include "kernels/control_group.h"
 #include "kernels/error.h"
@@ -68,11 +66,12 @@ bool spin_until(const Done& done, bool crowded) {
 //
 // Each member has a range of its own, so that it reads on where it stopped (a matrix kernel at the start of an item
 // waits for memory; with items dealt from one counter and two members, every item was a start: 23 GB/s became 26), and
-// the same part of every matrix in each pass. Who is through with its range takes items from the others', one by one.
+// the same part of every matrix in each pass. Who is through with its range takes items from the others', one by one,
+// its own node's members first: theirs lie beside it.
 //
 // Invariants
-//  1. context, body, num_items, loop and epoch change only while the gate is closed and nobody who found it open is
-//  inside.
+//  1. context, body, num_items, by_node, begins, loop and epoch change only while the gate is closed and nobody who
+//  found it open is inside.
 //  2. A worker reads them only after finding the gate open and before it leaves. So what it runs belongs to the loop
 //  that is open,
 //     however late it wakes and whatever it was woken for: a loop's fields are never carried out of the loop.
@@ -100,6 +99,8 @@ struct ThreadTeam::State {
   void* context = nullptr;
   BodyFn body = nullptr;
   int64_t num_items = 0;
+  bool by_node = false;  // member i begins with items [begins[i], begins[i + 1]), else with an equal part of all
+  std::vector<int64_t> begins;
   uint32_t loop = 0;  // number of the loop that runs
 
   // Per member, in a line of its own: number of the loop << 32 | items taken from its range. A word of an older loop
@@ -108,6 +109,17 @@ struct ThreadTeam::State {
     std::atomic<uint64_t> word{0};
   };
   std::vector<Taken> taken;
+
+  // The members [begin, end) of one node. What is on a node without any goes with the next one's items, or with the
+  // last one's.
+  struct Group {
+    int node;
+    int64_t begin, end;
+  };
+  std::vector<Group> groups;
+  std::vector<size_t> group_of;  // by member
+  NumaNodes nodes;
+  std::optional<ThreadPin> caller_pin;
 
   bool crowded = false;
   bool in_loop = false;  // the caller's
@@ -120,15 +132,48 @@ struct ThreadTeam::State {
     for (std::thread& worker : workers) worker.join();
   }
 
+  void lay_members(int num_members) {
+    group_of.resize(static_cast<size_t>(num_members));
+    begins.resize(static_cast<size_t>(num_members) + 1);
+    for (int i = 0; i < num_members; ++i) {
+      const int node = nodes.node_of_member(i, num_members);
+      if (groups.empty() || groups.back().node != node) groups.push_back({node, i, i});
+      groups.back().end = i + 1;
+      group_of[static_cast<size_t>(i)] = groups.size() - 1;
+    }
+  }
+
+  void set_begins(std::span<const int64_t> node_ends) {
+    int64_t first = 0;
+    for (const Group& group : groups) {
+      const bool is_last = &group == &groups.back();
+      const int64_t size = (is_last ? node_ends.back() : node_ends[static_cast<size_t>(group.node)]) - first;
+      const int64_t members = group.end - group.begin;
+      for (int64_t i = 0; i < members; ++i) begins[static_cast<size_t>(group.begin + i)] = first + size * i / members;
+      first += size;
+    }
+    begins.back() = first;
+  }
+
+  [[nodiscard]] const NumaNode* node_to_pin(int thread_idx) const {
+    if (nodes.count() == 1) return nullptr;
+    return &nodes.nodes()[static_cast<size_t>(groups[group_of[static_cast<size_t>(thread_idx)]].node)];
+  }
+
   void take_items(int thread_idx) noexcept {
     const auto fn = body;
     void* const fn_context = context;
     const int64_t n = num_items;
     const auto num_members = static_cast<int64_t>(taken.size());
     const uint64_t current = uint64_t{loop} << 32;
+    const Group& own = groups[group_of[static_cast<size_t>(thread_idx)]];
+    const int64_t mates = own.end - own.begin, place = thread_idx - own.begin;
     for (int64_t i = 0; i < num_members; ++i) {
-      const int64_t owner = (thread_idx + i) % num_members;
-      const int64_t begin = n * owner / num_members, size = n * (owner + 1) / num_members - begin;
+      const int64_t owner =
+          i < mates ? own.begin + (place + i) % mates : (own.end + (place + i) % (num_members - mates)) % num_members;
+      const auto at = static_cast<size_t>(owner);
+      const int64_t begin = by_node ? begins[at] : n * owner / num_members;
+      const int64_t size = (by_node ? begins[at + 1] : n * (owner + 1) / num_members) - begin;
       std::atomic<uint64_t>& word = taken[static_cast<size_t>(owner)].word;
       for (uint64_t seen = word.load(std::memory_order_relaxed);;) {
         const uint64_t mine = (seen & ~kCount) == current ? seen & kCount : 0;
@@ -141,6 +186,8 @@ struct ThreadTeam::State {
   }
 
   void work(int thread_idx) {
+    std::optional<ThreadPin> pin;
+    if (const NumaNode* const node = node_to_pin(thread_idx)) pin.emplace(*node);
     uint32_t seen = 0;
     for (;;) {
       wait_for_epoch_after(seen);
@@ -161,10 +208,12 @@ struct ThreadTeam::State {
     sleepers.fetch_sub(1);
   }
 
-  void open(int64_t items, void* new_context, BodyFn new_body) {
+  void open(int64_t items, std::span<const int64_t> node_ends, void* new_context, BodyFn new_body) {
     context = new_context;
     body = new_body;
     num_items = items;
+    by_node = node_ends.size() > 1;
+    if (by_node) set_begins(node_ends);
     ++loop;
     gate.fetch_add(kOpen, std::memory_order_release);
     epoch.fetch_add(1);
@@ -187,8 +236,10 @@ struct ThreadTeam::State {
   }
 };
 
-ThreadTeam::ThreadTeam(int num_threads) : state_(std::make_unique<State>()) {
+ThreadTeam::ThreadTeam(int num_threads, NumaNodes nodes) : state_(std::make_unique<State>()) {
   FT_CHECK(num_threads >= 1 && num_threads <= kMaxThreads);
+  if (num_threads > 1) state_->nodes = std::move(nodes);
+  state_->lay_members(num_threads);
   state_->crowded = num_threads > available_cores();
   state_->taken = std::vector<State::Taken>(static_cast<size_t>(num_threads));
   state_->workers.reserve(static_cast<size_t>(num_threads) - 1);
@@ -208,17 +259,30 @@ int ThreadTeam::num_threads() const {
   return static_cast<int>(state_->workers.size()) + 1;
 }
 
-void ThreadTeam::run(int64_t num_items, void* context, BodyFn body) {
+const NumaNodes& ThreadTeam::nodes() const {
+  return state_->nodes;
+}
+
+int ThreadTeam::node_of(int thread_idx) const {
+  return state_->groups[state_->group_of[static_cast<size_t>(thread_idx)]].node;
+}
+
+void ThreadTeam::run(int64_t num_items, std::span<const int64_t> node_ends, void* context, BodyFn body) {
   State& state = *state_;
   FT_CHECK(!state.in_loop);  // a body called parallel_for
   FT_CHECK(num_items <= static_cast<int64_t>(State::kCount));
+  FT_CHECK(node_ends.empty() || node_ends.size() == static_cast<size_t>(state.nodes.count()));
+  // Not before the first loop: threads that the caller starts until then are none of the team's business.
+  if (const NumaNode* const node = state.node_to_pin(0); node != nullptr && !state.caller_pin) {
+    state.caller_pin.emplace(*node);
+  }
   state.in_loop = true;
   if (state.workers.empty() || num_items <= 1) {
     [&]() noexcept {
       for (int64_t item = 0; item < num_items; ++item) body(context, item, 0);
     }();
   } else {
-    state.open(num_items, context, body);
+    state.open(num_items, node_ends, context, body);
     state.take_items(0);
     state.close_and_wait();
   }
@@ -228,18 +292,9 @@ void ThreadTeam::run(int64_t num_items, void* context, BodyFn body) {
 namespace {
 
 int cores_in_affinity() {
-#if defined(__linux__)
-  // The kernel refuses a mask smaller than its own; ask with a larger one until it fits.
-  for (int cpus = 1024; cpus <= (1 << 20); cpus *= 2) {
-    cpu_set_t* const set = CPU_ALLOC(static_cast<size_t>(cpus));
-    if (set == nullptr) break;
-    const size_t size = CPU_ALLOC_SIZE(static_cast<size_t>(cpus));
-    const int count = sched_getaffinity(0, size, set) == 0 ? CPU_COUNT_S(size, set) : 0;
-    CPU_FREE(set);
-    if (count > 0) return count;
-  }
-#endif
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const std::vector<int> cpus = allowed_cpus();
+  return cpus.empty() ? std::max(1, static_cast<int>(std::thread::hardware_concurrency()))
+                      : static_cast<int>(cpus.size());
 }
 
 // Cores that a group's quota of processor time is worth, rounded up (a team of the lower number would leave quota

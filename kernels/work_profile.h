@@ -71,20 +71,20 @@ class WorkProfile {
   int64_t loop_ns_ = 0;
 };
 
-/// team.parallel_for, timed if `profile` is not nullptr. body(item, thread_idx) returns the bytes it read or wrote and
-/// the kind of its work.
+/// team.parallel_for, timed if `profile` is not nullptr; `items` is its first argument. body(item, thread_idx) returns
+/// the bytes it read or wrote and the kind of its work.
 struct WorkDone {
   Work work;
   int64_t bytes;
 };
-template <class Body>
-void profiled_for(ThreadTeam& team, WorkProfile* profile, int64_t num_items, Body&& body) {
+template <class Items, class Body>
+void profiled_for(ThreadTeam& team, WorkProfile* profile, const Items& items, Body&& body) {
   if (profile == nullptr) {
-    team.parallel_for(num_items, [&](int64_t item, int thread_idx) { (void)body(item, thread_idx); });
+    team.parallel_for(items, [&](int64_t item, int thread_idx) { (void)body(item, thread_idx); });
     return;
   }
   const int64_t begin = WorkProfile::now_ns();
-  team.parallel_for(num_items, [&](int64_t item, int thread_idx) {
+  team.parallel_for(items, [&](int64_t item, int thread_idx) {
     const int64_t item_begin = WorkProfile::now_ns();
     const WorkDone done = body(item, thread_idx);
     profile->add(done.work, thread_idx, WorkProfile::now_ns() - item_begin, done.bytes);

@@ -62,41 +62,30 @@ void ExpertPass::collect(const BucketList& list, int num_shared_rows) {
   }
 }
 
-// Cuts every bucket's output rows into items of equal length; returns how many there are.
-int64_t ExpertPass::plan_items(bool down) {
+// Cuts every bucket's output rows into items of equal length.
+void ExpertPass::plan_items(bool down) {
   MoeScratch& s = scratch_;
-  planning_down_ = down;
   int64_t all_bytes = 0, longest_row = 1;
+  s.item_rows_.clear();
   for (const Bucket& bucket : buckets_) {
     const Matrices m = matrices(bucket);
     const int64_t row = static_cast<int64_t>(down ? m.down.row_bytes() : m.gate.row_bytes() + m.up.row_bytes());
-    all_bytes += row * (down ? m.down.num_rows : m.gate.num_rows);
+    s.item_rows_.push_back({down ? m.down.num_rows : m.gate.num_rows, 0});
+    all_bytes += row * s.item_rows_.back().num_rows;
     longest_row = std::max(longest_row, row);
   }
   const int64_t item_bytes = std::min(kItemBytes, all_bytes / (kItemsPerThread * team_.num_threads()));
-  rows_per_item_ = std::max<int64_t>(1, item_bytes / longest_row / kInterleave) * kInterleave;
-  s.item_ends_.clear();
-  int64_t end = 0;
-  for (size_t b = 0; b < buckets_.size(); ++b) {
-    const Matrices m = matrices(buckets_[b]);
-    const int64_t items = ((down ? m.down.num_rows : m.gate.num_rows) + rows_per_item_ - 1) / rows_per_item_;
-    if (!down) s.open_items_[b].store(static_cast<int32_t>(items), std::memory_order_relaxed);
-    s.item_ends_.push_back(end += items);
-  }
-  return end;
+  const int64_t rows_per_item = std::max<int64_t>(1, item_bytes / longest_row / kInterleave) * kInterleave;
+  for (RowItems::Matrix& m : s.item_rows_) m.rows_per_item = rows_per_item;
+  s.items_.plan(team_.nodes(), s.item_rows_);
+  if (down) return;
+  for (size_t b = 0; b < buckets_.size(); ++b)
+    s.open_items_[b].store(static_cast<int32_t>(s.items_.num_items_of(b)), std::memory_order_relaxed);
 }
 
-ExpertPass::Item ExpertPass::find_item(int64_t item) const {
-  const std::vector<int64_t>& ends = scratch_.item_ends_;
-  const auto b = static_cast<size_t>(std::upper_bound(ends.begin(), ends.end(), item) - ends.begin());
-  const Matrices m = matrices(buckets_[b]);
-  const int64_t begin = (item - (b == 0 ? 0 : ends[b - 1])) * rows_per_item_;
-  return {b, begin, std::min(begin + rows_per_item_, planning_down_ ? m.down.num_rows : m.gate.num_rows)};
-}
-
-void ExpertPass::gate_up_item(const Item& at, int thread_idx) {
+void ExpertPass::gate_up_item(const RowItem& at, int thread_idx) {
   MoeScratch& s = scratch_;
-  const Bucket& bucket = buckets_[at.bucket];
+  const Bucket& bucket = buckets_[at.matrix];
   const Matrices m = matrices(bucket);
   const auto first = static_cast<size_t>(bucket.slots_begin);
   const int num_rows = bucket.num_slots;
@@ -125,7 +114,7 @@ void ExpertPass::gate_up_item(const Item& at, int thread_idx) {
     }
   }
   // acq_rel: the last one sees what all others stored.
-  if (s.open_items_[at.bucket].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+  if (s.open_items_[at.matrix].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
   const int block = weight_type_info(m.down.type).activation_block;
   for (int i = 0; i < num_rows; ++i) {
     RowBuffer& rows = bucket.expert == kSharedExpert ? s.shared_inner_ : s.inner_;
@@ -134,9 +123,9 @@ void ExpertPass::gate_up_item(const Item& at, int thread_idx) {
   }
 }
 
-void ExpertPass::down_item(const Item& at) {
+void ExpertPass::down_item(const RowItem& at) {
   MoeScratch& s = scratch_;
-  const Bucket& bucket = buckets_[at.bucket];
+  const Bucket& bucket = buckets_[at.matrix];
   const auto first = static_cast<size_t>(bucket.slots_begin);
   thread_local std::vector<float*> outputs;
   outputs.resize(static_cast<size_t>(bucket.num_slots));
@@ -148,22 +137,25 @@ void ExpertPass::down_item(const Item& at) {
 
 void ExpertPass::run(const BucketList& list, int num_shared_rows) {
   collect(list, num_shared_rows);
-  const auto work_of = [this](const Item& at) {
-    const Work work = buckets_[at.bucket].expert == kSharedExpert ? Work::kSharedExpert : Work::kRoutedExperts;
+  const auto work_of = [this](const RowItem& at) {
+    const Work work = buckets_[at.matrix].expert == kSharedExpert ? Work::kSharedExpert : Work::kRoutedExperts;
     return scratch_.is_mtp ? Work::kMtpLayer : work;
   };
-  profiled_for(team_, scratch_.profile, plan_items(/*down=*/false), [&](int64_t item, int thread_idx) {
-    const Item at = find_item(item);
+  const RowItems& items = scratch_.items_;
+  plan_items(/*down=*/false);
+  profiled_for(team_, scratch_.profile, items.node_ends(), [&](int64_t item, int thread_idx) {
+    const RowItem at = items.find(item);
     gate_up_item(at, thread_idx);
-    const Matrices m = matrices(buckets_[at.bucket]);
+    const Matrices m = matrices(buckets_[at.matrix]);
     return WorkDone{work_of(at),
                     (at.row_end - at.row_begin) * static_cast<int64_t>(m.gate.row_bytes() + m.up.row_bytes())};
   });
-  profiled_for(team_, scratch_.profile, plan_items(/*down=*/true), [&](int64_t item, int) {
-    const Item at = find_item(item);
+  plan_items(/*down=*/true);
+  profiled_for(team_, scratch_.profile, items.node_ends(), [&](int64_t item, int) {
+    const RowItem at = items.find(item);
     down_item(at);
     return WorkDone{work_of(at),
-                    (at.row_end - at.row_begin) * static_cast<int64_t>(matrices(buckets_[at.bucket]).down.row_bytes())};
+                    (at.row_end - at.row_begin) * static_cast<int64_t>(matrices(buckets_[at.matrix]).down.row_bytes())};
   });
 }
 

@@ -24,15 +24,10 @@ class ExpertPass {
   };
   [[nodiscard]] Matrices matrices(const Bucket& bucket) const;
   void collect(const BucketList& list, int num_shared_rows);
-  int64_t plan_items(bool down);
-
-  struct Item {
-    size_t bucket;
-    int64_t row_begin, row_end;
-  };
-  void gate_up_item(const Item& at, int thread_idx);
-  void down_item(const Item& at);
-  [[nodiscard]] Item find_item(int64_t item) const;
+  void plan_items(bool down);
+  // An item's matrix is its bucket.
+  void gate_up_item(const RowItem& at, int thread_idx);
+  void down_item(const RowItem& at);
 
   Isa isa_;
   ThreadTeam& team_;
@@ -40,8 +35,6 @@ class ExpertPass {
   const RowBuffer& x_;
   MoeScratch& scratch_;
   std::vector<Bucket> buckets_;  // the list's, and the shared expert in front
-  bool planning_down_ = false;
-  int64_t rows_per_item_ = 0;
 };
 
 }  // namespace foretoken

@@ -26,16 +26,17 @@ size_t floats(int64_t count) {
 
 // Router logits of all rows, their experts and weights, and the shared expert's weight.
 void choose_experts(Isa isa, ThreadTeam& team, const MoeWeights& weights, const RowBuffer& x, int num_rows,
-                    MoeScratch& scratch, float* logits, float* shared_weight) {
+                    MoeScratch& scratch, RowItems& items, float* logits, float* shared_weight) {
   Routing& routing = scratch.routing;
   const Work work = scratch.is_mtp ? Work::kMtpLayer : Work::kRouter;
   const int num_experts = weights.num_experts;
   routing.resize(num_rows, weights.top_k);
   std::vector<RowView> inputs(static_cast<size_t>(num_rows));
   for (int r = 0; r < num_rows; ++r) inputs[static_cast<size_t>(r)] = x.view(r);
-  const int64_t router_items = (num_experts + kRouterRowsPerItem - 1) / kRouterRowsPerItem;
-  profiled_for(team, scratch.profile, router_items, [&](int64_t item, int) {
-    const int64_t begin = item * kRouterRowsPerItem, end = std::min<int64_t>(begin + kRouterRowsPerItem, num_experts);
+  const RowItems::Matrix router{num_experts, kRouterRowsPerItem};
+  items.plan(team.nodes(), {&router, 1});
+  profiled_for(team, scratch.profile, items.node_ends(), [&](int64_t item, int) {
+    const auto [matrix, begin, end] = items.find(item);
     thread_local std::vector<float*> outputs;
     outputs.resize(static_cast<size_t>(num_rows));
     for (int r = 0; r < num_rows; ++r)
@@ -94,7 +95,8 @@ void moe_forward(Isa isa, ThreadTeam& team, MoeVerify verify, const MoeWeights& 
   const int64_t dim = scratch.shape_.hidden_dim;
   float* shared_weight = scratch.shared_weight_.data<float>();
   if (weights.num_experts > 0) {
-    choose_experts(isa, team, weights, x, num_rows, scratch, scratch.logits_.data<float>(), shared_weight);
+    choose_experts(isa, team, weights, x, num_rows, scratch, scratch.items_, scratch.logits_.data<float>(),
+                   shared_weight);
   }
   (verify == MoeVerify::kGrouped ? grouped_experts : per_token_experts)(isa, team, weights, x, num_rows, scratch);
 

@@ -8,6 +8,7 @@
 #include "kernels/aligned_buffer.h"
 #include "kernels/matrix.h"
 #include "kernels/row_buffer.h"
+#include "kernels/row_items.h"
 #include "kernels/thread_team.h"
 #include "kernels/work_profile.h"
 #include "moe/buckets.h"
@@ -116,7 +117,8 @@ class MoeScratch {
   std::vector<RowView> inputs_, inners_;
   std::vector<float*> inner_rows_, outputs_;
   std::unique_ptr<std::atomic<int32_t>[]> open_items_;  // per bucket: gate-up items not yet done
-  std::vector<int64_t> item_ends_;
+  std::vector<RowItems::Matrix> item_rows_;             // by bucket
+  RowItems items_;
 };
 
 /// Forms of the rows (RowView) that a layer's matrices meet: blocks to quantise by. Bit 0: 32, bit 1: 256.

@@ -289,7 +289,7 @@ int run_bench(int argc, const char* const* argv) {
   const double bandwidth = flags.model.measure_run_bandwidth();
   double int8_peak = 0;
   if (flags.model.device == Device::kCpu) {
-    ThreadTeam team(flags.model.threads);
+    ThreadTeam team(flags.model.threads, flags.model.nodes);
     int8_peak = measure_int8_peak(flags.model.isa(), team);
   }
   ArmRunner runner(model, flags, arms, prompts);

@@ -15,6 +15,7 @@
 #include "tools/commands.h"
 #include "tools/model_flags.h"
 #include "tools/output.h"
+#include "tools/summary.h"
 #include "tools/terminal.h"
 #include "tools/version.h"
 
@@ -201,7 +202,8 @@ std::string describe_costs(const Costs& costs) {
       text += fmt::format("  {:<26} {:>9}  {:>3.0f}%\n", name, format_bytes(bytes), 100 * bytes / one.total());
   }
   text += fmt::format("  {:<26} {:>9}\n", "one token", format_bytes(one.total()));
-  text += fmt::format("read bandwidth here {:.1f} GB/s: at most {:.1f} tok/s without MTP\n", costs.bandwidth / 1e9,
+  text += fmt::format("read bandwidth here, {}, {:.1f} GB/s: at most {:.1f} tok/s without MTP\n",
+                      describe_threads(costs.flags.model.threads, costs.flags.model.nodes), costs.bandwidth / 1e9,
                       costs.tokens_per_second());
 
   text +=

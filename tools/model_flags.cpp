@@ -30,7 +30,8 @@ std::string_view environment_help() {
   return "Environment (read once at start; a flag wins over it):\n"
          "  FORETOKEN_MOE_VERIFY=grouped|per-token  how a window's experts are computed (default grouped)\n"
          "  FORETOKEN_ISA=scalar|avx2|avx512        instruction set (default the best this processor has)\n"
-         "  FORETOKEN_THREADS=N                     threads, where -t is not given (default all cores)\n";
+         "  FORETOKEN_THREADS=N                     threads, where -t is not given (default all cores)\n"
+         "  FORETOKEN_NUMA=on|off                   lay threads and weights over the nodes of memory (default on)\n";
 }
 
 void ModelFlags::add_model(CommandLine& line) {
@@ -103,6 +104,7 @@ void ModelFlags::resolve() {
   kv_type = kv_type_text == "f32" ? KvType::kF32 : KvType::kF16;
   environment = read_environment();
   threads = threads_flag ? *threads_flag : environment.threads ? *environment.threads : available_cores();
+  if (environment.numa.value_or(true)) nodes = NumaNodes::of_machine();
   device = device_text == "cpu" ? Device::kCpu : device_text == "cuda" ? Device::kCuda : Device::kSplit;
   const bool places_experts =
       parse_experts("--gpu-experts", gpu_experts_text) || gpu_layers || parse_experts("--gpu-cache", gpu_cache_text);
@@ -144,6 +146,7 @@ Model ModelFlags::load() {
   ProgressBar bar("loading");
   LoadOptions options;
   options.repack = !no_repack;
+  options.nodes = nodes;
   options.progress = [&bar](size_t done, size_t all) { bar.show(done, all); };
   return Model::load(model_path, options);
 }
@@ -158,6 +161,7 @@ SessionOptions ModelFlags::session_options(int mtp) const {
   options.moe_verify = moe_verify();
   options.isa = isa();
   options.threads = threads;
+  options.nodes = nodes;
   options.device = device;
   options.cublas = cublas;
   if (device == Device::kSplit && placement) options.split = {placement->experts, placement->cache_slots};
@@ -178,7 +182,7 @@ DecodeOptions ModelFlags::decode_options() const {
 }
 
 double ModelFlags::measure_bandwidth() const {
-  ThreadTeam team(threads);
+  ThreadTeam team(threads, nodes);
   return measure_read_bandwidth(team);
 }
 

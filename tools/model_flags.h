@@ -26,6 +26,7 @@ struct ModelFlags {
   int64_t ctx_size = 0;  // 0: the model's own, at most 4096
   std::optional<int> threads_flag;
   int threads = 0;  // of -t, else FORETOKEN_THREADS, else all cores
+  NumaNodes nodes;  // that they are laid over; one with FORETOKEN_NUMA=off
   std::string mtp_text = "0";
   int mtp = 0;  // of mtp_text
   bool mtp_fixed = false;

@@ -129,6 +129,7 @@ void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Mode
   object["moe_verify"] = moe_verify_name(flags.moe_verify());
   object["isa"] = isa_name(flags.isa());
   object["threads"] = flags.threads;
+  object["numa_nodes"] = flags.nodes.count();
   object["device"] = flags.device_text;
   object["cublas"] = flags.cublas;
   object["kv_type"] = flags.kv_type_text;
@@ -137,13 +138,19 @@ void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Mode
   object["load_ms"] = 1000 * model.load_seconds();
 }
 
+std::string describe_threads(int threads, const NumaNodes& nodes) {
+  const std::string text = fmt::format("{} {}", threads, threads == 1 ? "thread" : "threads");
+  if (nodes.count() == 1) return text;
+  return fmt::format("{} on {} NUMA nodes ({})", text, nodes.count(), fmt::join(nodes.members_by_node(threads), "+"));
+}
+
 std::string describe_run(const ModelFlags& flags, const Model& model) {
   const std::string mtp =
       flags.mtp == 0 ? "off" : fmt::format("up to {} drafts{}", flags.mtp, flags.mtp_fixed ? ", fixed" : "");
   const double file_bytes = static_cast<double>(model.file_bytes());
-  return fmt::format("{}: {}, {}; {} {}, {}; MTP {}\nloaded in {:.2f} s, {}/s{}\n{}", model.path(),
-                     model.config().architecture, format_bytes(file_bytes), flags.threads,
-                     flags.threads == 1 ? "thread" : "threads", isa_name(flags.isa()), mtp, model.load_seconds(),
+  return fmt::format("{}: {}, {}; {}, {}; MTP {}\nloaded in {:.2f} s, {}/s{}\n{}", model.path(),
+                     model.config().architecture, format_bytes(file_bytes),
+                     describe_threads(flags.threads, flags.nodes), isa_name(flags.isa()), mtp, model.load_seconds(),
                      format_bytes(file_bytes / model.load_seconds()), flags.no_repack ? "" : " with repacking",
                      flags.cublas ? "cublas: F16 and BF16 matrices by cuBLAS; logits are not the CPU's bits\n" : "");
 }

@@ -25,9 +25,12 @@ void add_statistics(nlohmann::ordered_json& object, const DecodeStatistics& stat
 /// The same as JSON keys; nothing where nothing was split.
 void add_places(nlohmann::ordered_json& object, const ExpertPlaces& places);
 
-/// What a run depended on: version, commit, mtp, moe_verify, isa, threads, device, cublas, kv_type, model,
-/// model_sha256.
+/// What a run depended on: version, commit, mtp, moe_verify, isa, threads and NUMA nodes, device, cublas, kv_type,
+/// model, model_sha256.
 void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Model& model);
+
+/// "16 threads", "16 threads on 2 NUMA nodes (8+8)".
+[[nodiscard]] std::string describe_threads(int threads, const NumaNodes& nodes);
 
 /// Some lines for a person: model, instruction set, threads, --mtp; --cublas, if it is used.
 [[nodiscard]] std::string describe_run(const ModelFlags& flags, const Model& model);
