@@ -100,7 +100,11 @@ step() {
   log=$logs/$(printf '%02d' "$step_idx").log
   echo "== $title" >&2
   begin=$(date +%s)
-  timeout "$limit" "$@" >"$log" 2>&1
+  if [ "$(type -t "$1")" = function ]; then
+    "$1" timeout "$limit" "${@:2}" >"$log" 2>&1
+  else
+    timeout "$limit" "$@" >"$log" 2>&1
+  fi
   status=$?
   seconds=$(($(date +%s) - begin))
   verdict=ok
@@ -240,6 +244,22 @@ fitting_layers() {
   echo "$n"
 }
 
+# busy_while COMMAND...: then prints in what share of the samples kernels ran, from the first busy one to the last. The driver samples ten
+# times a second; the prompt and the end of loading are in it too.
+busy_while() {
+  local samples=$logs/busy status
+  nvidia-smi --query-gpu=utilization.gpu --format=csv,noheader,nounits -i 0 -lms 100 >"$samples" 2>/dev/null &
+  local sampler=$!
+  "$@"
+  status=$?
+  kill "$sampler" 2>/dev/null
+  wait "$sampler" 2>/dev/null
+  awk '{ v[NR] = $1 } $1 > 50 { if (!first) first = NR; last = NR }
+       END { for (i = first; i && i <= last; i++) { sum += v[i]; n++ }
+             if (n) printf "GPU busy: %.1f%% of the time over %d samples\n", sum / n, n; else print "GPU busy: no busy sample" }' "$samples"
+  return "$status"
+}
+
 if wants bench && [ -n "$built" ]; then
   shape=qwen3.6-35b-a3b
   reused=$(find "$data" -maxdepth 1 -name "$shape-large-*.gguf" -size +1M 2>/dev/null | sort -V | tail -n 1)
@@ -262,12 +282,17 @@ if wants bench && [ -n "$built" ]; then
       done
       arms=off,mtp:1:fixed,mtp:2:fixed,mtp:3:fixed,mtp:4:fixed,mtp:5:fixed,mtp:6:fixed,mtp:3:fixed:per-token,auto
       step "bench, --device cuda" 3600 "$program" bench -m "$large" --device cuda --arms "$arms" --rounds 5 -n 128 --ignore-eos \
-        --csv "$logs/bench-cuda.csv"
+        --forced-acceptance 0.85 --csv "$logs/bench-cuda.csv"
       step "bench, --device split, half of the experts" 3600 "$program" bench -m "$large" --device split --gpu-experts 128 --gpu-cache 0 \
-        --arms off,mtp:3:fixed,auto --rounds 3 -n 64 --ignore-eos
+        --arms off,mtp:3:fixed,auto --rounds 3 -n 64 --ignore-eos --forced-acceptance 0.85
       step "bench, --device split, half of the experts and 32 hot ones" 3600 "$program" bench -m "$large" --device split --gpu-experts 96 \
-        --gpu-cache 32 --arms off,mtp:3:fixed,auto --rounds 3 -n 64 --ignore-eos
-      step "bench, --device cpu" 3600 "$program" bench -m "$large" --arms off,mtp:3:fixed --rounds 3 -n 64 --ignore-eos
+        --gpu-cache 32 --arms off,mtp:3:fixed,auto --rounds 3 -n 64 --ignore-eos --forced-acceptance 0.85
+      step "bench, --device cpu" 3600 "$program" bench -m "$large" --arms off,mtp:3:fixed --rounds 3 -n 64 --ignore-eos \
+        --forced-acceptance 0.85
+      for drafts in 0 3; do
+        step "share of the time the GPU is busy, --mtp $drafts" 900 busy_while "$program" decode -m "$large" --device cuda --mtp "$drafts" \
+          --mtp-fixed -p "int main" -n 1500 --ignore-eos --print-ids
+      done
       [ -n "$keep" ] || rm -f "$large"
     fi
   fi
