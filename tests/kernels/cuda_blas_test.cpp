@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 #include <cmath>
 
+#include "kernels/half.h"
 #include "kernels/math.h"
 #include "kernels/matmul_cuda.h"
 #include "tests/kernels/cuda_test_support.h"
