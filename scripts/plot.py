@@ -3,8 +3,8 @@
 
     scripts/plot.py bench.json docs/bench.png
 
-Four panels: tokens per second by arm with 95% intervals, V(n) of the widest arm against what its bytes allow, U(n) against independent
-routing, and where a cycle's time goes. Needs matplotlib (Debian: python3-matplotlib).
+Four panels: tokens per second by arm with 95% intervals, V(n) against what the bytes allow, U(n) against independent routing, and where a
+cycle's time goes. Needs matplotlib (Debian: python3-matplotlib).
 """
 import argparse
 import json
@@ -34,23 +34,24 @@ def speeds(ax, arms):
 
 
 def by_rows(arm, key):
-    """(rows, values) of a list indexed by rows, without the widths that never ran."""
-    pairs = [(n, v) for n, v in enumerate(arm.get(key, [])) if v]
+    """(rows, values) of a list indexed by rows, without the widths that hardly ever ran."""
+    windows = arm.get("windows_by_rows", [])
+    pairs = [(n, v) for n, v in enumerate(arm.get(key, [])) if v and windows[n] >= 0.05 * sum(windows)]
     return [n for n, _ in pairs], [v for _, v in pairs]
 
 
 def pass_times(ax, arms):
-    """Time of a pass over n rows in units of one plain pass of the first arm, and the ratio of the bytes that it must read."""
-    plain = next((arm["verify_ms_by_rows"][1] for arm in arms if arm["verify_ms_by_rows"][1]), None)
-    if plain:
-        for arm in arms:
-            rows, ms = by_rows(arm, "verify_ms_by_rows")
-            if len(rows) > 0:
-                ax.plot(rows, [m / plain for m in ms], "o-", label=arm["name"])
-    widest = max(arms, key=lambda arm: len(arm.get("bytes_by_rows", [])))
-    rows, size = by_rows(widest, "bytes_by_rows")
-    if rows and rows[0] == 1:
-        ax.plot(rows, [s / size[0] for s in size], "k--", label="bytes")
+    """Time of a pass over n rows in units of a pass over one, and the same of the bytes that a grouped pass has to read."""
+    limit = {}
+    for arm in arms:
+        rows, slowdown = by_rows(arm, "slowdown_by_rows")
+        if rows and rows != [1]:
+            ax.plot(rows, slowdown, "o-", label=arm["name"])
+        if not arm["name"].endswith("per-token"):
+            limit.update(zip(*by_rows(arm, "byte_ratio_by_rows")))
+    rows = sorted(limit)
+    ax.plot(rows, [limit[n] for n in rows], "k--", label="bytes")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("rows n")
     ax.set_ylabel("V(n)")
     ax.set_ylim(bottom=0)
@@ -63,13 +64,14 @@ def experts(ax, arms, run):
     widest = 1
     for arm in arms:
         rows, distinct = by_rows(arm, "distinct_experts_by_rows")
-        if rows:
+        if rows and rows != [1]:
             ax.plot(rows, distinct, "o-", label=arm["name"])
             widest = max(widest, rows[-1])
     total, top_k = run.get("expert_count"), run.get("expert_used_count")
     if total and top_k:
         rows = list(range(1, widest + 1))
         ax.plot(rows, [total * (1 - (1 - top_k / total) ** n) / top_k for n in rows], "k--", label="independent")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("rows n")
     ax.set_ylabel("U(n)")
     ax.set_ylim(bottom=0)

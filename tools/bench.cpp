@@ -235,6 +235,8 @@ Json run_json(const BenchFlags& flags, const Model& model, const std::vector<std
   Json object;
   add_run(object, flags.model, model);
   object.erase("mtp");  // the arms say it
+  object["expert_count"] = model.config().num_experts;
+  object["expert_used_count"] = model.config().experts_per_token;
   object["processor"] = cpu_model_name();
   object["compiler"] = __VERSION__;
   object["rounds"] = flags.rounds;

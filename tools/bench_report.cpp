@@ -28,16 +28,20 @@ std::vector<double> means(const std::vector<double>& sums, const std::vector<int
   return result;
 }
 
+/// Bytes that a pass over n rows has to read, of which distinct_experts = U(n).
+double pass_bytes(const BenchArm& arm, size_t n, double distinct_experts, const ByteAccount& account) {
+  // The per-token core reads an expert again for every row that it serves.
+  const double experts = arm.moe_verify == MoeVerify::kPerToken ? static_cast<double>(n) : distinct_experts;
+  return account.model->trunk_pass(experts, account.kv_len, account.kv_type).total();
+}
+
 /// Bytes that all the arm's windows together had to read.
 double bytes_read(const BenchArm& arm, const DecodeStatistics& s, const std::vector<double>& distinct_experts,
                   const ByteAccount& account) {
   double bytes = 0;
   for (size_t n = 1; n < s.windows_by_rows.size(); ++n) {
     if (s.windows_by_rows[n] == 0) continue;
-    // The per-token core reads an expert again for every row that it serves.
-    const double experts = arm.moe_verify == MoeVerify::kPerToken ? static_cast<double>(n) : distinct_experts[n];
-    bytes += static_cast<double>(s.windows_by_rows[n]) *
-             account.model->trunk_pass(experts, account.kv_len, account.kv_type).total();
+    bytes += static_cast<double>(s.windows_by_rows[n]) * pass_bytes(arm, n, distinct_experts[n], account);
   }
   if (arm.mtp > 0) {
     // The MTP layer runs once over the accepted tokens before a window that drafts (refresh) and once for each further
@@ -145,6 +149,12 @@ std::vector<ArmReport> report_arms(const std::vector<BenchArm>& arms, const Benc
     report.bandwidth_share = ratio(report.bytes_per_second, account.bandwidth);
     report.prompt_int8_share =
         ratio(report.prompt_tokens_per_second * account.model->prompt_operations(), account.int8_peak);
+    report.byte_ratio_by_rows.assign(report.distinct_experts_by_rows.size(), kNone);
+    for (size_t n = 1; n < report.byte_ratio_by_rows.size(); ++n) {
+      const double experts = report.distinct_experts_by_rows[n];
+      if (experts == kNone) continue;
+      report.byte_ratio_by_rows[n] = pass_bytes(arms[a], n, experts, account) / pass_bytes(arms[a], 1, 1, account);
+    }
     report.memory = memory[a];
     reports.push_back(std::move(report));
   }
@@ -187,6 +197,7 @@ std::string format_table(const std::vector<ArmReport>& reports) {
   text += "\n";
   for (const ArmReport& r : reports) {
     text += fmt::format("{:<{}}  V(n){}\n", r.name, width, by_rows_text(r.slowdown_by_rows));
+    text += fmt::format("{:<{}}  of bytes{}\n", "", width, by_rows_text(r.byte_ratio_by_rows));
     text += fmt::format("{:<{}}  U(n){}\n", "", width, by_rows_text(r.distinct_experts_by_rows));
     if (r.total.drafted > 0) {
       text += fmt::format("{:<{}}  accepted by position{}; windows by k{}\n", "", width, acceptance_text(r.total),
@@ -218,6 +229,7 @@ nlohmann::ordered_json arms_json(const std::vector<ArmReport>& reports) {
     arm["refresh_ms"] = r.total.refresh_ms / passes;
     arm["verify_ms_by_rows"] = by_rows_json(r.verify_ms_by_rows);
     arm["slowdown_by_rows"] = by_rows_json(r.slowdown_by_rows);
+    arm["byte_ratio_by_rows"] = by_rows_json(r.byte_ratio_by_rows);
     arm["distinct_experts_by_rows"] = by_rows_json(r.distinct_experts_by_rows);
     arm["windows_by_rows"] = r.total.windows_by_rows;
     arm["windows_by_k"] = r.total.windows_by_k;

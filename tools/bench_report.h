@@ -45,6 +45,7 @@ struct ArmReport {
   std::vector<double> verify_ms_by_rows;
   std::vector<double> slowdown_by_rows;          // V(n)
   std::vector<double> distinct_experts_by_rows;  // U(n)
+  std::vector<double> byte_ratio_by_rows;        // bytes of a pass over n rows / over one: what V(n) cannot go below
   double bytes_per_token = 0;
   double bytes_per_second = 0;
   double bandwidth_share = 0;

@@ -112,6 +112,8 @@ TEST_CASE("The ratio is to the first arm, round by round", "[bench]") {
   CHECK(on["verify_ms_by_rows"][2].is_null());
   CHECK(on["slowdown_by_rows"][1].get<double>() == Approx(0.5));
   CHECK(on["distinct_experts_by_rows"][1].get<double>() == Approx(1));
+  CHECK(on["byte_ratio_by_rows"][1].get<double>() == Approx(1));
+  CHECK(on["byte_ratio_by_rows"][2].is_null());
   CHECK(on["bandwidth_share"].get<double>() ==
         Approx(on["bytes_per_token"].get<double>() * on["tokens_per_second"].get<double>() / 10e9));
   CHECK(on["prompt_speedup"].get<double>() == Approx(2));

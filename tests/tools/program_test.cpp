@@ -578,11 +578,14 @@ TEST_CASE("bench measures arms with equal ids and writes JSON and CSV", "[progra
   const Json json = Json::parse(read_all(folder.file("b.json")));
   CHECK(json["identical"] == true);
   CHECK(json["bandwidth_gb_per_s"].get<double>() > 0.1);
+  CHECK(json["expert_count"] == 16);
+  CHECK(json["expert_used_count"] == 2);
   REQUIRE(json["arms"].size() == 3);
   for (const Json& arm : json["arms"]) {
     for (const char* key : {"name", "tokens_per_second", "ci95", "speedup", "speedup_ci95", "acceptance_length",
                             "ids_sha256", "bytes_per_token", "bandwidth_share", "verify_ms_by_rows", "draft_ms",
-                            "distinct_experts_by_rows", "peak_rss_bytes"}) {
+                            "slowdown_by_rows", "byte_ratio_by_rows", "windows_by_rows", "verify_ms", "accept_ms",
+                            "refresh_ms", "distinct_experts_by_rows", "peak_rss_bytes"}) {
       INFO(key);
       CHECK(arm.contains(key));
     }
@@ -593,6 +596,8 @@ TEST_CASE("bench measures arms with equal ids and writes JSON and CSV", "[progra
   CHECK(json["arms"][0]["acceptance_length"].get<double>() == Approx(1));
   CHECK(json["arms"][0]["speedup"].get<double>() == Approx(1));
   CHECK(json["arms"][1]["verify_ms_by_rows"][3].is_number());
+  CHECK(json["arms"][1]["byte_ratio_by_rows"][3].get<double>() > 1);
+  CHECK(json["arms"][1]["byte_ratio_by_rows"][3].get<double>() < json["arms"][1]["distinct_experts_by_rows"][3]);
   const std::string csv = read_all(folder.file("b.csv"));
   CHECK(std::count(csv.begin(), csv.end(), '\n') == 1 + 3 * 2);
 }
