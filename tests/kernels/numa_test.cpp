@@ -54,11 +54,12 @@ NumaNodes made_of(const std::vector<int>& counts) {
   return NumaNodes(nodes);
 }
 
+// No checks of Catch's here: members of a team call it, and Catch counts for one thread alone.
 std::vector<int> running_on() {
   cpu_set_t set;
   CPU_ZERO(&set);
-  REQUIRE(sched_getaffinity(0, sizeof set, &set) == 0);
   std::vector<int> list;
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return list;
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (CPU_ISSET(cpu, &set)) list.push_back(cpu);
   }
@@ -325,7 +326,9 @@ TEST_CASE("Members stay on their node, and the caller gets its processors back",
   // One node, or one member: nobody is pinned.
   ThreadTeam plain(threads, NumaNodes()), alone(1, nodes);
   for (ThreadTeam* team : {&plain, &alone}) {
-    team->parallel_for(2, [&](int64_t, int) { CHECK(running_on() == own); });
+    std::atomic<int> pinned{0};
+    team->parallel_for(2, [&](int64_t, int) { pinned += running_on() != own; });
+    CHECK(pinned == 0);
     CHECK(running_on() == own);
   }
   // Processors that are not there are refused, and nothing is lost.
