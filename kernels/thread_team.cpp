@@ -96,12 +96,16 @@ struct ThreadTeam::State {
   std::atomic<uint32_t> sleepers{0};
   std::atomic<bool> caller_sleeps{false};
   std::atomic<bool> stop{false};
+  bool by_node = false;  // member i begins with items [begins[i], begins[i + 1]), else with an equal part of all
   void* context = nullptr;
   BodyFn body = nullptr;
   int64_t num_items = 0;
-  bool by_node = false;  // member i begins with items [begins[i], begins[i + 1]), else with an equal part of all
-  std::vector<int64_t> begins;
   uint32_t loop = 0;  // number of the loop that runs
+
+  // In lines that nobody writes while the team is at work, or every loop would fetch them anew; only where there are
+  // several nodes the numbers in `begins` change.
+  alignas(64) bool crowded = false;
+  std::vector<int64_t> begins;
 
   // Per member, in a line of its own: number of the loop << 32 | items taken from its range. A word of an older loop
   // stands for none, so opening a loop touches none of them.
@@ -119,10 +123,10 @@ struct ThreadTeam::State {
   std::vector<Group> groups;
   std::vector<size_t> group_of;  // by member
   NumaNodes nodes;
-  std::optional<ThreadPin> caller_pin;
 
-  bool crowded = false;
-  bool in_loop = false;  // the caller's
+  // The caller's.
+  alignas(64) bool in_loop = false;
+  std::optional<ThreadPin> caller_pin;
   std::vector<std::thread> workers;
 
   ~State() {
