@@ -160,6 +160,7 @@ PinnedBuffer::~PinnedBuffer() {
 }
 
 void copy_to_device(const Stream& stream, void* to, const void* from, size_t size_bytes) {
+  if (size_bytes == 0) return;  // from nowhere, as CUDA allows and memcpy does not
   submit(stream, [=] { std::memcpy(to, from, size_bytes); });
 }
 void copy_to_host(const Stream& stream, void* to, const void* from, size_t size_bytes) {
