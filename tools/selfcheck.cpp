@@ -115,10 +115,6 @@ std::vector<CheckPlace> list_places(const Model& model, const SelfcheckFlags& fl
   const ModelSizes sizes = ModelSizes::of(GgufFile::open(model.path()), model.config());
   std::vector<CheckPlace> places;
   for (const CheckPlace& place : gpu_places(model.config().num_experts, flags.some_experts)) {
-    if (place.device == Device::kSplit) {
-      not_run.push_back({describe(place), "sessions run on the CPU or on the GPU alone"});
-      continue;
-    }
     PlacementRequest request = flags.model.placement_request(model.config(), cuda::free_memory_bytes());
     request.whole_model = place.device == Device::kCuda;
     request.gpu_experts = place.gpu_experts;
