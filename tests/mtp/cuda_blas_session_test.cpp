@@ -13,6 +13,7 @@
 namespace foretoken {
 namespace {
 
+using test::drafting_options;
 using test::random_ids;
 using test::RandomModel;
 using test::TempFolder;
@@ -91,21 +92,7 @@ class Subject {
 
  private:
   [[nodiscard]] DecodeOptions decode_options(const Case& at) const {
-    DecodeOptions options;
-    options.max_new_tokens = kNewTokens;
-    options.mtp = at.k;
-    options.controller = false;
-    options.ignore_eos = true;
-    if (at.sampled) {
-      options.sampling.temperature = 0.8f;
-      options.sampling.seed = 7;
-    }
-    if (at.k > 0) {
-      options.forced_continuation = reference(at.sampled).result.ids;
-      options.forced_acceptance = 0.7;
-      options.forced_seed = static_cast<uint64_t>(at.k);
-    }
-    return options;
+    return drafting_options(kNewTokens, at.k, at.sampled, references_);
   }
 
   TempFolder folder_;

@@ -21,6 +21,7 @@
 namespace foretoken {
 namespace {
 
+using test::drafting_options;
 using test::random_ids;
 using test::RandomModel;
 using test::small_model;
@@ -57,22 +58,7 @@ class Subject {
   }
 
   [[nodiscard]] DecodeOptions decode_options(int k, bool sampled) const {
-    DecodeOptions options;
-    options.max_new_tokens = new_tokens_;
-    options.mtp = k;
-    options.controller = false;
-    options.ignore_eos = true;
-    if (sampled) {
-      options.sampling.temperature = 0.8f;
-      options.sampling.seed = 7;
-    }
-    if (k > 0) {
-      // Seven drafts of ten are taken from the known text, so that windows end everywhere.
-      options.forced_continuation = ids(sampled);
-      options.forced_acceptance = 0.7;
-      options.forced_seed = static_cast<uint64_t>(k);
-    }
-    return options;
+    return drafting_options(new_tokens_, k, sampled, references_);
   }
 
   /// Call by call, every logit fetched.

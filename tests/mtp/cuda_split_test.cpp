@@ -20,6 +20,7 @@
 namespace foretoken {
 namespace {
 
+using test::drafting_options;
 using test::random_ids;
 using test::RandomModel;
 using test::small_model;
@@ -68,21 +69,7 @@ class SplitModel {
   }
 
   DecodeOptions decode_options(const Case& at) const {
-    DecodeOptions options;
-    options.max_new_tokens = new_tokens_;
-    options.mtp = at.k;
-    options.controller = false;
-    options.ignore_eos = true;
-    if (at.sampled) {
-      options.sampling.temperature = 0.8f;
-      options.sampling.seed = 7;
-    }
-    if (at.k > 0) {
-      options.forced_continuation = references_[at.sampled ? 1 : 0].result.ids;
-      options.forced_acceptance = 0.7;
-      options.forced_seed = static_cast<uint64_t>(at.k);
-    }
-    return options;
+    return drafting_options(new_tokens_, at.k, at.sampled, references_);
   }
 
   /// Every bit of every logit, call by call.

@@ -30,6 +30,26 @@ struct Transcript {
   }
 };
 
+/// new_tokens tokens, greedy or a seeded sample, in windows of always k drafts: seven of ten from the `known` text
+/// (greedy, sampled), so that windows end everywhere.
+inline DecodeOptions drafting_options(int new_tokens, int k, bool sampled, const std::vector<Transcript>& known) {
+  DecodeOptions options;
+  options.max_new_tokens = new_tokens;
+  options.mtp = k;
+  options.controller = false;
+  options.ignore_eos = true;
+  if (sampled) {
+    options.sampling.temperature = 0.8f;
+    options.sampling.seed = 7;
+  }
+  if (k > 0) {
+    options.forced_continuation = known[sampled ? 1 : 0].result.ids;
+    options.forced_acceptance = 0.7;
+    options.forced_seed = static_cast<uint64_t>(k);
+  }
+  return options;
+}
+
 /// Decodes in a session of its own and keeps everything. `decode.on_logits` and all_prompt_logits are set here; the
 /// session gets the window and the MTP layer that `options.mtp` needs.
 inline Transcript transcribe(const Model& model, SessionOptions session_options, std::span<const TokenId> prompt,
