@@ -16,10 +16,7 @@ struct Steps {
       const __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(x + i));
       largest = _mm256_max_epi32(largest, _mm256_and_si256(bits, mask));
     }
-    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
-    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
-    return static_cast<uint32_t>(_mm_cvtsi128_si32(four));
+    return largest_of(largest);
   }
 
   // 32 values to int8, with the sums of both halves.

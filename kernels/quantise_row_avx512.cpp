@@ -16,11 +16,7 @@ struct Steps {
       const __m512i bits = _mm512_castps_si512(_mm512_loadu_ps(x + i));
       largest = _mm512_max_epi32(largest, _mm512_and_si512(bits, mask));
     }
-    const __m256i eight = _mm256_max_epi32(_mm512_castsi512_si256(largest), _mm512_extracti64x4_epi64(largest, 1));
-    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
-    return static_cast<uint32_t>(_mm_cvtsi128_si32(four));
+    return largest_of(_mm256_max_epi32(_mm512_castsi512_si256(largest), _mm512_extracti64x4_epi64(largest, 1)));
   }
 
   // 16 values to int8, with their sum.

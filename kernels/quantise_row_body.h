@@ -9,6 +9,14 @@
 namespace foretoken {
 namespace {
 
+/// The largest of eight lanes, none negative.
+inline uint32_t largest_of(__m256i eight) {
+  __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
+  return static_cast<uint32_t>(_mm_cvtsi128_si32(four));
+}
+
 /// Rule 1 of the contract, block by block. S::largest_magnitude(x, count): the bits of the largest |x|;
 /// S::quantise(x, inverse, q, sums): S::kWidth values to int8 and the sums of each 16 of them.
 template <class S>
