@@ -51,21 +51,21 @@ if(NOT FORETOKEN_CUDA STREQUAL "OFF")
 endif()
 
 # Files of kernels/ that are not part of the CPU program. What names no device goes into both builds.
-file(GLOB FORETOKEN_CUDA_KERNELS CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/*.cu)
-set(FORETOKEN_CUDA_COMMON ${CMAKE_SOURCE_DIR}/kernels/cuda_bandwidth.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda_faults.cpp
-  ${CMAKE_SOURCE_DIR}/kernels/cuda_matrix.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda_rows.cpp)
+file(GLOB_RECURSE FORETOKEN_CUDA_KERNELS CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/*.cu)
+set(FORETOKEN_CUDA_COMMON ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_bandwidth.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_faults.cpp
+  ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_matrix.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_rows.cpp)
 
 # foretoken_cuda: the GPU backend, or, in a build without CUDA, only the answer that there is none (cuda_device.h).
 function(foretoken_cuda_library)
-  add_library(foretoken_cuda STATIC ${CMAKE_SOURCE_DIR}/kernels/cuda_device.cpp)
+  add_library(foretoken_cuda STATIC ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_device.cpp)
   foretoken_warnings(foretoken_cuda)
   target_link_libraries(foretoken_cuda PUBLIC foretoken_kernels)
   if(FORETOKEN_HAVE_CUDA)
     target_sources(foretoken_cuda PRIVATE ${FORETOKEN_CUDA_COMMON} ${FORETOKEN_CUDA_KERNELS}
-      ${CMAKE_SOURCE_DIR}/kernels/cuda_blas.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda_runtime_wrap.cpp)
+      ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_blas.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_runtime_wrap.cpp)
     target_compile_definitions(foretoken_cuda PUBLIC FORETOKEN_HAVE_CUDA)
     # cuBLAS is loaded when a run asks for it (cuda_blas.cpp): the build takes its header alone.
-    set_source_files_properties(${CMAKE_SOURCE_DIR}/kernels/cuda_blas.cpp PROPERTIES
+    set_source_files_properties(${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_blas.cpp PROPERTIES
       COMPILE_DEFINITIONS "FORETOKEN_CUDA_LIBRARY_DIR=\"${CUDAToolkit_LIBRARY_DIR}\"")
     # The contract: no contraction, IEEE division and square root, denormals kept (nvcc's defaults but for the first).
     target_compile_options(foretoken_cuda PRIVATE
@@ -74,7 +74,7 @@ function(foretoken_cuda_library)
   endif()
 endfunction()
 
-# foretoken_cuda_engine: sessions on the GPU (engine/cuda_*.cpp). A build without CUDA has none.
+# foretoken_cuda_engine: sessions on the GPU (engine/cuda/cuda_*.cpp). A build without CUDA has none.
 function(foretoken_cuda_engine_library)
   if(FORETOKEN_HAVE_CUDA)
     foretoken_cuda_engine_of(foretoken_cuda_engine foretoken_cuda)
@@ -83,19 +83,19 @@ endfunction()
 
 # The same sources over the runtime of one library: cudart, or the emulation.
 function(foretoken_cuda_engine_of name runtime)
-  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/engine/cuda_*.cpp)
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/engine/cuda/cuda_*.cpp)
   add_library(${name} STATIC ${sources})
   foretoken_warnings(${name})
   target_link_libraries(${name} PUBLIC foretoken_engine ${runtime})
 endfunction()
 
-# The tests tests/kernels/cuda_*_test.cpp, twice: against the emulation, on every machine, and against the GPU, where they report *skipped*
+# The tests cuda_*_test.cpp below tests/kernels/, twice: against the emulation, on every machine, and against the GPU, where they report *skipped*
 # without one. Called from tests/, where the .cu files are C++ sources.
 function(foretoken_cuda_tests)
-  file(GLOB tests CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/kernels/cuda_*_test.cpp)
+  file(GLOB_RECURSE tests CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/kernels/cuda_*_test.cpp)
   list(FILTER tests EXCLUDE REGEX "/cuda_emulation_test\\.cpp$")
-  file(GLOB session_tests CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/mtp/cuda_*_test.cpp)
-  add_library(foretoken_cuda_test_main STATIC ${CMAKE_SOURCE_DIR}/tests/kernels/cuda_test_main.cpp)
+  file(GLOB_RECURSE session_tests CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/mtp/cuda_*_test.cpp)
+  add_library(foretoken_cuda_test_main STATIC ${CMAKE_SOURCE_DIR}/tests/kernels/cuda/cuda_test_main.cpp)
   foretoken_warnings(foretoken_cuda_test_main)
   target_include_directories(foretoken_cuda_test_main PUBLIC ${CMAKE_SOURCE_DIR})
   target_link_libraries(foretoken_cuda_test_main PUBLIC Catch2::Catch2)
@@ -103,14 +103,14 @@ function(foretoken_cuda_tests)
   find_package(Boost 1.74 QUIET COMPONENTS context)
   if(TARGET Boost::context)
     add_library(foretoken_cuda_emulation STATIC ${FORETOKEN_CUDA_COMMON} ${FORETOKEN_CUDA_KERNELS}
-      ${CMAKE_SOURCE_DIR}/kernels/cuda_emulation.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda_emulated_blas.cpp
-      ${CMAKE_SOURCE_DIR}/kernels/cuda_emulated_runtime.cpp)
+      ${CMAKE_SOURCE_DIR}/kernels/cuda/emulation/cuda_emulation.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda/emulation/cuda_emulated_blas.cpp
+      ${CMAKE_SOURCE_DIR}/kernels/cuda/emulation/cuda_emulated_runtime.cpp)
     set_source_files_properties(${FORETOKEN_CUDA_KERNELS} PROPERTIES LANGUAGE CXX)
     foretoken_warnings(foretoken_cuda_emulation)
     target_compile_options(foretoken_cuda_emulation PRIVATE -O1)  # half the time to compile
     target_compile_definitions(foretoken_cuda_emulation PUBLIC FORETOKEN_CUDA_EMULATION)
     target_link_libraries(foretoken_cuda_emulation PUBLIC foretoken_kernels PRIVATE Boost::context)
-    add_executable(test_cuda_emulation ${tests} ${CMAKE_SOURCE_DIR}/tests/kernels/cuda_emulation_test.cpp)
+    add_executable(test_cuda_emulation ${tests} ${CMAKE_SOURCE_DIR}/tests/kernels/cuda/cuda_emulation_test.cpp)
     foretoken_warnings(test_cuda_emulation)
     target_link_libraries(test_cuda_emulation PRIVATE foretoken_cuda_test_main foretoken_cuda_emulation foretoken_engine)
     catch_discover_tests(test_cuda_emulation TEST_PREFIX "cuda emulation: " PROPERTIES TIMEOUT 1200)

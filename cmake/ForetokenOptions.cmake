@@ -29,10 +29,10 @@ set(FORETOKEN_FLAGS_avx2vnni ${FORETOKEN_FLAGS_avx2} -mavxvnni)
 set(FORETOKEN_FLAGS_avx512 ${FORETOKEN_FLAGS_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq)
 set(FORETOKEN_FLAGS_avx512vnni ${FORETOKEN_FLAGS_avx512} -mavx512vnni)
 
-# foretoken_library(folder [folder it may call]): the static library of one folder. A file that ends in _avx2.cpp, _avx2vnni.cpp,
+# foretoken_library(folder [folder it may call]): the static library of one folder with its rooms. A file that ends in _avx2.cpp, _avx2vnni.cpp,
 # _avx512.cpp or _avx512vnni.cpp is compiled for that instruction set and run only where the processor has it.
 function(foretoken_library name)
-  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${name}/*.cpp)
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${name}/*.cpp)
   list(FILTER sources EXCLUDE REGEX "/(main|cuda_[^/]*)\\.cpp$")  # cuda_*: see ForetokenCuda.cmake
   add_library(foretoken_${name} STATIC ${sources})
   target_include_directories(foretoken_${name} PUBLIC ${CMAKE_SOURCE_DIR})

@@ -5,13 +5,13 @@
 #include <memory>
 #include <span>
 
+#include "engine/cuda/hot_experts.h"
 #include "engine/device_cycle.h"
-#include "engine/hot_experts.h"
-#include "engine/model.h"
+#include "engine/model/model.h"
 #include "engine/options.h"
 #include "engine/session_memory.h"
-#include "kernels/thread_team.h"
-#include "kernels/work_profile.h"
+#include "kernels/threads/thread_team.h"
+#include "kernels/threads/work_profile.h"
 #include "moe/moe.h"
 
 namespace foretoken {

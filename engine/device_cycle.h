@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "engine/sampler.h"
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 
 namespace foretoken {
 

@@ -4,8 +4,8 @@
 #include <cstdlib>
 
 #include "engine/options.h"
-#include "kernels/error.h"
-#include "kernels/thread_team.h"
+#include "kernels/base/error.h"
+#include "kernels/threads/thread_team.h"
 
 namespace foretoken {
 

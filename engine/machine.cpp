@@ -13,9 +13,9 @@
 #include <optional>
 #include <string_view>
 
-#include "kernels/aligned_buffer.h"
-#include "kernels/control_group.h"
-#include "kernels/thread_team.h"
+#include "kernels/base/aligned_buffer.h"
+#include "kernels/threads/control_group.h"
+#include "kernels/threads/thread_team.h"
 
 namespace foretoken {
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "kernels/int8_peak.h"
+#include "kernels/probe/int8_peak.h"
 
 namespace foretoken {
 

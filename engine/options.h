@@ -7,9 +7,9 @@
 #include <string_view>
 #include <vector>
 
-#include "kernels/attention.h"
-#include "kernels/isa.h"
-#include "kernels/numa.h"
+#include "kernels/attention/attention.h"
+#include "kernels/base/isa.h"
+#include "kernels/threads/numa.h"
 #include "moe/moe_verify.h"
 
 namespace foretoken {

@@ -9,10 +9,10 @@
 #include <limits>
 #include <vector>
 
-#include "kernels/error.h"
-#include "kernels/gumbel.h"
-#include "kernels/math.h"
-#include "kernels/softmax.h"
+#include "kernels/base/error.h"
+#include "kernels/base/math.h"
+#include "kernels/select/gumbel.h"
+#include "kernels/select/softmax.h"
 
 namespace foretoken {
 

@@ -2,8 +2,8 @@
 
 #include <cstdint>
 
-#include "engine/tokenizer.h"
-#include "kernels/isa.h"
+#include "engine/text/tokenizer.h"
+#include "kernels/base/isa.h"
 
 namespace foretoken {
 
@@ -24,8 +24,8 @@ struct SamplingOptions {
 /// filter before it kept (top-p's share is a share of what top-k left), then argmax over the kept ids of logit /
 /// temperature + gumbel(seed, position, id): the Gumbel-max trick, which samples exactly from the filtered softmax. The
 /// noise is -log(-log(u)), u in (0, 1) made from a hash of (seed, position, id); log is the library's own
-/// (kernels/math.h), so the text is the same on every machine. NaN counts as -infinity; where no logit is finite the
-/// choice is greedy. `position` is the position that the chosen token will stand at.
+/// (kernels/base/math.h), so the text is the same on every machine. NaN counts as -infinity; where no logit is finite
+/// the choice is greedy. `position` is the position that the chosen token will stand at.
 [[nodiscard]] TokenId choose_token(Isa isa, const float* logits, int64_t vocab_size, const SamplingOptions& options,
                                    int64_t position);
 

@@ -5,10 +5,10 @@
 #include <algorithm>
 
 #include "engine/backend.h"
-#include "engine/cpu_backend.h"
+#include "engine/cpu/cpu_backend.h"
 #include "engine/machine.h"
-#include "kernels/error.h"
-#include "kernels/matrix.h"
+#include "kernels/base/error.h"
+#include "kernels/formats/matrix.h"
 
 namespace foretoken {
 

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include "kernels/elementwise.h"
-#include "kernels/error.h"
-#include "kernels/matmul.h"
+#include "kernels/base/error.h"
+#include "kernels/matmul/matmul.h"
+#include "kernels/rows/elementwise.h"
 
 namespace foretoken {
 

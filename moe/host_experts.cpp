@@ -1,6 +1,6 @@
 #include "moe/host_experts.h"
 
-#include "kernels/error.h"
+#include "kernels/base/error.h"
 #include "moe/expert_pass.h"
 
 namespace foretoken {

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
-#include "kernels/elementwise.h"
-#include "kernels/error.h"
-#include "kernels/matmul.h"
-#include "kernels/rms_norm.h"
+#include "kernels/base/error.h"
+#include "kernels/matmul/matmul.h"
+#include "kernels/rows/elementwise.h"
+#include "kernels/rows/rms_norm.h"
 #include "moe/grouped.h"
 
 namespace foretoken {

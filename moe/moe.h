@@ -5,12 +5,12 @@
 #include <memory>
 #include <vector>
 
-#include "kernels/aligned_buffer.h"
-#include "kernels/matrix.h"
-#include "kernels/row_buffer.h"
-#include "kernels/row_items.h"
-#include "kernels/thread_team.h"
-#include "kernels/work_profile.h"
+#include "kernels/base/aligned_buffer.h"
+#include "kernels/formats/matrix.h"
+#include "kernels/rows/row_buffer.h"
+#include "kernels/threads/row_items.h"
+#include "kernels/threads/thread_team.h"
+#include "kernels/threads/work_profile.h"
 #include "moe/buckets.h"
 #include "moe/moe_verify.h"
 #include "moe/router.h"

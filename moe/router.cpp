@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "kernels/error.h"
-#include "kernels/softmax.h"
+#include "kernels/base/error.h"
+#include "kernels/select/softmax.h"
 
 namespace foretoken {
 

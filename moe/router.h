@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels/isa.h"
+#include "kernels/base/isa.h"
 
 namespace foretoken {
 

@@ -1,6 +1,6 @@
 #include "mtp/accept.h"
 
-#include "kernels/error.h"
+#include "kernels/base/error.h"
 
 namespace foretoken {
 

@@ -2,7 +2,7 @@
 
 #include <span>
 
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 
 namespace foretoken {
 

@@ -7,7 +7,7 @@
 #include <optional>
 
 #include "engine/device_cycle.h"
-#include "kernels/error.h"
+#include "kernels/base/error.h"
 #include "mtp/accept.h"
 #include "mtp/controller.h"
 #include "mtp/draft.h"

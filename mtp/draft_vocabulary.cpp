@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "kernels/matrix.h"
+#include "kernels/formats/matrix.h"
 
 namespace foretoken {
 

@@ -3,13 +3,13 @@
 
 #include <cstdio>
 
-#include "kernels/error.h"
+#include "kernels/base/error.h"
+#include "tools/cli/model_flags.h"
+#include "tools/cli/output.h"
+#include "tools/cli/prompt.h"
+#include "tools/cli/summary.h"
+#include "tools/cli/terminal.h"
 #include "tools/commands.h"
-#include "tools/model_flags.h"
-#include "tools/output.h"
-#include "tools/prompt.h"
-#include "tools/summary.h"
-#include "tools/terminal.h"
 
 namespace foretoken {
 

@@ -5,15 +5,15 @@
 #include <cstdio>
 #include <vector>
 
-#include "kernels/error.h"
+#include "kernels/base/error.h"
 #include "mtp/draft_vocabulary.h"
+#include "tools/cli/model_flags.h"
+#include "tools/cli/npy_writer.h"
+#include "tools/cli/output.h"
+#include "tools/cli/prompt.h"
+#include "tools/cli/summary.h"
+#include "tools/cli/terminal.h"
 #include "tools/commands.h"
-#include "tools/model_flags.h"
-#include "tools/npy_writer.h"
-#include "tools/output.h"
-#include "tools/prompt.h"
-#include "tools/summary.h"
-#include "tools/terminal.h"
 
 namespace foretoken {
 

@@ -5,19 +5,19 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "engine/gguf.h"
-#include "engine/model_config.h"
-#include "engine/placement.h"
-#include "kernels/cuda_device.h"
-#include "kernels/error.h"
-#include "kernels/interleave.h"
-#include "tools/byte_model.h"
+#include "engine/cuda/placement.h"
+#include "engine/gguf/gguf.h"
+#include "engine/model/model_config.h"
+#include "kernels/base/error.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/formats/interleave.h"
+#include "tools/bench/byte_model.h"
+#include "tools/cli/model_flags.h"
+#include "tools/cli/output.h"
+#include "tools/cli/summary.h"
+#include "tools/cli/terminal.h"
+#include "tools/cli/version.h"
 #include "tools/commands.h"
-#include "tools/model_flags.h"
-#include "tools/output.h"
-#include "tools/summary.h"
-#include "tools/terminal.h"
-#include "tools/version.h"
 
 namespace foretoken {
 

@@ -7,17 +7,17 @@
 #include <new>
 
 #ifdef FORETOKEN_HAVE_CUDA
-#include "engine/cuda_backend.h"
+#include "engine/cuda/cuda_backend.h"
 #endif
-#include "engine/utf8.h"
-#include "kernels/cuda_device.h"
-#include "kernels/error.h"
-#include "kernels/isa.h"
+#include "engine/text/utf8.h"
+#include "kernels/base/error.h"
+#include "kernels/base/isa.h"
+#include "kernels/cuda/cuda_device.h"
+#include "tools/cli/model_flags.h"
+#include "tools/cli/output.h"
+#include "tools/cli/terminal.h"
+#include "tools/cli/version.h"
 #include "tools/commands.h"
-#include "tools/model_flags.h"
-#include "tools/output.h"
-#include "tools/terminal.h"
-#include "tools/version.h"
 
 namespace foretoken {
 

@@ -1,11 +1,11 @@
 #include <fmt/format.h>
 
-#include "engine/gguf.h"
-#include "kernels/error.h"
+#include "engine/gguf/gguf.h"
+#include "kernels/base/error.h"
+#include "tools/cli/model_flags.h"
+#include "tools/cli/output.h"
+#include "tools/cli/prompt.h"
 #include "tools/commands.h"
-#include "tools/model_flags.h"
-#include "tools/output.h"
-#include "tools/prompt.h"
 
 namespace foretoken {
 

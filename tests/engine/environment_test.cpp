@@ -3,8 +3,8 @@
 #include <catch2/catch.hpp>
 
 #include "engine/options.h"
-#include "kernels/error.h"
-#include "kernels/thread_team.h"
+#include "kernels/base/error.h"
+#include "kernels/threads/thread_team.h"
 
 using namespace foretoken;
 

@@ -5,8 +5,8 @@
 #include <catch2/catch.hpp>
 #include <cstring>
 
-#include "kernels/aligned_buffer.h"
-#include "kernels/thread_team.h"
+#include "kernels/base/aligned_buffer.h"
+#include "kernels/threads/thread_team.h"
 
 using namespace foretoken;
 

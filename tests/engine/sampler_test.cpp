@@ -10,8 +10,8 @@
 #include <set>
 #include <vector>
 
-#include "kernels/error.h"
-#include "kernels/isa.h"
+#include "kernels/base/error.h"
+#include "kernels/base/isa.h"
 
 using namespace foretoken;
 

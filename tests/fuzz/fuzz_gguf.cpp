@@ -4,9 +4,9 @@
 #include <span>
 #include <string_view>
 
-#include "engine/gguf.h"
-#include "engine/gguf_part.h"
-#include "kernels/error.h"
+#include "engine/gguf/gguf.h"
+#include "engine/gguf/gguf_part.h"
+#include "kernels/base/error.h"
 #include "tests/fuzz/memory_file.h"
 
 namespace foretoken {

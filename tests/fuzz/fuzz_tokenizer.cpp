@@ -4,11 +4,11 @@
 #include <string>
 #include <string_view>
 
-#include "engine/gguf.h"
-#include "engine/nfc.h"
-#include "engine/pretokenizer.h"
-#include "engine/tokenizer.h"
-#include "kernels/error.h"
+#include "engine/gguf/gguf.h"
+#include "engine/text/nfc.h"
+#include "engine/text/pretokenizer.h"
+#include "engine/text/tokenizer.h"
+#include "kernels/base/error.h"
 #include "tests/fuzz/memory_file.h"
 
 namespace foretoken {

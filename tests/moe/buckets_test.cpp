@@ -3,7 +3,7 @@
 #include <catch2/catch.hpp>
 #include <set>
 
-#include "tests/engine/random_model.h"
+#include "tests/engine/model/random_model.h"
 
 namespace foretoken {
 namespace {

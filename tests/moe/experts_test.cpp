@@ -3,12 +3,12 @@
 #include <cstring>
 #include <map>
 
-#include "kernels/elementwise.h"
-#include "kernels/interleave.h"
-#include "kernels/rms_norm.h"
-#include "kernels/weight_codec.h"
+#include "kernels/formats/interleave.h"
+#include "kernels/formats/weight_codec.h"
+#include "kernels/rows/elementwise.h"
+#include "kernels/rows/rms_norm.h"
 #include "moe/moe.h"
-#include "tests/engine/random_model.h"
+#include "tests/engine/model/random_model.h"
 
 namespace foretoken {
 namespace {

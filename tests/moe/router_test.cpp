@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "tests/engine/random_model.h"
+#include "tests/engine/model/random_model.h"
 
 namespace foretoken {
 namespace {

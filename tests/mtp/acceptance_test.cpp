@@ -1,10 +1,10 @@
 #include <algorithm>
 #include <catch2/catch.hpp>
 
-#include "kernels/error.h"
+#include "kernels/base/error.h"
 #include "mtp/accept.h"
-#include "tests/engine/gguf_edit.h"
-#include "tests/engine/random_model.h"
+#include "tests/engine/gguf/gguf_edit.h"
+#include "tests/engine/model/random_model.h"
 #include "tests/mtp/transcript.h"
 
 namespace foretoken {

@@ -2,8 +2,8 @@
 #include <filesystem>
 #include <fstream>
 
-#include "kernels/softmax.h"
-#include "tests/engine/reference.h"
+#include "kernels/select/softmax.h"
+#include "tests/engine/model/reference.h"
 #include "tests/mtp/transcript.h"
 
 // The demonstration model that the project ships: a small trained qwen35moe with an MTP layer that is right more often

@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "kernels/isa.h"
-#include "tests/engine/gguf_edit.h"
-#include "tests/engine/random_model.h"
+#include "kernels/base/isa.h"
+#include "tests/engine/gguf/gguf_edit.h"
+#include "tests/engine/model/random_model.h"
 #include "tests/mtp/transcript.h"
 
 // What the invariance matrix is made of: settings, and the check of one of them.

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "tests/engine/random_model.h"
+#include "tests/engine/model/random_model.h"
 #include "tests/tools/subprocess.h"
 
 using foretoken::test::Invocation;

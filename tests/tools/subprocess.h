@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "tests/engine/gguf_edit.h"
+#include "tests/engine/gguf/gguf_edit.h"
 
 namespace foretoken::test {
 

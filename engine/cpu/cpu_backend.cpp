@@ -1,0 +1,284 @@
+#include "engine/cpu/cpu_backend.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <vector>
+
+#include "engine/cpu/forward_pass.h"
+#include "engine/machine.h"
+#include "kernels/base/error.h"
+#include "kernels/matmul/matmul.h"
+#include "kernels/rows/rms_norm.h"
+
+namespace foretoken {
+
+namespace {
+
+// Head rows of one work item: 64 x 2048 values of Q6_K are 105 KiB.
+constexpr int64_t kHeadRowsPerItem = 64;
+
+/// Work items over rows of a head, node by node: what of the rows lies on which node is as the weights' loader had it.
+class HeadItems {
+ public:
+  HeadItems(const NumaNodes& nodes, int64_t num_rows) {
+    for (int node = 0; node < nodes.count(); ++node) shares_.push_back(nodes.rows_of(node, num_rows, kHeadUnitRows));
+    set({{0, num_rows}});
+  }
+
+  // REQUIRES: `ranges` rise.
+  void set(const std::vector<RowRange>& ranges) {
+    items_.clear();
+    node_ends_.clear();
+    for (const std::vector<RowRange>& share : shares_) {
+      for (const RowRange& rows : ranges) append(share, rows);
+      node_ends_.push_back(static_cast<int64_t>(items_.size()));
+    }
+  }
+
+  // One more item, last of its node's. REQUIRES: the rows are one group of kInterleave.
+  void add(const RowRange& rows) {
+    size_t node = 0;
+    const auto holds = [&](const RowRange& share) { return share.begin <= rows.begin && rows.begin < share.end; };
+    while (std::none_of(shares_[node].begin(), shares_[node].end(), holds)) ++node;
+    items_.insert(items_.begin() + node_ends_[node], rows);
+    for (; node < node_ends_.size(); ++node) ++node_ends_[node];
+  }
+
+  [[nodiscard]] std::span<const int64_t> node_ends() const { return node_ends_; }
+  [[nodiscard]] const RowRange& operator[](int64_t item) const { return items_[static_cast<size_t>(item)]; }
+
+ private:
+  void append(const std::vector<RowRange>& share, const RowRange& rows) {
+    for (const RowRange& mine : share) {
+      const int64_t end = std::min(rows.end, mine.end);
+      for (int64_t begin = std::max(rows.begin, mine.begin); begin < end; begin += kHeadRowsPerItem)
+        items_.push_back({begin, std::min(begin + kHeadRowsPerItem, end)});
+    }
+  }
+
+  std::vector<std::vector<RowRange>> shares_;  // [nodes]
+  std::vector<RowRange> items_;
+  std::vector<int64_t> node_ends_;
+};
+
+double mib(size_t bytes) {
+  return static_cast<double>(bytes) / (1 << 20);
+}
+
+// Everything that takes memory. The mappings cost nothing until they are touched, so the sizes can be summed and
+// checked first.
+struct SessionBuffers {
+  SessionBuffers(const ModelConfig& c, const SessionOptions& o)
+      : kv(static_cast<int>(std::count(c.recurrent.begin(), c.recurrent.end(), false)), c.num_kv_heads, c.head_dim,
+           o.ctx_size, o.kv_type),
+        recurrent(c, o.max_window),
+        pass(c, pass_rows(o), o.max_window, o.ctx_size, o.threads),
+        hidden(pass_rows(o), c.hidden_dim),
+        logits(logits_rows(o), c.vocab_size) {
+    if (!o.with_mtp) return;
+    mtp_kv = KvCache(1, c.num_kv_heads, c.head_dim, o.ctx_size, o.kv_type);
+    mtp_join = RowBuffer(pass_rows(o), 2 * c.hidden_dim);
+    for (RowBuffer& rows : mtp_hidden) rows = RowBuffer(pass_rows(o), c.hidden_dim);
+    mtp_logits = FloatRows(logits_rows(o), c.vocab_size);
+  }
+
+  [[nodiscard]] SessionMemory memory(const ModelConfig& c, const SessionOptions& o) const {
+    SessionMemory m;
+    m.kv_bytes = kv.size_bytes() + mtp_kv.size_bytes();
+    m.recurrent_bytes = recurrent.size_bytes();
+    m.work_bytes = pass.size_bytes() + hidden.size_bytes() + logits.size_bytes() + mtp_join.size_bytes() +
+                   mtp_hidden[0].size_bytes() + mtp_hidden[1].size_bytes() + mtp_logits.size_bytes() +
+                   static_cast<size_t>(o.ctx_size) * static_cast<size_t>(c.rope_dim) * sizeof(float);
+    return m;
+  }
+
+  KvCache kv;
+  RecurrentState recurrent;
+  PassBuffers pass;
+  RowBuffer hidden;  // [max_rows, hidden_dim] after the final norm
+  FloatRows logits;  // [logits_rows, vocab_size]
+  // MTP layer.
+  KvCache mtp_kv;
+  RowBuffer mtp_join;                   // [max_rows, 2 * hidden_dim] normed embedding, normed hidden
+  std::array<RowBuffer, 2> mtp_hidden;  // [max_rows, hidden_dim], taking turns
+  FloatRows mtp_logits;                 // [logits_rows, vocab_size]
+};
+
+/// The session's passes over the host's memory.
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(const Model& model, const SessionOptions& options)
+      : Backend(options),
+        config_(model.config()),
+        weights_(model.weights()),
+        buffers_(config_, options_),
+        memory_(checked_memory()),
+        team_(options_.threads, options_.nodes),
+        rope_(config_.rope_dim, config_.rope_base, options_.ctx_size),
+        profile_(options_.profile ? std::make_unique<WorkProfile>(options_.threads) : nullptr),
+        pass_(config_, options_, team_, rope_, buffers_.pass, profile_.get()),
+        head_items_(team_.nodes(), config_.vocab_size),
+        draft_items_(head_items_) {}
+
+  SessionMemory memory() const override { return memory_; }
+  ThreadTeam& team() override { return team_; }
+  WorkProfile* profile() override { return profile_.get(); }
+  ExpertReads*& expert_reads() override { return buffers_.pass.moe.reads; }
+
+  void reset() override {
+    length_ = 0;
+    buffers_.recurrent.reset();
+  }
+
+  void forward(std::span<const TokenId> ids, bool in_slot) override {
+    pass_.begin(static_cast<int>(ids.size()), length_);
+    pass_.embed(weights_.embed, ids);
+    if (config_.architecture == "qwen3moe") {
+      run_qwen3moe_trunk(pass_, weights_, buffers_.kv);
+    } else {
+      run_qwen35_trunk(pass_, weights_, buffers_.kv, buffers_.recurrent, in_slot);
+    }
+    pass_.norm_to(weights_.output_norm, block_bits({&weights_.head}), buffers_.hidden);
+    distinct_experts_ = pass_.take_distinct_experts();
+  }
+
+  double distinct_experts() override { return distinct_experts_; }
+  const float* hidden(int row) override { return buffers_.hidden.row(row); }
+
+  void compute_logits(int row_begin, int row_end) override {
+    run_head(Work::kHead, weights_.head, head_items_, buffers_.hidden, row_begin, row_end, buffers_.logits);
+  }
+  const float* logits(int index) override { return buffers_.logits.row(index); }
+
+  void commit(int num_rows, bool in_slot) override {
+    buffers_.recurrent.commit(num_rows, in_slot);
+    length_ += num_rows;
+  }
+
+  void mtp_forward(std::span<const TokenId> ids, int64_t position, std::span<const float* const> hidden,
+                   int first_output) override {
+    const MtpWeights& w = weights_.mtp;
+    const AttentionWeights& mix = w.layer.attention;
+    const int64_t dim = config_.hidden_dim;
+    const int num_rows = static_cast<int>(ids.size()), num_outputs = num_rows - first_output;
+    RowBuffer& join = buffers_.mtp_join;
+    RowBuffer& residual = buffers_.pass.residual;
+
+    // u = join . [rms_norm(embedding, embed_norm); rms_norm(hidden, hidden_norm)]; keys and values of all rows.
+    pass_.begin(num_rows, position, /*is_mtp=*/true);
+    pass_.embed(w.embed, ids);
+    pass_.for_rows([&](int64_t r, int) {
+      rms_norm(options_.isa, residual.row(r), w.embed_norm, dim, config_.norm_eps, join.row(r));
+      rms_norm(options_.isa, hidden[static_cast<size_t>(r)], w.hidden_norm, dim, config_.norm_eps, join.row(r) + dim);
+      quantise_forms(options_.isa, join, r, block_bits({&w.join}));
+      std::fill_n(residual.row(r), dim, 0.0f);
+    });
+    pass_.project(Work::kMtpLayer, join, {{w.join, buffers_.pass.mixed}});
+    const unsigned mix_blocks = block_bits({&mix.q, &mix.k, &mix.v});
+    pass_.add_and_norm(w.layer.mix_norm, mix_blocks);
+    pass_.store_keys_and_values(mix, buffers_.mtp_kv, 0);
+
+    // The rows whose output is wanted go on alone, moved to the front.
+    if (first_output > 0) {
+      for (int r = 0; r < num_outputs; ++r) std::copy_n(residual.row(first_output + r), dim, residual.row(r));
+      pass_.begin(num_outputs, position + first_output, /*is_mtp=*/true);
+      pass_.norm(w.layer.mix_norm, mix_blocks);
+    }
+    pass_.attend_stored(mix, buffers_.mtp_kv, 0);
+    pass_.add_and_norm(w.layer.ffn_norm, input_blocks(w.layer.moe));
+    pass_.feed_forward(w.layer.moe);
+    (void)pass_.take_distinct_experts();
+    mtp_current_ = 1 - mtp_current_;
+    pass_.norm_to(w.head_norm, block_bits({&w.head}), buffers_.mtp_hidden[static_cast<size_t>(mtp_current_)]);
+  }
+
+  const float* mtp_hidden(int output) override {
+    return buffers_.mtp_hidden[static_cast<size_t>(mtp_current_)].row(output);
+  }
+
+  void mtp_compute_logits(int output_begin, int output_end) override {
+    run_head(Work::kDraftHead, weights_.mtp.head, draft_items_, buffers_.mtp_hidden[static_cast<size_t>(mtp_current_)],
+             output_begin, output_end, buffers_.mtp_logits);
+  }
+  const float* mtp_logits(int index) override { return buffers_.mtp_logits.row(index); }
+
+  void set_draft_groups(std::span<const int32_t> groups) override {
+    std::vector<RowRange> ranges;
+    const int64_t num_groups = (config_.vocab_size + kInterleave - 1) / kInterleave;
+    for (size_t i = 0; i < groups.size();) {
+      size_t next = i + 1;  // a run of neighbouring groups makes items together
+      while (next < groups.size() && groups[next] == groups[next - 1] + 1) ++next;
+      FT_CHECK(groups[i] >= 0 && groups[next - 1] < num_groups &&
+               (next == groups.size() || groups[next] > groups[next - 1]));
+      ranges.push_back({int64_t{groups[i]} * kInterleave,
+                        std::min((int64_t{groups[next - 1]} + 1) * kInterleave, config_.vocab_size)});
+      i = next;
+    }
+    draft_items_.set(ranges);
+    for (int r = 0; r < logits_rows(options_); ++r) {
+      std::fill_n(buffers_.mtp_logits.row(r), config_.vocab_size, -std::numeric_limits<float>::infinity());
+    }
+  }
+
+  void add_draft_group(int32_t group) override {
+    const int64_t begin = int64_t{group} * kInterleave;
+    draft_items_.add({begin, std::min(begin + kInterleave, config_.vocab_size)});
+  }
+
+ private:
+  SessionMemory checked_memory() const {
+    const SessionMemory needed = buffers_.memory(config_, options_);
+    const size_t available = available_memory_bytes();
+    if (needed.total() <= available) return needed;
+    throw InputError(
+        fmt::format("a context of {} positions needs {:.0f} MiB (KV cache {:.0f}, recurrent state {:.0f}, work "
+                    "{:.0f}); {:.0f} MiB of memory "
+                    "are available; choose a smaller --ctx-size",
+                    options_.ctx_size, mib(needed.total()), mib(needed.kv_bytes), mib(needed.recurrent_bytes),
+                    mib(needed.work_bytes), mib(available)));
+  }
+
+  // logits[i] = head . rows[row_begin + i], for the head rows in `items`.
+  void run_head(Work work, const MatrixView& head, const HeadItems& items, const RowBuffer& rows, int row_begin,
+                int row_end, FloatRows& logits) {
+    const int num_rows = row_end - row_begin;
+    FT_CHECK(num_rows > 0 && num_rows <= logits_rows(options_));
+    std::vector<RowView> inputs;
+    for (int r = row_begin; r < row_end; ++r) inputs.push_back(rows.view(r));
+    profiled_for(team_, profile_.get(), items.node_ends(), [&](int64_t item, int) {
+      const RowRange& range = items[item];
+      thread_local std::vector<float*> outputs;
+      outputs.resize(static_cast<size_t>(num_rows));
+      for (int i = 0; i < num_rows; ++i) outputs[static_cast<size_t>(i)] = logits.row(i) + range.begin;
+      matmul_rows(options_.isa, head, range.begin, range.end, inputs.data(), num_rows, outputs.data());
+      return WorkDone{work, (range.end - range.begin) * static_cast<int64_t>(head.row_bytes())};
+    });
+  }
+
+  const ModelConfig& config_;
+  const ModelWeights& weights_;
+  SessionBuffers buffers_;
+  const SessionMemory memory_;
+  ThreadTeam team_;
+  const RopeTable rope_;
+  const std::unique_ptr<WorkProfile> profile_;
+  ForwardPass pass_;
+  HeadItems head_items_, draft_items_;
+  double distinct_experts_ = 0;
+  int mtp_current_ = 0;  // of buffers_.mtp_hidden
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(const Model& model, const SessionOptions& options) {
+  return std::make_unique<CpuBackend>(model, options);
+}
+
+SessionMemory cpu_memory_needed(const Model& model, const SessionOptions& options) {
+  return SessionBuffers(model.config(), options).memory(model.config(), options);
+}
+
+}  // namespace foretoken

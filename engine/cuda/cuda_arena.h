@@ -1,0 +1,58 @@
+#pragma once
+
+#include <functional>
+#include <string_view>
+#include <vector>
+
+#include "kernels/cuda/cuda_matrix.h"
+#include "kernels/cuda/cuda_rows.h"
+#include "kernels/cuda/cuda_runtime_wrap.h"
+
+namespace foretoken::cuda {
+
+/// Device memory for many pieces in one allocation: first everything is declared, so that the size is known and can be
+/// checked, then allocate() takes the memory and sets the declared pointers, which have to stay where they are until
+/// then.
+class DeviceArena {
+ public:
+  template <class T>
+  void take(int64_t count, T*& to) {
+    place(count * static_cast<int64_t>(sizeof(T)), [&to](std::byte* at) { to = reinterpret_cast<T*>(at); });
+  }
+
+  void take_bytes(int64_t size_bytes, void*& to) {
+    place(size_bytes, [&to](std::byte* at) { to = at; });
+  }
+
+  /// Rows with the forms of `blocks` (RowMemory::kBy32, kBy256).
+  void take_rows(int64_t max_rows, int64_t num_cols, unsigned blocks, DeviceRows& to);
+
+  /// A matrix of this shape; `data` is set by allocate().
+  void take_matrix(WeightType type, int64_t num_rows, int64_t num_cols, DeviceMatrix& to);
+
+  [[nodiscard]] size_t size_bytes() const { return size_bytes_; }
+
+  void allocate(std::string_view what);
+  /// All pieces become zero.
+  void clear(const Stream& stream) const;
+
+ private:
+  static constexpr int64_t kAlignment = 256;
+  void place(int64_t bytes, std::function<void(std::byte*)> set);
+
+  struct Piece {
+    size_t offset;
+    std::function<void(std::byte*)> set;
+  };
+  std::vector<Piece> pieces_;
+  size_t size_bytes_ = 0;
+  DeviceBuffer memory_;
+};
+
+/// Rows [row, ...) of `rows`, in all its forms.
+[[nodiscard]] DeviceRows rows_from(DeviceRows rows, int64_t row);
+
+/// `rows` with only those int8 forms that `blocks` names.
+[[nodiscard]] DeviceRows with_forms(DeviceRows rows, unsigned blocks);
+
+}  // namespace foretoken::cuda

@@ -1,0 +1,185 @@
+#include "engine/cuda/cuda_model.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "kernels/base/error.h"
+
+namespace foretoken::cuda {
+
+namespace {
+
+// Experts on their way at once. Two keep the thread busy; more would only make the newest wait.
+constexpr int kMostFills = 2;
+
+/// What of the routed experts is on the device from the start: all where nothing is split.
+SplitOptions split_of(const Model& model, const SessionOptions& o) {
+  const ModelConfig& c = model.config();
+  if (o.device != Device::kSplit || c.num_experts == 0)
+    return {std::vector<int>(static_cast<size_t>(c.num_layers), c.num_experts), 0};
+  FT_CHECK_EQ(static_cast<int>(o.split.experts.size()), c.num_layers);
+  return o.split;
+}
+
+}  // namespace
+
+ExpertFiller::ExpertFiller(const ModelWeights& from, const CudaWeights& to) : from_(from), to_(to) {
+  int64_t largest = 0;
+  for (const CudaLayer& layer : to.layers) {
+    for (const CudaExpertMatrices* m : {&layer.moe.gate, &layer.moe.up, &layer.moe.down}) {
+      largest = std::max(largest, m->stride_rows * m->all.row_bytes);
+    }
+  }
+  staging_ = PinnedBuffer(static_cast<size_t>(largest));
+  thread_ = std::thread([this] { run(); });
+}
+
+ExpertFiller::~ExpertFiller() {
+  {
+    const std::lock_guard lock(mutex_);
+    ends_ = true;
+    queue_.clear();
+  }
+  changed_.notify_all();
+  thread_.join();
+}
+
+void ExpertFiller::start(const HotExperts::Fill& fill) {
+  {
+    const std::lock_guard lock(mutex_);
+    queue_.push_back(fill);
+    ++under_way_;
+  }
+  changed_.notify_all();
+}
+
+std::vector<HotExperts::Fill> ExpertFiller::finished() {
+  const std::lock_guard lock(mutex_);
+  if (error_) std::rethrow_exception(error_);
+  return std::exchange(finished_, {});
+}
+
+int ExpertFiller::under_way() const {
+  const std::lock_guard lock(mutex_);
+  return under_way_;
+}
+
+void ExpertFiller::run() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [this] { return ends_ || !queue_.empty(); });
+    if (ends_) return;
+    const HotExperts::Fill fill = queue_.front();
+    queue_.pop_front();
+    lock.unlock();
+    std::exception_ptr error;
+    try {
+      copy(fill);
+    } catch (...) {
+      error = std::current_exception();
+    }
+    lock.lock();
+    --under_way_;
+    if (error) {
+      error_ = error;
+    } else {
+      finished_.push_back(fill);
+    }
+    changed_.notify_all();
+    if (error) return;
+  }
+}
+
+void ExpertFiller::copy(const HotExperts::Fill& fill) {
+  const MoeWeights& from = from_.layers[static_cast<size_t>(fill.layer)].moe;
+  const CudaMoe& to = to_.layers[static_cast<size_t>(fill.layer)].moe;
+  copy_expert(from.gate, to.gate, fill);
+  if (from.up.all.data != from.gate.all.data) copy_expert(from.up, to.up, fill);  // else the two are one tensor
+  copy_expert(from.down, to.down, fill);
+}
+
+void ExpertFiller::copy_expert(const ExpertMatrices& from, const CudaExpertMatrices& to, const HotExperts::Fill& fill) {
+  const int64_t stride = from.stride_rows;
+  pack_device_rows(from.all, fill.expert * stride, (fill.expert + 1) * stride, staging_.data());
+  const int64_t at = fill.place * stride * to.all.row_bytes;
+  copy_to_device(stream_, const_cast<std::byte*>(to.all.data) + at, staging_.data(),
+                 static_cast<size_t>(stride * to.all.row_bytes));
+  stream_.synchronize();
+}
+
+std::shared_ptr<CudaModel> CudaModel::of(const Model& model, const SessionOptions& options) {
+  static std::mutex mutex;
+  static std::vector<std::weak_ptr<CudaModel>> known;
+  const std::lock_guard lock(mutex);
+  std::erase_if(known, [](const auto& weak) { return weak.expired(); });
+  for (const auto& weak : known) {
+    if (auto found = weak.lock(); found != nullptr && found->serves(model, options)) return found;
+  }
+  auto made = std::make_shared<CudaModel>(model, options);
+  known.push_back(made);
+  return made;
+}
+
+CudaModel::CudaModel(const Model& model, const SessionOptions& o)
+    : hot(split_of(model, o).experts, model.config().num_experts, split_of(model, o).cache_slots),
+      weights(model, o.with_mtp, &hot),
+      model_(model),
+      with_mtp_(o.with_mtp),
+      split_(split_of(model, o)) {
+  memory_.take(std::max<int64_t>(int64_t{model.config().num_layers} * model.config().num_experts, 1), places_);
+}
+
+bool CudaModel::serves(const Model& model, const SessionOptions& options) const {
+  const SplitOptions split = split_of(model, options);
+  return &model == &model_ && (with_mtp_ || !options.with_mtp) && split.experts == split_.experts &&
+         split.cache_slots == split_.cache_slots;
+}
+
+void CudaModel::allocate(const Stream& stream) {
+  if (allocated_) return;
+  weights.upload(stream);
+  memory_.allocate("the places of experts");
+  const int64_t num_experts = model_.config().num_experts;
+  places_out_ = PinnedBuffer(static_cast<size_t>(hot.num_layers() * num_experts) * sizeof(int32_t));
+  bool has_slots = false;
+  for (int l = 0; l < hot.num_layers(); ++l) {
+    if (!hot.is_split(l)) continue;
+    weights.layers[static_cast<size_t>(l)].moe.places = places_ + l * num_experts;
+    has_slots = has_slots || hot.capacity(l) > hot.placed(l);
+  }
+  if (has_slots) filler_ = std::make_unique<ExpertFiller>(model_.weights(), weights);
+  if (num_experts > 0) send_places(stream);
+  allocated_ = true;
+}
+
+void CudaModel::send_places(const Stream& stream) {
+  const auto num_experts = static_cast<size_t>(model_.config().num_experts);
+  for (int l = 0; l < hot.num_layers(); ++l) {
+    const std::span<const int32_t> places = hot.places(l);
+    std::copy(places.begin(), places.end(), places_out_.data<int32_t>() + static_cast<size_t>(l) * num_experts);
+  }
+  copy_to_device(stream, places_, places_out_.data(), places_out_.size_bytes());
+  places_changed_ = false;
+}
+
+void CudaModel::begin_pass(const Stream& stream) {
+  if (filler_ == nullptr) return;
+  // Other sessions' passes are over too (they share the thread), but what they put into their streams may not be.
+  for (const Stream* other : streams_) {
+    if (other != &stream) other->synchronize();
+  }
+  for (const HotExperts::Fill& fill : filler_->finished()) {
+    hot.finish(fill);
+    places_changed_ = true;
+  }
+  // The device is idle, and gets the new places before it works again: who leaves a place now is read no more.
+  for (const HotExperts::Fill& fill : hot.choose(kMostFills - filler_->under_way())) {
+    filler_->start(fill);
+    places_changed_ = true;
+  }
+  if (!places_changed_) return;
+  send_places(stream);
+  if (streams_.size() > 1) stream.synchronize();  // before another session's stream reads them
+}
+
+}  // namespace foretoken::cuda

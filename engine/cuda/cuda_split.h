@@ -1,0 +1,74 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/cuda/cuda_arena.h"
+#include "engine/cuda/cuda_forward_pass.h"
+#include "engine/cuda/hot_experts.h"
+#include "kernels/rows/row_buffer.h"
+#include "kernels/threads/thread_team.h"
+#include "moe/moe.h"
+
+namespace foretoken::cuda {
+
+/// The host's half of a session whose routed experts are split. While a layer's experts on the device are computed
+/// there, this computes the others; each (row, rank) slot's result is a row of its own, so that the device adds them in
+/// the router's rank order, whoever made them, and no bit depends on where an expert lies.
+///
+///   device  ... norm, router | rows and choices leave | experts that are there        | slots arrive | next layer's
+///   norm ... host                                              | the others, in buckets        |
+///
+/// Where an expert lies changes between passes only (CudaModel::begin_pass).
+class CudaSplit {
+ public:
+  CudaSplit(const Model& model, const SessionOptions& options, HotExperts& hot, CudaBuffers& buffers,
+            const Stream& stream, ThreadTeam& team);
+  CudaSplit(const CudaSplit&) = delete;
+  CudaSplit& operator=(const CudaSplit&) = delete;
+
+  [[nodiscard]] size_t size_bytes() const { return memory_.size_bytes(); }
+  /// REQUIRES: the pass's buffers have their memory.
+  void allocate();
+
+  /// Layers of which some experts may be in RAM alone, rising.
+  [[nodiscard]] const std::vector<int>& layers() const { return split_layers_; }
+
+  /// Recordable: the rows behind a layer's router and their choices leave for the host.
+  void send_rows(int num_rows);
+  /// Not recordable: behind send_rows() and the device's own experts. Computes the host's slots of layer `layer_idx`
+  /// and sends them. routed() is recorded between the two.
+  void compute(int layer_idx, int num_rows);
+  [[nodiscard]] Event& routed() { return routed_; }
+
+  /// Distinct experts of the last pass at a split layer.
+  [[nodiscard]] int distinct_experts(int layer_idx) const { return distinct_[static_cast<size_t>(layer_idx)]; }
+
+ private:
+  const Model& model_;
+  const SessionOptions& options_;
+  HotExperts& hot_;
+  CudaBuffers& buffers_;
+  const Stream& stream_;
+  ThreadTeam& team_;
+  std::vector<int> split_layers_;
+  std::vector<int> distinct_;  // [num_layers]
+  Event routed_;
+
+  // Host.
+  RowBuffer x_;  // [max_rows, hidden_dim]
+  MoeScratch scratch_;
+  std::vector<int32_t> slots_;  // the host's of the running layer
+  std::vector<uint8_t> seen_;   // [num_experts]
+  PinnedBuffer rows_in_;        // [max_rows, hidden_dim] from the device
+  PinnedBuffer experts_in_;     // [max_rows, top_k]
+  PinnedBuffer rows_out_;       // [max_rows * top_k, hidden_dim] to the device
+  PinnedBuffer slots_out_;      // [max_rows * top_k]
+
+  // Device.
+  DeviceArena memory_;
+  float* slot_rows_ = nullptr;   // [max_rows * top_k, hidden_dim]
+  int32_t* slot_ids_ = nullptr;  // [max_rows * top_k]
+};
+
+}  // namespace foretoken::cuda

@@ -1,0 +1,104 @@
+#include "engine/cuda/hot_experts.h"
+
+#include <algorithm>
+
+#include "kernels/base/error.h"
+
+namespace foretoken {
+
+namespace {
+
+// One use counts so many; halved every kDecayPasses passes. Guesses: no machine has measured them.
+constexpr uint32_t kUse = 16;
+constexpr int kDecayPasses = 64;
+// Two uses more than whoever is in the slot: copying an expert costs about as much as computing it twice.
+constexpr uint32_t kMargin = 2 * kUse;
+
+}  // namespace
+
+HotExperts::HotExperts(std::vector<int> placed, int num_experts, int slots)
+    : num_experts_(num_experts), layers_(placed.size()) {
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    Layer& layer = layers_[l];
+    FT_CHECK(placed[l] >= 0 && placed[l] <= num_experts && slots >= 0);
+    layer.placed = placed[l];
+    layer.slots.resize(static_cast<size_t>(std::min(slots, num_experts - placed[l])));
+    layer.places.assign(static_cast<size_t>(num_experts), -1);
+    for (int e = 0; e < placed[l]; ++e) layer.places[static_cast<size_t>(e)] = e;
+    layer.uses.assign(static_cast<size_t>(num_experts), 0);
+    layer.filling.assign(static_cast<size_t>(num_experts), 0);
+  }
+}
+
+void HotExperts::count(int layer, int expert) {
+  Layer& l = layers_[static_cast<size_t>(layer)];
+  const auto e = static_cast<size_t>(expert);
+  l.uses[e] += kUse;
+  ++(l.places[e] < 0 ? reads_.host : l.places[e] < l.placed ? reads_.placed : reads_.hot);
+}
+
+void HotExperts::decay() {
+  if (++passes_ < kDecayPasses) return;
+  passes_ = 0;
+  for (Layer& layer : layers_) {
+    for (uint32_t& uses : layer.uses) uses /= 2;
+  }
+}
+
+std::vector<HotExperts::Fill> HotExperts::choose(int most) {
+  struct Wish {
+    uint32_t gain;
+    Fill fill;
+    size_t slot;
+  };
+  std::vector<Wish> wishes;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    Layer& layer = layers_[i];
+    // The least used slot against the most used expert that is in none: one a layer and pass.
+    size_t victim = layer.slots.size();
+    uint32_t least = 0;
+    for (size_t s = 0; s < layer.slots.size(); ++s) {
+      const Slot& slot = layer.slots[s];
+      if (slot.filling) continue;
+      const uint32_t uses = slot.expert < 0 ? 0 : layer.uses[static_cast<size_t>(slot.expert)] + kMargin;
+      if (victim < layer.slots.size() && uses >= least) continue;
+      victim = s;
+      least = uses;
+    }
+    if (victim == layer.slots.size()) continue;
+    size_t wanted = 0;
+    uint32_t largest = 0;
+    for (size_t e = 0; e < layer.uses.size(); ++e) {
+      if (layer.places[e] >= 0 || layer.filling[e] != 0 || layer.uses[e] <= largest) continue;
+      wanted = e;
+      largest = layer.uses[e];
+    }
+    if (largest <= least) continue;
+    const Fill fill{static_cast<int>(i), static_cast<int>(wanted), layer.placed + static_cast<int>(victim)};
+    wishes.push_back({largest - least, fill, victim});
+  }
+  std::stable_sort(wishes.begin(), wishes.end(), [](const Wish& a, const Wish& b) { return a.gain > b.gain; });
+  if (wishes.size() > static_cast<size_t>(most)) wishes.resize(static_cast<size_t>(most));
+  std::vector<Fill> fills;
+  for (const Wish& wish : wishes) {
+    Layer& layer = layers_[static_cast<size_t>(wish.fill.layer)];
+    Slot& slot = layer.slots[wish.slot];
+    if (slot.expert >= 0) layer.places[static_cast<size_t>(slot.expert)] = -1;
+    slot = {-1, true};
+    layer.filling[static_cast<size_t>(wish.fill.expert)] = 1;
+    fills.push_back(wish.fill);
+  }
+  decay();
+  return fills;
+}
+
+void HotExperts::finish(const Fill& fill) {
+  Layer& layer = layers_[static_cast<size_t>(fill.layer)];
+  Slot& slot = layer.slots[static_cast<size_t>(fill.place - layer.placed)];
+  FT_CHECK(slot.filling && slot.expert == -1);
+  slot = {fill.expert, false};
+  layer.filling[static_cast<size_t>(fill.expert)] = 0;
+  layer.places[static_cast<size_t>(fill.expert)] = fill.place;
+}
+
+}  // namespace foretoken

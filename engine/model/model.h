@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "engine/gguf/gguf.h"
+#include "engine/model/model_config.h"
+#include "engine/options.h"
+#include "engine/text/tokenizer.h"
+
+namespace foretoken {
+
+struct ModelWeights;
+
+/// A model in memory: configuration, tokenizer, weights. Immutable after loading; any number of sessions may read it.
+class Model {
+ public:
+  /// Loads and checks a GGUF file. Throws InputError: unsupported architecture or tensor type, missing tensor, wrong
+  /// shape, NaN scale, too little memory (checked before anything is allocated).
+  [[nodiscard]] static Model load(const std::string& path, const LoadOptions& options);
+  ~Model();
+  Model(Model&&) noexcept;
+  Model& operator=(Model&&) noexcept;
+
+  [[nodiscard]] const ModelConfig& config() const;
+  [[nodiscard]] const Tokenizer& tokenizer() const;
+  [[nodiscard]] const ModelWeights& weights() const;
+  [[nodiscard]] const std::string& path() const;
+  [[nodiscard]] const std::string& fingerprint() const;  // GgufFile::fingerprint, reported as model_sha256
+  [[nodiscard]] size_t file_bytes() const;
+  [[nodiscard]] double load_seconds() const;  // reading, checking and repacking
+  [[nodiscard]] bool has_mtp() const { return config().num_mtp_layers > 0; }
+
+ private:
+  Model();
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace foretoken

@@ -1,0 +1,228 @@
+#include "engine/model/weight_loader.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <mutex>
+#include <optional>
+
+#include "engine/machine.h"
+#include "kernels/base/error.h"
+#include "kernels/formats/interleave.h"
+#include "kernels/formats/weight_codec.h"
+#include "kernels/threads/thread_team.h"
+
+namespace foretoken {
+
+namespace {
+
+// File bytes that one thread moves at a time: a few huge pages, so that progress is smooth and pages go back early.
+constexpr size_t kChunkBytes = size_t{8} << 20;
+// Kernels read floats through aligned pointers; a file may be aligned to less.
+constexpr size_t kInPlaceAlignment = 4;
+
+double gib(size_t bytes) {
+  return static_cast<double>(bytes) / (1 << 30);
+}
+
+}  // namespace
+
+WeightLoader::WeightLoader(const GgufFile& file, const LoadOptions& options, ModelWeights& weights)
+    : file_(file), options_(options), weights_(weights) {}
+
+void WeightLoader::fail(const std::string& name, const std::string& what) const {
+  throw InputError(fmt::format("{}: tensor {}: {}", file_.path(), name, what));
+}
+
+const GgufTensor& WeightLoader::find(const std::string& name, const std::vector<int64_t>& shape) const {
+  const GgufTensor* tensor = file_.find_tensor(name);
+  if (tensor == nullptr) fail(name, "is missing; the file does not hold the whole model that its metadata describes");
+  if (!tensor->type()) {
+    fail(name, fmt::format(
+                   "type {} is not supported; `foretoken inspect` lists the tensors, convert the file to another type",
+                   gguf_type_name(tensor->type_id)));
+  }
+  std::vector<int64_t> found = tensor->shape;
+  while (found.size() > shape.size() && found.back() == 1) found.pop_back();
+  if (found != shape) {
+    fail(name,
+         fmt::format("shape [{}]; the metadata asks for [{}]", fmt::join(tensor->shape, ", "), fmt::join(shape, ", ")));
+  }
+  return *tensor;
+}
+
+WeightLoader::Job& WeightLoader::declare(const GgufTensor& tensor, int64_t num_rows, int64_t granule_rows,
+                                         int64_t num_cols, bool in_place, MatrixView& to) {
+  Job job;
+  job.tensor = &tensor;
+  job.from = {tensor.data, num_rows, num_cols, *tensor.type(), Layout::kRows};
+  job.to = &to;
+  job.unit_rows = granule_rows;
+  const bool aligned =
+      reinterpret_cast<uintptr_t>(tensor.data) % kInPlaceAlignment == 0 || !weight_type_info(*tensor.type()).is_float();
+  job.in_place = in_place || (!options_.repack && aligned);
+  job.interleave = !job.in_place && options_.repack && can_interleave(job.from.type, granule_rows, num_cols);
+  to = job.from;
+  if (!job.in_place) to.data = nullptr;
+  if (job.interleave) to.layout = Layout::kInterleaved;
+  return jobs_.emplace_back(job);
+}
+
+void WeightLoader::matrix(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to) {
+  declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/false, to);
+}
+
+void WeightLoader::head(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to) {
+  Job& job = declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/false, to);
+  job.unit_rows = kHeadUnitRows;
+}
+
+void WeightLoader::expert_matrices(const std::string& name, int64_t num_experts, int64_t num_rows, int64_t num_cols,
+                                   MatrixView& to, int parts) {
+  declare(find(name, {num_cols, num_rows, num_experts}), num_experts * num_rows, num_rows / parts, num_cols,
+          /*in_place=*/false, to);
+}
+
+void WeightLoader::lookup(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to) {
+  declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/true, to);
+}
+
+void WeightLoader::vector(const std::string& name, int64_t count, const float*& to) {
+  const GgufTensor* named = file_.find_tensor(name);
+  if (named == nullptr) fail(name, "is missing; the file does not hold the whole model that its metadata describes");
+  if (!named->type()) fail(name, fmt::format("type {} is not supported", gguf_type_name(named->type_id)));
+  if (named->num_values() != count) {
+    fail(name, fmt::format("shape [{}], {} values; the metadata asks for {}", fmt::join(named->shape, ", "),
+                           named->num_values(), count));
+  }
+  auto values = std::make_unique<float[]>(static_cast<size_t>(count));
+  decode_row(*named->type(), named->data, count, values.get());
+  for (int64_t i = 0; i < count; ++i) {
+    if (!std::isfinite(values[static_cast<size_t>(i)]))
+      fail(name, fmt::format("value {} is not finite; the file is damaged", i));
+  }
+  to = values.get();
+  weights_.vectors.push_back(std::move(values));
+}
+
+size_t WeightLoader::bytes_needed() const {
+  size_t bytes = 0;
+  for (const Job& job : jobs_) bytes += job.in_place ? 0 : job.from.size_bytes();
+  return bytes;
+}
+
+void WeightLoader::fill(Job& job, int64_t row_begin, int64_t row_end) const {
+  const MatrixView& from = job.from;
+  for (int64_t r = row_begin; r < row_end; ++r) {
+    if (row_is_finite(from.type, from.data + static_cast<size_t>(r) * from.row_bytes(), from.num_cols)) continue;
+    throw InputError(fmt::format("{}: tensor {}: row {} has a value or scale that is not finite; the file is damaged",
+                                 file_.path(), job.tensor->name, r));
+  }
+  if (job.in_place) return;
+  std::byte* to = const_cast<std::byte*>(job.to->data);
+  if (job.interleave) {
+    interleave_rows(from, row_begin, row_end, to);
+  } else {
+    const size_t begin = static_cast<size_t>(row_begin) * from.row_bytes(),
+                 end = static_cast<size_t>(row_end) * from.row_bytes();
+    std::memcpy(to + begin, from.data + begin, end - begin);
+  }
+}
+
+void WeightLoader::allocate(Job& job, const NumaNodes& nodes) {
+  AlignedBuffer& buffer =
+      weights_.buffers.emplace_back(job.from.size_bytes(), fmt::format("tensor {}", job.tensor->name));
+  job.to->data = buffer.data();
+  // A huge page would take its neighbour's rows along to one node. The shares of a single expert are smaller than one.
+  for (int node = 1; node < nodes.count(); ++node) {
+    for (const RowRange& rows : nodes.rows_of(node, job.from.num_rows, job.unit_rows)) {
+      buffer.refuse_huge_page(static_cast<size_t>(rows.begin) * job.from.row_bytes());
+      buffer.refuse_huge_page(static_cast<size_t>(rows.end) * job.from.row_bytes());
+    }
+  }
+}
+
+// Cuts what of the matrix lies on `node`, in file order.
+void WeightLoader::append_chunks(Job& job, const NumaNodes& nodes, int node, std::vector<Chunk>& chunks) {
+  const size_t row_bytes = job.from.row_bytes();
+  const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(kChunkBytes / row_bytes) / kInterleave) * kInterleave;
+  int64_t room = 0;  // rows that the last chunk still takes
+  for (const RowRange& rows : nodes.rows_of(node, job.from.num_rows, job.unit_rows)) {
+    for (int64_t begin = rows.begin, end; begin < rows.end; begin = end) {
+      if (room == 0) {
+        chunks.push_back({&job, {}, 0});
+        room = most;
+      }
+      end = std::min(begin + room, rows.end);
+      chunks.back().ranges.push_back({begin, end});
+      chunks.back().size_bytes += static_cast<size_t>(end - begin) * row_bytes;
+      room -= end - begin;
+    }
+  }
+}
+
+void WeightLoader::load() {
+  const size_t needed = bytes_needed(), available = available_memory_bytes();
+  if (needed > available) {
+    throw InputError(fmt::format(
+        "{}: the weights need {:.2f} GiB, {:.2f} GiB of memory are available; free memory, use a smaller model, or "
+        "--no-repack to compute from the mapped file",
+        file_.path(), gib(needed), gib(available)));
+  }
+  std::stable_sort(jobs_.begin(), jobs_.end(), [](const Job& a, const Job& b) {
+    return std::pair(a.tensor->file_idx, a.tensor->file_offset) < std::pair(b.tensor->file_idx, b.tensor->file_offset);
+  });
+  ThreadTeam team(available_cores(), options_.nodes);
+  const NumaNodes& nodes = team.nodes();
+  size_t all_bytes = 0;
+  for (Job& job : jobs_) {
+    if (!job.in_place) allocate(job, nodes);
+    if (!job.in_place || !options_.repack) weights_.matrix_bytes += job.from.size_bytes();
+    all_bytes += job.from.size_bytes();
+  }
+  std::vector<Chunk> chunks;
+  std::vector<int64_t> node_ends;
+  for (int node = 0; node < nodes.count(); ++node) {
+    for (Job& job : jobs_) append_chunks(job, nodes, node, chunks);
+    node_ends.push_back(static_cast<int64_t>(chunks.size()));
+  }
+
+  std::optional<InputError> error;
+  std::mutex mutex;
+  std::atomic<size_t> done{0};
+  std::atomic<bool> failed{false};
+  team.parallel_for(node_ends, [&](int64_t c, int thread_idx) {
+    if (failed.load(std::memory_order_relaxed)) return;
+    const Chunk& chunk = chunks[static_cast<size_t>(c)];
+    const size_t row_bytes = chunk.job->from.row_bytes();
+    // Who has taken another node's chunk goes there for it.
+    const auto node = static_cast<int>(std::upper_bound(node_ends.begin(), node_ends.end(), c) - node_ends.begin());
+    std::optional<ThreadPin> there;
+    if (node != team.node_of(thread_idx)) there.emplace(nodes.nodes()[static_cast<size_t>(node)]);
+    try {
+      for (const RowRange& rows : chunk.ranges) {
+        fill(*chunk.job, rows.begin, rows.end);
+        const size_t begin = static_cast<size_t>(rows.begin) * row_bytes,
+                     end = static_cast<size_t>(rows.end) * row_bytes;
+        if (options_.repack) file_.release(chunk.job->from.data + begin, end - begin);
+      }
+      const size_t now = done.fetch_add(chunk.size_bytes) + chunk.size_bytes;
+      if (options_.progress) {
+        const std::lock_guard lock(mutex);
+        options_.progress(now, all_bytes);
+      }
+    } catch (const InputError& e) {
+      const std::lock_guard lock(mutex);
+      if (!failed.exchange(true)) error = e;
+    }
+  });
+  if (error) throw *error;
+  if (!options_.repack || nodes.count() == 1) return;
+  // Shares begin and end within pages of the file, which a neighbour may have read after they were released.
+  for (const Job& job : jobs_) file_.release(*job.tensor);
+}
+
+}  // namespace foretoken

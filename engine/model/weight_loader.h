@@ -1,0 +1,78 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "engine/gguf/gguf.h"
+#include "engine/model/weights.h"
+#include "engine/options.h"
+
+namespace foretoken {
+
+/// Declares tensors, checks each against its expected shape, then brings all of them into memory in one parallel pass
+/// in file order: interleaved where type and shape fit, copied otherwise, with the file's pages released as it goes.
+/// With LoadOptions::repack false, or for a declaration in place, the views point into the mapped file where its
+/// alignment allows.
+///
+/// Over several nodes of memory a matrix's rows are first written by threads of the node that is to hold them, the
+/// share that RowItems hands to that node's threads later: a page lies where it is first touched. What is not brought
+/// into memory lies where the system has read the file.
+///
+/// Destinations must stay where they are until load() returns. All errors are InputErrors that name file and tensor.
+class WeightLoader {
+ public:
+  WeightLoader(const GgufFile& file, const LoadOptions& options, ModelWeights& weights);
+
+  [[nodiscard]] bool has(const std::string& name) const { return file_.find_tensor(name) != nullptr; }
+
+  /// A matrix of num_rows outputs and num_cols inputs.
+  void matrix(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to);
+  /// The same, shared out over nodes in units of kHeadUnitRows.
+  void head(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to);
+  /// num_experts matrices of `parts` equal parts in one tensor; the parts' boundaries stay on group boundaries, or the
+  /// tensor stays in file layout.
+  void expert_matrices(const std::string& name, int64_t num_experts, int64_t num_rows, int64_t num_cols, MatrixView& to,
+                       int parts = 1);
+  /// A matrix of which single rows are looked up: stays in the mapped file.
+  void lookup(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to);
+  /// A small tensor of `count` values, decoded to floats at once.
+  void vector(const std::string& name, int64_t count, const float*& to);
+
+  /// Bytes that load() will allocate.
+  [[nodiscard]] size_t bytes_needed() const;
+  /// Checks the memory, allocates and fills.
+  void load();
+
+ private:
+  struct Job {
+    const GgufTensor* tensor;
+    MatrixView from;  // in the file
+    MatrixView* to;
+    int64_t unit_rows;  // that are shared out over nodes together
+    bool in_place;      // only checked
+    bool interleave;
+  };
+  /// What one work item of load() brings in: rows of one node's share.
+  struct Chunk {
+    Job* job;
+    std::vector<RowRange> ranges;
+    size_t size_bytes;
+  };
+  const GgufTensor& find(const std::string& name, const std::vector<int64_t>& shape) const;
+  /// Parts of granule_rows are read by loops of their own.
+  Job& declare(const GgufTensor& tensor, int64_t num_rows, int64_t granule_rows, int64_t num_cols, bool in_place,
+               MatrixView& to);
+  [[noreturn]] void fail(const std::string& name, const std::string& what) const;
+  void allocate(Job& job, const NumaNodes& nodes);
+  static void append_chunks(Job& job, const NumaNodes& nodes, int node, std::vector<Chunk>& chunks);
+  void fill(Job& job, int64_t row_begin, int64_t row_end) const;
+
+  const GgufFile& file_;
+  const LoadOptions& options_;
+  ModelWeights& weights_;
+  std::vector<Job> jobs_;
+};
+
+}  // namespace foretoken

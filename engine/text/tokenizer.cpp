@@ -1,0 +1,407 @@
+#include "engine/text/tokenizer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <deque>
+#include <optional>
+
+#include "engine/gguf/gguf.h"
+#include "engine/text/bpe.h"
+#include "engine/text/nfc.h"
+#include "engine/text/pretokenizer.h"
+#include "engine/text/special_tokens.h"
+#include "engine/text/utf8.h"
+#include "kernels/base/error.h"
+
+namespace foretoken {
+
+namespace {
+
+constexpr size_t kMaxVocab = size_t{1} << 24;  // the largest of real models is near 2^18
+constexpr size_t kMaxSpecialBytes = 1024;      // of a control token's name; bounds the search at each place of a text
+constexpr size_t kMaxTextBytes = (size_t{1} << 31) - 1;  // positions within a word are 32-bit
+
+// tokenizer.ggml.token_type
+enum TokenType : uint8_t {
+  kUndefined = 0,
+  kNormal = 1,
+  kUnknown = 2,
+  kControl = 3,
+  kUserDefined = 4,
+  kUnused = 5,
+  kByte = 6
+};
+
+// The characters by which byte-level BPE spells bytes: printable Latin-1 ones stand for themselves, the other 68 are
+// U+0100 onwards in rising order (GPT-2's encoder.py, bytes_to_unicode).
+class ByteAlphabet {
+ public:
+  ByteAlphabet() {
+    byte_of_.fill(-1);
+    char32_t next = 0x100;
+    for (int byte = 0; byte < 256; ++byte) {
+      const bool itself = (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
+      spelling_[byte] = itself ? static_cast<char32_t>(byte) : next++;
+      byte_of_[spelling_[byte]] = static_cast<int16_t>(byte);
+    }
+  }
+  [[nodiscard]] std::string spell(int byte) const {
+    std::string out;
+    append_utf8(spelling_[byte], out);
+    return out;
+  }
+  // The bytes that `text` spells; `text` itself if it has another character. REQUIRES: valid UTF-8.
+  void append_bytes(std::string_view text, std::string& out) const {
+    const size_t begin = out.size();
+    for (std::string_view rest = text; !rest.empty();) {
+      const Utf8Char c = decode_utf8(rest);
+      if (c.code_point >= byte_of_.size() || byte_of_[c.code_point] < 0) {
+        out.resize(begin);
+        out += text;
+        return;
+      }
+      out += static_cast<char>(byte_of_[c.code_point]);
+      rest.remove_prefix(c.length);
+    }
+  }
+
+ private:
+  std::array<char32_t, 256> spelling_;
+  std::array<int16_t, 256 + 68> byte_of_;
+};
+
+// Whether a byte can be part of UTF-8 at all; a vocabulary needs no token for the other 13.
+bool is_utf8_byte(int byte) {
+  return byte < 0xC0 || (byte >= 0xC2 && byte <= 0xF4);
+}
+
+// From a token's text to its id, while loading. Open addressing: 250,000 tokens and three look-ups a merge made
+// std::unordered_map the larger part of the loading time.
+class TokenIndex {
+ public:
+  explicit TokenIndex(const std::vector<std::string_view>& texts)
+      : texts_(texts), slots_(std::bit_ceil(texts.size() * 2 + 2), kFree) {}
+
+  // Returns the id that has the same text already, or -1 after adding it.
+  TokenId add(TokenId id) {
+    TokenId& slot = slots_[slot_of(texts_[id])];
+    if (slot != kFree) return slot;
+    slot = id;
+    return -1;
+  }
+  [[nodiscard]] TokenId find(std::string_view text) const { return slots_[slot_of(text)]; }  // -1: none
+
+ private:
+  static constexpr TokenId kFree = -1;
+  [[nodiscard]] size_t slot_of(std::string_view text) const {
+    size_t slot = std::hash<std::string_view>()(text) & (slots_.size() - 1);
+    while (slots_[slot] != kFree && texts_[slots_[slot]] != text) slot = (slot + 1) & (slots_.size() - 1);
+    return slot;
+  }
+  const std::vector<std::string_view>& texts_;
+  std::vector<TokenId> slots_;
+};
+
+constexpr std::string_view kTokensKey = "tokenizer.ggml.tokens";
+constexpr std::string_view kTypesKey = "tokenizer.ggml.token_type";
+constexpr std::string_view kMergesKey = "tokenizer.ggml.merges";
+
+[[noreturn]] void fail(const GgufFile& file, std::string_view key, std::string_view what) {
+  throw InputError(fmt::format("{}: metadata key {}: {}", printable(file.path(), 4096), key, what));
+}
+
+std::vector<uint8_t> read_types(const GgufFile& file, size_t vocab_size) {
+  const auto values = file.find_int_array(kTypesKey);
+  if (!values) return std::vector<uint8_t>(vocab_size, kNormal);
+  if (values->size() != vocab_size) {
+    fail(file, kTypesKey, fmt::format("{} entries for {} tokens; convert the file again", values->size(), vocab_size));
+  }
+  std::vector<uint8_t> types;
+  types.reserve(vocab_size);
+  for (int64_t value : *values) {
+    if (value < kUndefined || value > kByte) {
+      fail(file, kTypesKey,
+           fmt::format("entry {} is {}; {} to {} allowed", types.size(), value, int{kUndefined}, int{kByte}));
+    }
+    types.push_back(static_cast<uint8_t>(value));
+  }
+  return types;
+}
+
+TokenId read_token_id(const GgufFile& file, std::string_view key, size_t vocab_size) {
+  return static_cast<TokenId>(file.get_int(key, 0, static_cast<int64_t>(vocab_size) - 1, -1));
+}
+
+// Adds every token but the unused ones, which are filler that no text leads to and may be empty or alike.
+TokenIndex index_tokens(const GgufFile& file, const std::vector<std::string_view>& texts,
+                        const std::vector<uint8_t>& types) {
+  TokenIndex index(texts);
+  for (size_t i = 0; i < texts.size(); ++i) {
+    if (types[i] == kUnused) continue;
+    const bool special = types[i] == kControl || types[i] == kUserDefined;
+    if (texts[i].empty())
+      fail(file, kTokensKey, fmt::format("token {} is empty; only unused tokens (type {}) may be", i, int{kUnused}));
+    if (special && texts[i].size() > kMaxSpecialBytes) {
+      fail(file, kTokensKey,
+           fmt::format("special token {} has {} bytes; the limit is {}", i, texts[i].size(), kMaxSpecialBytes));
+    }
+    if (const size_t at = find_invalid_utf8(texts[i]); at != std::string_view::npos) {
+      fail(file, kTokensKey,
+           fmt::format("token {} is not UTF-8 at byte {}: \"{}\"; convert the file again", i, at, printable(texts[i])));
+    }
+    if (const TokenId other = index.add(static_cast<TokenId>(i)); other >= 0) {
+      fail(file, kTokensKey,
+           fmt::format("tokens {} and {} are the same, \"{}\"; only unused tokens (type {}) may be", other, i,
+                       printable(texts[i]), int{kUnused}));
+    }
+  }
+  return index;
+}
+
+Bpe read_merges(const GgufFile& file, const TokenIndex& index, const std::vector<uint8_t>& types) {
+  // A merge never makes or takes a control token: plain text must not turn into one.
+  const auto find_plain = [&](std::string_view text) {
+    const TokenId id = index.find(text);
+    return id >= 0 && types[id] != kControl ? id : -1;
+  };
+  const ByteAlphabet alphabet;
+  std::array<TokenId, 256> byte_tokens;
+  for (int byte = 0; byte < 256; ++byte) {
+    byte_tokens[byte] = find_plain(alphabet.spell(byte));
+    if (byte_tokens[byte] < 0 && is_utf8_byte(byte)) {
+      fail(file, kTokensKey,
+           fmt::format("no token for byte 0x{:02X} (\"{}\"); byte-level BPE needs one for each byte", byte,
+                       alphabet.spell(byte)));
+    }
+  }
+  const std::vector<std::string_view>& merges = file.get_string_array(kMergesKey);
+  Bpe bpe(byte_tokens, merges.size());
+  std::string joined;
+  for (size_t i = 0; i < merges.size(); ++i) {
+    const std::string_view merge = merges[i];
+    const auto fail_merge = [&](std::string_view what) {
+      fail(file, kMergesKey, fmt::format("merge {}, \"{}\": {}; convert the file again", i, printable(merge), what));
+    };
+    const size_t space = merge.find(' ');
+    if (space == std::string_view::npos || merge.find(' ', space + 1) != std::string_view::npos) {
+      fail_merge("two tokens with one space between them are needed");
+    }
+    joined = merge.substr(0, space);
+    joined += merge.substr(space + 1);
+    const auto need = [&](std::string_view text) {
+      const TokenId id = find_plain(text);
+      if (id < 0) fail_merge(fmt::format("\"{}\" is not a token of the vocabulary", printable(text)));
+      return id;
+    };
+    const TokenId left = need(merge.substr(0, space));
+    const TokenId right = need(merge.substr(space + 1));
+    if (!bpe.add_merge(left, right, need(joined))) fail_merge("is there twice");
+  }
+  return bpe;
+}
+
+}  // namespace
+
+struct Tokenizer::Impl {
+  std::vector<uint8_t> types;
+  std::string bytes;                 // of all tokens, one after the other
+  std::vector<size_t> byte_begins;   // vocab_size + 1
+  std::vector<TokenId> special_ids;  // rising
+  std::vector<TokenId> end_ids;      // rising
+  std::string chat_template;
+  bool add_bos = false;
+  TokenId bos = -1;
+  SpecialTokens special_tokens;
+  std::optional<Bpe> bpe;
+  std::optional<Pretokenizer> pretokenizer;
+
+  [[nodiscard]] bool has(TokenId id) const { return id >= 0 && static_cast<size_t>(id) < types.size(); }
+  [[nodiscard]] bool is_special(TokenId id) const { return types[id] == kControl || types[id] == kUserDefined; }
+  [[nodiscard]] std::string_view bytes_of(TokenId id) const {
+    return std::string_view(bytes).substr(byte_begins[id], byte_begins[id + 1] - byte_begins[id]);
+  }
+
+  void store_pieces(const std::vector<std::string_view>& texts) {
+    const ByteAlphabet alphabet;
+    for (size_t i = 0; i < texts.size(); ++i) {
+      byte_begins.push_back(bytes.size());
+      const auto id = static_cast<TokenId>(i);
+      if (is_special(id)) {
+        bytes += texts[i];
+        special_ids.push_back(id);
+      } else if (types[i] != kUnused) {
+        alphabet.append_bytes(texts[i], bytes);
+      }
+    }
+    byte_begins.push_back(bytes.size());
+    std::vector<SpecialTokens::Named> named;
+    for (TokenId id : special_ids) named.push_back({bytes_of(id), id});
+    special_tokens = SpecialTokens(std::move(named));
+  }
+
+  void read_special_ids(const GgufFile& file) {
+    const size_t vocab_size = types.size();
+    for (std::string_view key : {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"}) {
+      if (const TokenId id = read_token_id(file, key, vocab_size); id >= 0) end_ids.push_back(id);
+    }
+    for (TokenId id : special_ids) {
+      if (bytes_of(id) == "<|im_end|>" || bytes_of(id) == "<|endoftext|>") end_ids.push_back(id);
+    }
+    std::sort(end_ids.begin(), end_ids.end());
+    bos = read_token_id(file, "tokenizer.ggml.bos_token_id", vocab_size);
+    add_bos = file.get_bool("tokenizer.ggml.add_bos_token", false);
+    if (add_bos && bos < 0)
+      fail(file, "tokenizer.ggml.bos_token_id", "missing, but add_bos_token is true; convert the file again");
+  }
+};
+
+namespace {
+
+// One call of encode().
+class Encoder {
+ public:
+  Encoder(const Bpe& bpe, const Pretokenizer& pretokenizer, size_t text_bytes)
+      : bpe_(bpe), pretokenizer_(pretokenizer), cache_(std::bit_ceil(std::clamp<size_t>(text_bytes / 8, 1, 16384))) {
+    ids_.reserve(text_bytes / 3);
+  }
+
+  void add_token(TokenId id) { ids_.push_back(id); }
+
+  void add_text(std::string_view text) {
+    if (text.empty()) return;
+    std::string storage;
+    std::string_view normal = to_nfc(text, storage);
+    // The cache keeps views of words, so what it views must stay.
+    if (normal.data() != text.data()) normal = normalised_.emplace_back(std::move(storage));
+    for (std::string_view word : pretokenizer_.split(normal)) add_word(word);
+  }
+
+  std::vector<TokenId> take() { return std::move(ids_); }
+
+ private:
+  // A word met before in this text: its tokens are copied from where they went then.
+  struct Seen {
+    std::string_view word;
+    size_t begin = 0;  // in ids_
+    size_t count = 0;
+  };
+
+  void add_word(std::string_view word) {
+    // Direct-mapped: bounded in memory, and no choice of words makes it slow.
+    Seen& seen = cache_[std::hash<std::string_view>()(word) & (cache_.size() - 1)];
+    const size_t begin = ids_.size();
+    if (seen.word == word) {
+      ids_.resize(begin + seen.count);
+      std::copy_n(ids_.begin() + static_cast<ptrdiff_t>(seen.begin), seen.count,
+                  ids_.begin() + static_cast<ptrdiff_t>(begin));
+      return;
+    }
+    bpe_.encode_word(word, workspace_, ids_);
+    seen = {word, begin, ids_.size() - begin};
+  }
+
+  const Bpe& bpe_;
+  const Pretokenizer& pretokenizer_;
+  std::vector<Seen> cache_;
+  std::deque<std::string> normalised_;
+  Bpe::Workspace workspace_;
+  std::vector<TokenId> ids_;
+};
+
+}  // namespace
+
+Tokenizer::Tokenizer() : impl_(std::make_unique<Impl>()) {}
+Tokenizer::~Tokenizer() = default;
+Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
+Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
+
+Tokenizer Tokenizer::load(const GgufFile& file) {
+  const std::string_view model = file.get_string("tokenizer.ggml.model");
+  if (model != "gpt2") {
+    fail(file, "tokenizer.ggml.model",
+         fmt::format("\"{}\" is not supported; only gpt2 (byte-level BPE) is", printable(model)));
+  }
+  Tokenizer tokenizer;
+  Impl& impl = *tokenizer.impl_;
+  const std::string_view pre = file.get_string("tokenizer.ggml.pre");
+  impl.pretokenizer = Pretokenizer::find(pre);
+  if (!impl.pretokenizer) {
+    fail(file, "tokenizer.ggml.pre",
+         fmt::format("\"{}\" is not supported; {} are", printable(pre), Pretokenizer::names()));
+  }
+  const std::vector<std::string_view>& texts = file.get_string_array(kTokensKey);
+  if (texts.empty() || texts.size() > kMaxVocab) {
+    fail(file, kTokensKey, fmt::format("{} tokens; 1 to {} allowed", texts.size(), kMaxVocab));
+  }
+  impl.types = read_types(file, texts.size());
+  const TokenIndex index = index_tokens(file, texts, impl.types);
+  impl.bpe = read_merges(file, index, impl.types);
+  impl.store_pieces(texts);
+  impl.read_special_ids(file);
+  impl.chat_template = file.get_string("tokenizer.chat_template", "");
+  return tokenizer;
+}
+
+std::vector<TokenId> Tokenizer::encode(std::string_view text, bool parse_special) const {
+  if (text.size() > kMaxTextBytes) {
+    throw InputError(fmt::format("text: {} bytes; the limit is {}; split it", text.size(), kMaxTextBytes));
+  }
+  if (const size_t at = find_invalid_utf8(text); at != std::string_view::npos) {
+    throw InputError(fmt::format("text: byte {} (0x{:02X}) is not valid UTF-8; convert the text to UTF-8", at,
+                                 static_cast<uint8_t>(text[at])));
+  }
+  Encoder encoder(*impl_->bpe, *impl_->pretokenizer, text.size());
+  // Special tokens are cut out of the text as it came and the rest is normalised piece by piece, as the models' own
+  // tokenizers do: a combining mark after a special token must not change the token's last character.
+  for (size_t pos = 0; pos < text.size();) {
+    const SpecialTokens::Match match = parse_special ? impl_->special_tokens.find(text, pos) : SpecialTokens::Match{};
+    encoder.add_text(text.substr(pos, match.begin == std::string_view::npos ? match.begin : match.begin - pos));
+    if (match.id < 0) break;
+    encoder.add_token(match.id);
+    pos = match.begin + match.length;
+  }
+  return encoder.take();
+}
+
+std::string_view Tokenizer::piece(TokenId id, bool keep_special) const {
+  FT_CHECK(impl_->has(id));
+  if (impl_->types[id] == kControl && !keep_special) return {};
+  return impl_->bytes_of(id);
+}
+
+std::string Tokenizer::decode(std::span<const TokenId> ids, bool keep_special) const {
+  std::string out;
+  for (TokenId id : ids) {
+    if (!impl_->has(id))
+      throw InputError(fmt::format("token id {}: outside the vocabulary, 0 to {} allowed", id, vocab_size() - 1));
+    out += piece(id, keep_special);
+  }
+  return out;
+}
+
+int Tokenizer::vocab_size() const {
+  return static_cast<int>(impl_->types.size());
+}
+bool Tokenizer::is_special(TokenId id) const {
+  return impl_->has(id) && impl_->is_special(id);
+}
+std::span<const TokenId> Tokenizer::special_ids() const {
+  return impl_->special_ids;
+}
+bool Tokenizer::is_end_of_generation(TokenId id) const {
+  return std::binary_search(impl_->end_ids.begin(), impl_->end_ids.end(), id);
+}
+std::string_view Tokenizer::chat_template() const {
+  return impl_->chat_template;
+}
+bool Tokenizer::add_bos() const {
+  return impl_->add_bos;
+}
+TokenId Tokenizer::bos() const {
+  return impl_->bos;
+}
+
+}  // namespace foretoken

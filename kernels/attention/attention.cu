@@ -1,0 +1,339 @@
+#include "kernels/attention/attention_cuda.h"
+
+#include "kernels/base/error.h"
+#include "kernels/matmul/float_dot_cuda.cuh"
+
+namespace foretoken::cuda {
+
+namespace {
+
+constexpr int kMaxHeadDim = 256;
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * kWarpSize;
+constexpr int kQueries =
+    8;  // that a block serves with one read of keys and values; one a warp when the scores become weights
+static_assert(kQueries == kWarps);
+
+__device__ __forceinline__ void store_value(const DeviceKv& kv, void* to, int64_t at, float x) {
+  if (kv.type == KvType::kF16) {
+    static_cast<uint16_t*>(to)[at] = float_to_half_bits(x);
+  } else {
+    static_cast<float*>(to)[at] = x;
+  }
+}
+
+// blockIdx.x: row; a warp a head: first the query heads, then keys, then values.
+__global__ void __launch_bounds__(kThreads) cuda_prepare_attention(PrepareAttentionDesc a) {
+  FT_SHARED(float, shared, kWarps* kMaxHeadDim);
+  const int row = static_cast<int>(blockIdx.x);
+  if (row >= a.pass->num_rows) return;
+  const int warp = static_cast<int>(threadIdx.x / kWarpSize), lane = static_cast<int>(threadIdx.x % kWarpSize);
+  float* values = shared + warp * kMaxHeadDim;
+  const int64_t position = int64_t{a.pass->position} + row;
+  const int query_heads = a.q == nullptr ? 0 : a.num_heads, kv_heads = a.k == nullptr ? 0 : a.num_kv_heads;
+  const int head = static_cast<int>(blockIdx.y) * kWarps + warp;
+  if (head >= query_heads + 2 * kv_heads) return;  // no barrier of the whole block follows
+
+  if (head >= query_heads + kv_heads) {
+    const int h = head - query_heads - kv_heads;
+    const float* v = a.v + (int64_t{row} * a.num_kv_heads + h) * a.head_dim;
+    for (int i = lane; i < a.head_dim; i += kWarpSize)
+      store_value(a.kv, a.kv.values, (h * a.kv.ctx_size + position) * a.head_dim + i, v[i]);
+    return;
+  }
+  const bool is_query = head < query_heads;
+  const float* x = is_query ? a.q + row * a.q_stride + head * a.q_head_stride
+                            : a.k + (int64_t{row} * a.num_kv_heads + head - query_heads) * a.head_dim;
+  const float* weight = is_query ? a.q_norm : a.k_norm;
+  const float inverse = rms_inverse(warp_dot(x, x, a.head_dim, lane), a.head_dim, a.eps);
+  for (int i = lane; i < a.head_dim; i += kWarpSize) values[i] = (x[i] * inverse) * weight[i];
+  __syncwarp();
+  const float* cosines = a.rope + position * a.rope_dim;
+  const int half = a.rope_dim / 2;
+  for (int i = lane; i < half; i += kWarpSize) {  // each lane owns both values of its pairs
+    const float front = values[i], back = values[i + half], c = cosines[i], s = cosines[i + half];
+    values[i] = __fmaf_rn(front, c, -(back * s));
+    values[i + half] = __fmaf_rn(front, s, back * c);
+  }
+  __syncwarp();
+  for (int i = lane; i < a.head_dim; i += kWarpSize) {
+    if (is_query) {
+      a.queries[(int64_t{row} * a.num_heads + head) * a.head_dim + i] = values[i];
+    } else {
+      store_value(a.kv, a.kv.keys, ((head - query_heads) * a.kv.ctx_size + position) * a.head_dim + i, values[i]);
+    }
+  }
+}
+
+template <KvType kType>
+__device__ __forceinline__ float load_kv(const void* from, int64_t at) {
+  if constexpr (kType == KvType::kF16) {
+    return half_bits_to_float(static_cast<const uint16_t*>(from)[at]);
+  } else {
+    return static_cast<const float*>(from)[at];
+  }
+}
+
+/// The largest score m, the sum l and a value o of one split join the running result, as join_split.
+__device__ __forceinline__ float joined_max(float before, float m) {
+  return before > m ? before : m;
+}
+__device__ __forceinline__ float weight_before(float before, float now) {
+  return before == -__builtin_inff() ? 0.0f : math::exp(before - now);
+}
+
+__device__ __forceinline__ float gated(const AttentionDesc& a, int64_t row, int64_t head, int i, float x) {
+  return a.gate == nullptr ? x : x * math::sigmoid(a.gate[row * a.gate_stride + head * a.gate_head_stride + i]);
+}
+
+/// Where a split of a query leaves its result: values, then largest score and sum.
+__device__ __forceinline__ float* part_of(const AttentionDesc& a, int64_t query, int64_t split) {
+  const int64_t splits = (a.kv.ctx_size + kAttentionSplit - 1) / kAttentionSplit;
+  return a.parts + (query * splits + split) * (a.head_dim + 2);
+}
+
+// A block serves kQueries queries of one key-value head: queries are (row, head of the group), row after row.
+// blockIdx.x: key-value head, blockIdx.y: group of queries, blockIdx.z: its share of the splits (one block walks all
+// where they are not computed apart). kChunks: head_dim / 32, rounded up to a power of two.
+template <KvType kType, int kChunks>
+__global__ void __launch_bounds__(kThreads) cuda_attention(AttentionDesc a, bool apart) {
+  FT_SHARED(float, weights, kAttentionSplit* kQueries);  // [position][query] scores, then exp(score - max)
+  FT_SHARED(float, largest, kQueries);
+  FT_SHARED(float, sums, kQueries);
+  const int warp = static_cast<int>(threadIdx.x / kWarpSize), lane = static_cast<int>(threadIdx.x % kWarpSize);
+  const int group = a.num_heads / a.num_kv_heads, kv_head = static_cast<int>(blockIdx.x);
+  const int num_queries = a.pass->num_rows * group, first_query = static_cast<int>(blockIdx.y) * kQueries;
+  if (first_query >= num_queries) return;  // the whole block
+  const int64_t base = int64_t{kv_head} * a.kv.ctx_size;
+
+  // Positions that each query sees, and its number among all heads of all rows. Queries beyond the last see nothing.
+  int64_t seen[kQueries], number[kQueries];
+  FT_UNROLL
+  for (int q = 0; q < kQueries; ++q) {
+    const int query = first_query + q, row = query / group;
+    const bool used = query < num_queries;
+    seen[q] = used ? int64_t{a.pass->position} + row + 1 : 0;
+    number[q] = used ? int64_t{row} * a.num_heads + kv_head * group + query % group : 0;
+  }
+  const int last = num_queries - first_query < kQueries ? num_queries - first_query - 1 : kQueries - 1;
+  const int64_t most_seen = int64_t{a.pass->position} + (first_query + last) / group + 1;  // later rows see more
+  const int64_t num_splits = (most_seen + kAttentionSplit - 1) / kAttentionSplit;
+
+  // A lane keeps its strided share of every query in registers.
+  float query_values[kQueries][kChunks];
+  FT_UNROLL
+  for (int q = 0; q < kQueries; ++q) {
+    FT_UNROLL
+    for (int c = 0; c < kChunks; ++c) {
+      const int i = c * kWarpSize + lane;
+      query_values[q][c] = i < a.head_dim ? a.queries[number[q] * a.head_dim + i] : 0.0f;
+    }
+  }
+
+  // In the second half a thread owns value `dim` of kChunks queries.
+  const int dim = static_cast<int>(threadIdx.x) % (kWarpSize * kChunks);
+  const int own = static_cast<int>(threadIdx.x) / (kWarpSize * kChunks) * kChunks;
+  const bool owns = dim < a.head_dim;
+  float running_max[kChunks], running_sum[kChunks], running[kChunks];
+  for (int i = 0; i < kChunks; ++i) {
+    running_max[i] = -__builtin_inff();
+    running_sum[i] = running[i] = 0.0f;
+  }
+
+  for (int64_t split = blockIdx.z; split < num_splits; split += gridDim.z) {
+    const int64_t begin = split * kAttentionSplit;
+    const int64_t left = most_seen - begin;
+    const int count = static_cast<int>(left < kAttentionSplit ? left : kAttentionSplit);
+
+    // Scores: a warp a position.
+    for (int j = warp; j < count; j += kWarps) {
+      const int64_t key = (base + begin + j) * a.head_dim;
+      float dots[kQueries] = {};
+      FT_UNROLL
+      for (int c = 0; c < kChunks; ++c) {
+        const int i = c * kWarpSize + lane;
+        if (i >= a.head_dim) continue;
+        const float k = load_kv<kType>(a.kv.keys, key + i);
+        FT_UNROLL
+        for (int q = 0; q < kQueries; ++q) dots[q] = __fmaf_rn(query_values[q][c], k, dots[q]);
+      }
+      // Folds 32 -> 16 -> 8 -> 4 with the queries dealt out on the way, so that eight folds take 9 exchanges instead
+      // of 40.
+      FT_UNROLL
+      for (int half = 16, left_over = kQueries; half > 0; half /= 2) {
+        if (left_over > 1) {
+          left_over /= 2;
+          const bool upper = (lane & half) != 0;
+          FT_UNROLL
+          for (int q = 0; q < kQueries / 2; ++q) {
+            if (q >= left_over) continue;
+            const float keep = upper ? dots[q + left_over] : dots[q], give = upper ? dots[q] : dots[q + left_over];
+            dots[q] = keep + __shfl_xor_sync(kAllLanes, give, half);
+          }
+        } else {
+          dots[0] = dots[0] + __shfl_xor_sync(kAllLanes, dots[0], half);
+        }
+      }
+      // The lane's bits 16, 8, 4 say which query it was left with.
+      if (lane % 4 == 0) weights[j * kQueries + lane / 4] = a.scale * dots[0];
+    }
+    __syncthreads();
+
+    // Largest score, weights and their sum: a warp a query.
+    {
+      int64_t mine = 0;
+      FT_UNROLL
+      for (int q = 0; q < kQueries; ++q) mine = q == warp ? seen[q] : mine;
+      const int limit = static_cast<int>(mine - begin < count ? mine - begin : count);
+      float m = -__builtin_inff();
+      for (int j = lane; j < limit; j += kWarpSize) {
+        const float score = weights[j * kQueries + warp];
+        m = score > m ? score : m;
+      }
+      m = max_of_lanes(m) + 0.0f;  // -0 becomes +0, so that the first of two zeros does not show
+      float sum = 0.0f;
+      for (int j = lane; j < count; j += kWarpSize) {
+        const float p = j < limit ? math::exp(weights[j * kQueries + warp] - m) : 0.0f;
+        weights[j * kQueries + warp] = p;
+        if (j < limit) sum = sum + p;
+      }
+      sum = fold_lanes(sum);
+      if (lane == 0) {
+        largest[warp] = m;
+        sums[warp] = sum;
+      }
+    }
+    __syncthreads();
+
+    // Values in rising position: a thread a dimension.
+    if (owns) {
+      float out[kChunks] = {};
+      const int64_t value = (base + begin) * a.head_dim + dim;
+      int64_t common = kAttentionSplit;  // positions that all own queries see: no comparison there
+      int64_t own_seen[kChunks], own_number[kChunks];
+      FT_UNROLL
+      for (int i = 0; i < kChunks; ++i) {
+        own_seen[i] = own_number[i] = 0;
+        FT_UNROLL
+        for (int q = 0; q < kQueries; ++q) {
+          if (q != own + i) continue;
+          own_seen[i] = seen[q] - begin;
+          own_number[i] = number[q];
+        }
+        common = own_seen[i] < common ? own_seen[i] : common;
+      }
+      int j = 0;
+      for (; j < common; ++j) {
+        const float v = load_kv<kType>(a.kv.values, value + int64_t{j} * a.head_dim);
+        FT_UNROLL
+        for (int i = 0; i < kChunks; ++i) out[i] = __fmaf_rn(weights[j * kQueries + own + i], v, out[i]);
+      }
+      for (; j < count; ++j) {
+        const float v = load_kv<kType>(a.kv.values, value + int64_t{j} * a.head_dim);
+        FT_UNROLL
+        for (int i = 0; i < kChunks; ++i) {
+          if (j < own_seen[i]) out[i] = __fmaf_rn(weights[j * kQueries + own + i], v, out[i]);
+        }
+      }
+      FT_UNROLL
+      for (int i = 0; i < kChunks; ++i) {
+        if (own_seen[i] <= 0) continue;
+        const float m = largest[own + i], l = sums[own + i];
+        if (apart) {
+          float* part = part_of(a, own_number[i], split);
+          part[dim] = out[i];
+          if (dim == 0) {
+            part[a.head_dim] = m;
+            part[a.head_dim + 1] = l;
+          }
+        } else {
+          const float now = joined_max(running_max[i], m), before = weight_before(running_max[i], now),
+                      b = math::exp(m - now);
+          running_sum[i] = __fmaf_rn(l, b, running_sum[i] * before);
+          running[i] = __fmaf_rn(out[i], b, running[i] * before);
+          running_max[i] = now;
+        }
+      }
+    }
+    __syncthreads();  // the weights are free for the next split
+  }
+
+  if (apart || !owns) return;
+  FT_UNROLL
+  for (int i = 0; i < kChunks; ++i) {
+    const int query = first_query + own + i;
+    if (query >= num_queries) continue;
+    const int64_t row = query / group, head = kv_head * group + query % group;
+    a.out[(row * a.num_heads + head) * a.head_dim + dim] = gated(a, row, head, dim, running[i] / running_sum[i]);
+  }
+}
+
+// Splits that were computed apart, in rising order. blockIdx.x: head, blockIdx.y: row; a thread a dimension.
+__global__ void __launch_bounds__(kMaxHeadDim) cuda_merge_attention(AttentionDesc a) {
+  const int64_t head = blockIdx.x, row = blockIdx.y;
+  const int dim = static_cast<int>(threadIdx.x);
+  if (row >= a.pass->num_rows || dim >= a.head_dim) return;
+  const int64_t query = row * a.num_heads + head,
+                num_splits = (a.pass->position + row + 1 + kAttentionSplit - 1) / kAttentionSplit;
+  float max = -__builtin_inff(), sum = 0.0f, out = 0.0f;
+  for (int64_t split = 0; split < num_splits; ++split) {
+    const float* part = part_of(a, query, split);
+    const float m = part[a.head_dim], l = part[a.head_dim + 1];
+    const float now = joined_max(max, m), before = weight_before(max, now), b = math::exp(m - now);
+    sum = __fmaf_rn(l, b, sum * before);
+    out = __fmaf_rn(part[dim], b, out * before);
+    max = now;
+  }
+  a.out[query * a.head_dim + dim] = gated(a, row, head, dim, out / sum);
+}
+
+template <KvType kType>
+void launch_type(const AttentionDesc& desc, const LaunchShape& shape, bool apart, const Stream& stream) {
+  const int chunks = (desc.head_dim + kWarpSize - 1) / kWarpSize;
+  if (chunks == 1) return launch(stream, shape, "cuda_attention", cuda_attention<kType, 1>, desc, apart);
+  if (chunks == 2) return launch(stream, shape, "cuda_attention", cuda_attention<kType, 2>, desc, apart);
+  if (chunks <= 4) return launch(stream, shape, "cuda_attention", cuda_attention<kType, 4>, desc, apart);
+  return launch(stream, shape, "cuda_attention", cuda_attention<kType, 8>, desc, apart);
+}
+
+}  // namespace
+
+void launch(const PrepareAttentionDesc& desc, const Stream& stream) {
+  FT_CHECK(desc.head_dim > 0 && desc.head_dim <= kMaxHeadDim && desc.rope_dim <= desc.head_dim &&
+           desc.rope_dim % 2 == 0);
+  const int heads = (desc.q == nullptr ? 0 : desc.num_heads) + (desc.k == nullptr ? 0 : 2 * desc.num_kv_heads);
+  launch(stream,
+         {{static_cast<unsigned>(desc.max_rows), static_cast<unsigned>((heads + kWarps - 1) / kWarps)}, {kThreads}},
+         "cuda_prepare_attention", cuda_prepare_attention, desc);
+}
+
+AttentionConfig choose_config(const AttentionDesc& desc) {
+  // A window gives few blocks: the splits are shared out. A prompt chunk gives enough, and its parts would take much
+  // memory.
+  if (desc.parts == nullptr) return {};
+  const int64_t splits = (desc.kv.ctx_size + kAttentionSplit - 1) / kAttentionSplit;
+  constexpr int64_t kMost =
+      64;  // blocks that find nothing to do cost a microsecond or so together; more splits are walked
+  return {true, static_cast<int>(splits < kMost ? splits : kMost)};
+}
+
+void launch(const AttentionDesc& desc, const AttentionConfig& config, const Stream& stream) {
+  FT_CHECK(desc.head_dim > 0 && desc.head_dim <= kMaxHeadDim && desc.num_heads % desc.num_kv_heads == 0);
+  FT_CHECK(!config.apart || desc.parts != nullptr);
+  const int queries = desc.max_rows * (desc.num_heads / desc.num_kv_heads);
+  const LaunchShape shape{
+      {static_cast<unsigned>(desc.num_kv_heads), static_cast<unsigned>((queries + kQueries - 1) / kQueries),
+       static_cast<unsigned>(config.apart ? config.blocks_of_splits : 1)},
+      {kThreads}};
+  if (desc.kv.type == KvType::kF16) {
+    launch_type<KvType::kF16>(desc, shape, config.apart, stream);
+  } else {
+    launch_type<KvType::kF32>(desc, shape, config.apart, stream);
+  }
+  if (config.apart) {
+    launch(stream, {{static_cast<unsigned>(desc.num_heads), static_cast<unsigned>(desc.max_rows)}, {kMaxHeadDim}},
+           "cuda_merge_attention", cuda_merge_attention, desc);
+  }
+}
+
+}  // namespace foretoken::cuda

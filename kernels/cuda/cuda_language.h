@@ -1,0 +1,65 @@
+#pragma once
+
+// The CUDA language as kernel bodies use it: from nvcc, or from cuda_emulation.h where a host compiler reads the .cu
+// file. Names that the two do not share, or that CUDA spells per type, have one spelling here.
+
+#ifdef __CUDACC__
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#define FT_UNROLL _Pragma("unroll")
+#define FT_SHARED(type, name, count) __shared__ type name[count]
+#define FT_DYNAMIC_SHARED(type, name)                                \
+  extern __shared__ __align__(16) unsigned char ft_dynamic_shared[]; \
+  type* const name = reinterpret_cast<type*>(ft_dynamic_shared)
+
+namespace foretoken::cuda {
+
+__device__ __forceinline__ float half_bits_to_float(uint16_t h) {
+  return __half2float(__ushort_as_half(h));
+}
+__device__ __forceinline__ uint16_t float_to_half_bits(float x) {
+  return __half_as_ushort(__float2half_rn(x));
+}
+
+/// C += A B over int8 fragments of a warp; see emulated_mma for the layout of the registers.
+__device__ __forceinline__ void mma_16x8x32(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+__device__ __forceinline__ void mma_16x8x16(int (&c)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+}
+
+}  // namespace foretoken::cuda
+
+#else
+#include "kernels/cuda/emulation/cuda_emulation.h"
+#endif
+
+namespace foretoken::cuda {
+
+inline constexpr int kWarpSize = 32;
+inline constexpr uint32_t kAllLanes = 0xffffffffu;
+
+/// Folds 32 lanes 16 -> 8 -> 4 -> 2 -> 1, lane i adding lane i + half (rule 2). By exchange, so that every lane gets
+/// the sum: a + b and b + a are the same bits.
+__device__ __forceinline__ float fold_lanes(float x) {
+  for (int half = kWarpSize / 2; half > 0; half /= 2) x = x + __shfl_xor_sync(kAllLanes, x, half);
+  return x;
+}
+
+__device__ __forceinline__ float max_of_lanes(float x) {
+  for (int half = kWarpSize / 2; half > 0; half /= 2) {
+    const float other = __shfl_xor_sync(kAllLanes, x, half);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+
+}  // namespace foretoken::cuda

@@ -1,0 +1,152 @@
+#include "kernels/cuda/cuda_runtime_wrap.h"
+
+#include <cuda_runtime_api.h>
+#include <fmt/format.h>
+
+#include "kernels/cuda/cuda_faults.h"
+
+namespace foretoken::cuda {
+
+namespace {
+
+void check(cudaError_t status, std::string_view what) {
+  if (status == cudaSuccess) return;
+  fail_call(what, cudaGetErrorString(status), cudaGetErrorName(status));
+}
+
+cudaStream_t stream_of(const Stream& stream) {
+  return static_cast<cudaStream_t>(stream.handle());
+}
+
+double mebibytes(size_t size_bytes) {
+  return static_cast<double>(size_bytes) / (1 << 20);
+}
+
+}  // namespace
+
+Stream::Stream() {
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream");
+  handle_ = stream;
+}
+
+Stream::~Stream() {
+  if (handle_ != nullptr) cudaStreamDestroy(static_cast<cudaStream_t>(handle_));
+}
+
+void Stream::synchronize() const {
+  check(cudaStreamSynchronize(stream_of(*this)), "waiting for the device");
+}
+
+Event::Event() {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreate(&event), "creating an event");
+  handle_ = event;
+}
+
+Event::~Event() {
+  if (handle_ != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(handle_));
+}
+
+void Event::record(const Stream& stream) {
+  check(cudaEventRecord(static_cast<cudaEvent_t>(handle_), stream_of(stream)), "recording an event");
+}
+
+void Event::synchronize() const {
+  check(cudaEventSynchronize(static_cast<cudaEvent_t>(handle_)), "waiting for an event");
+}
+
+float Event::milliseconds_since(const Event& begin) const {
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, static_cast<cudaEvent_t>(begin.handle_), static_cast<cudaEvent_t>(handle_)),
+        "reading the time between two events");
+  return milliseconds;
+}
+
+void wait_for(const Stream& stream, const Event& event) {
+  check(cudaStreamWaitEvent(stream_of(stream), static_cast<cudaEvent_t>(event.handle()), 0), "ordering two streams");
+}
+
+Graph::Graph(const Stream& stream, const std::function<void()>& work) {
+  check(cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeThreadLocal), "starting to record a graph");
+  cudaGraph_t graph = nullptr;
+  try {
+    work();
+  } catch (...) {
+    cudaStreamEndCapture(stream_of(stream),
+                         &graph);  // leaves the stream usable; its own status would hide the first error
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    throw;
+  }
+  check(cudaStreamEndCapture(stream_of(stream), &graph), "recording a graph");
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
+  cudaGraphDestroy(graph);
+  check(status, "instantiating a graph");
+  handle_ = executable;
+}
+
+Graph::~Graph() {
+  if (handle_ != nullptr) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(handle_));
+}
+
+void Graph::launch(const Stream& stream) const {
+  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(handle_), stream_of(stream)), "launching a graph");
+}
+
+DeviceBuffer::DeviceBuffer(size_t size_bytes, std::string_view what) {
+  if (size_bytes == 0) return;
+  const cudaError_t status = cudaMalloc(&data_, size_bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    static_cast<void>(cudaGetLastError());  // the failure is not sticky
+    size_t free_bytes = 0, total_bytes = 0;
+    check(cudaMemGetInfo(&free_bytes, &total_bytes), "asking for the free memory");
+    refuse_memory(size_bytes, what, free_bytes, total_bytes);
+  }
+  check(status, fmt::format("allocating {:.1f} MiB for {}", mebibytes(size_bytes), what));
+  size_bytes_ = size_bytes;
+}
+
+DeviceBuffer::~DeviceBuffer() {
+  if (data_ != nullptr) cudaFree(data_);
+}
+
+PinnedBuffer::PinnedBuffer(size_t size_bytes) {
+  if (size_bytes == 0) return;
+  check(cudaMallocHost(&data_, size_bytes), fmt::format("pinning {:.1f} MiB of host memory", mebibytes(size_bytes)));
+  size_bytes_ = size_bytes;
+}
+
+PinnedBuffer::~PinnedBuffer() {
+  if (data_ != nullptr) cudaFreeHost(data_);
+}
+
+void copy_to_device(const Stream& stream, void* to, const void* from, size_t size_bytes) {
+  check(cudaMemcpyAsync(to, from, size_bytes, cudaMemcpyHostToDevice, stream_of(stream)), "copying to the device");
+}
+
+void copy_to_host(const Stream& stream, void* to, const void* from, size_t size_bytes) {
+  check(cudaMemcpyAsync(to, from, size_bytes, cudaMemcpyDeviceToHost, stream_of(stream)), "copying from the device");
+}
+
+void copy_on_device(const Stream& stream, void* to, const void* from, size_t size_bytes) {
+  check(cudaMemcpyAsync(to, from, size_bytes, cudaMemcpyDeviceToDevice, stream_of(stream)), "copying on the device");
+}
+
+void fill_zero(const Stream& stream, void* to, size_t size_bytes) {
+  check(cudaMemsetAsync(to, 0, size_bytes, stream_of(stream)), "filling device memory");
+}
+
+void launch_function(const Stream& stream, const LaunchShape& shape, const char* name, const void* function,
+                     void** arguments) {
+  constexpr size_t kWithoutAsking = 48 << 10;  // more dynamic shared memory has to be asked for, kernel by kernel
+  if (shape.shared_bytes > kWithoutAsking) {
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shape.shared_bytes)),
+          name);
+  }
+  const dim3 grid(shape.grid.x, shape.grid.y, shape.grid.z), block(shape.block.x, shape.block.y, shape.block.z);
+  check(cudaLaunchKernel(function, grid, block, arguments, shape.shared_bytes, stream_of(stream)), name);
+}
+
+}  // namespace foretoken::cuda

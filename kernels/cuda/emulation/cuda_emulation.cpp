@@ -1,0 +1,399 @@
+#include "kernels/cuda/emulation/cuda_emulation.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <boost/context/detail/fcontext.hpp>
+#include <cstdlib>
+#include <mutex>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "kernels/base/error.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+#endif
+
+namespace foretoken::cuda::emulation {
+
+thread_local const Indices* indices = nullptr;
+
+namespace {
+
+namespace context = boost::context::detail;
+
+constexpr int kWarp = 32;
+constexpr int kMaxThreads = 1024;
+// Kernel bodies keep little on the stack, but a sanitizer puts red zones round each variable.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr size_t kStackBytes = 256 << 10;
+#else
+constexpr size_t kStackBytes = 64 << 10;
+#endif
+// What every GPU from sm_80 on can give a block, less the 1 KiB that the system keeps of 100.
+constexpr size_t kMaxSharedBytes = 99 << 10;
+
+enum class State { kReady, kAtBarrier, kAtCollective, kDone };
+
+struct Thread {
+  context::fcontext_t fiber = nullptr;
+  std::byte* stack = nullptr;  // lowest address, above the guard page
+  Indices indices{};
+  State state = State::kDone;
+  Site site;
+  int number = 0;  // in its block
+  void* fake_stack = nullptr;
+  void* tsan_fiber = nullptr;
+};
+
+struct Warp {
+  uint32_t arrived = 0;
+  uint32_t mask = 0;
+  Site site;
+  uint64_t generation = 0;
+  // Two sets take turns: a lane is at most one collective ahead of one that still reads.
+  alignas(16) std::byte values[2][kWarp][64];
+};
+
+struct SharedArray {
+  Site site;
+  size_t size_bytes;
+  std::byte* data;
+};
+
+bool same_site(const Site& a, const Site& b) {
+  return a.line() == b.line() && a.column() == b.column() && std::strcmp(a.file_name(), b.file_name()) == 0;
+}
+
+std::string name_of(const Site& site) {
+  return std::string(site.file_name()) + ":" + std::to_string(site.line());
+}
+
+std::string name_of(const Thread& t) {
+  const Indices& i = t.indices;
+  return "thread (" + std::to_string(i.thread.x) + "," + std::to_string(i.thread.y) + "," + std::to_string(i.thread.z) +
+         ") of block (" + std::to_string(i.block.x) + "," + std::to_string(i.block.y) + "," +
+         std::to_string(i.block.z) + ")";
+}
+
+class Machine {
+ public:
+  Machine() {
+    const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const size_t stride = kStackBytes + page;
+    void* mapped =
+        mmap(nullptr, kMaxThreads * stride, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    FT_CHECK(mapped != MAP_FAILED);
+    threads_.resize(kMaxThreads);
+    for (int i = 0; i < kMaxThreads; ++i) {
+      std::byte* guard = static_cast<std::byte*>(mapped) + static_cast<size_t>(i) * stride;
+      mprotect(guard, page, PROT_NONE);
+      threads_[static_cast<size_t>(i)].stack = guard + page;
+      threads_[static_cast<size_t>(i)].number = i;
+    }
+    warps_.resize(kMaxThreads / kWarp);
+  }
+
+  void run(uint3 grid, uint3 block, size_t dynamic_shared_bytes, const std::function<void()>& body) {
+    const std::lock_guard lock(mutex_);
+    num_threads_ = static_cast<int>(block.x * block.y * block.z);
+    FT_CHECK(num_threads_ >= 1 && num_threads_ <= kMaxThreads);
+    FT_CHECK(grid.x >= 1 && grid.y >= 1 && grid.z >= 1 && grid.y <= 65535 && grid.z <= 65535);
+    body_ = &body;
+    dynamic_shared_bytes_ = dynamic_shared_bytes;
+    const std::vector<int> warp_order = order((num_threads_ + kWarp - 1) / kWarp, 1);
+    const std::vector<int> lane_order = order(kWarp, 2);
+    const int num_blocks = static_cast<int>(grid.x * grid.y * grid.z);
+    for (const int b : order(num_blocks, 3)) {
+      const auto n = static_cast<unsigned>(b);
+      const uint3 block_idx{n % grid.x, n / grid.x % grid.y, n / grid.x / grid.y};
+      for (int i = 0; i < num_threads_; ++i) {
+        Thread& t = threads_[static_cast<size_t>(i)];
+        const auto u = static_cast<unsigned>(i);
+        t.indices = {{u % block.x, u / block.x % block.y, u / block.x / block.y}, block_idx, block, grid};
+        t.state = State::kReady;
+      }
+      run_block(warp_order, lane_order);
+      threads_run_ += static_cast<uint64_t>(num_threads_);
+    }
+  }
+
+  void set_order(Order kind, uint32_t seed) {
+    order_ = kind;
+    seed_ = seed;
+  }
+  [[nodiscard]] uint64_t threads_run() const { return threads_run_; }
+  [[nodiscard]] int lane() const { return current_->number % kWarp; }
+  [[nodiscard]] std::string running() const { return name_of(*current_); }
+
+  // The message is a function, so that none of its strings are left on the stack of a thread that never ends.
+  template <class Message>
+  [[noreturn]] void fail(const Message& message) {
+    failure_ = message();
+    wait(State::kReady);
+    std::abort();  // a failed block is never resumed
+  }
+
+  void sync_block(Site site) {
+    if (at_barrier_ > 0 && !same_site(barrier_site_, site)) {
+      fail([&] {
+        return "__syncthreads: " + name_of(*current_) + " waits at " + name_of(site) + ", others at " +
+               name_of(barrier_site_);
+      });
+    }
+    barrier_site_ = site;
+    current_->site = site;
+    if (++at_barrier_ < num_threads_) {
+      wait(State::kAtBarrier);
+      return;
+    }
+    at_barrier_ = 0;
+    for (int i = 0; i < num_threads_; ++i) threads_[static_cast<size_t>(i)].state = State::kReady;
+  }
+
+  const std::byte (*exchange(uint32_t mask, const void* value, size_t size_bytes, Site site))[64] {
+    const int self = lane();
+    Warp& warp = warps_[static_cast<size_t>(current_->number / kWarp)];
+    if ((mask >> self & 1u) == 0)
+      fail([&] {
+        return "warp collective at " + name_of(site) + ": " + name_of(*current_) + " is not in its own mask";
+      });
+    if (warp.arrived == 0) {
+      warp.mask = mask;
+      warp.site = site;
+    } else if (!same_site(warp.site, site) || warp.mask != mask) {
+      fail([&] {
+        return "warp collective: " + name_of(*current_) + " arrives at " + name_of(site) + ", other lanes wait at " +
+               name_of(warp.site);
+      });
+    }
+    const auto set = static_cast<size_t>(warp.generation % 2);
+    std::memcpy(warp.values[set][self], value, size_bytes);
+    warp.arrived |= 1u << self;
+    current_->site = site;
+    if (warp.arrived == mask) {
+      warp.arrived = 0;
+      ++warp.generation;
+      const int first = current_->number - self;
+      for (int i = 0; i < kWarp; ++i) {
+        if ((mask >> i & 1u) != 0) threads_[static_cast<size_t>(first + i)].state = State::kReady;
+      }
+    } else {
+      wait(State::kAtCollective);
+    }
+    return warp.values[set];
+  }
+
+  std::byte* shared_array(size_t size_bytes, Site site) {
+    for (const SharedArray& array : shared_) {
+      if (same_site(array.site, site)) return array.data;
+    }
+    return add_shared(size_bytes, site);
+  }
+  std::byte* dynamic_shared() {
+    if (dynamic_shared_ == nullptr) dynamic_shared_ = add_shared(dynamic_shared_bytes_, Site::current());
+    return dynamic_shared_;
+  }
+
+ private:
+  [[nodiscard]] std::vector<int> order(int n, uint32_t salt) const {
+    std::vector<int> indices(static_cast<size_t>(n));
+    std::iota(indices.begin(), indices.end(), 0);
+    if (order_ == Order::kBackward) std::reverse(indices.begin(), indices.end());
+    if (order_ == Order::kShuffled) std::shuffle(indices.begin(), indices.end(), std::mt19937(seed_ * 3 + salt));
+    return indices;
+  }
+
+  std::byte* add_shared(size_t size_bytes, Site site) {
+    shared_bytes_ += size_bytes;
+    if (shared_bytes_ > kMaxSharedBytes)
+      fail([&] { return "shared memory: " + std::to_string(shared_bytes_) + " bytes at " + name_of(site); });
+    // Each array is an allocation of its own, so that the address sanitizer sees where it ends.
+    void* data = nullptr;
+    FT_CHECK(posix_memalign(&data, 128, std::max<size_t>(size_bytes, 1)) == 0);
+    std::memset(data, 0xff, size_bytes);
+    shared_.push_back({site, size_bytes, static_cast<std::byte*>(data)});
+    return shared_.back().data;
+  }
+
+  void run_block(const std::vector<int>& warp_order, const std::vector<int>& lane_order) {
+    at_barrier_ = 0;
+    for (Warp& warp : warps_) warp.arrived = 0;
+    failure_.clear();
+    int alive = num_threads_;
+    while (alive > 0 && failure_.empty()) {
+      bool progress = false;
+      for (const int w : warp_order) alive -= run_warp(w, lane_order, progress);
+      if (!progress && failure_.empty()) failure_ = describe_standstill();
+    }
+    for (const SharedArray& array : shared_) std::free(array.data);
+    shared_.clear();
+    shared_bytes_ = 0;
+    dynamic_shared_ = nullptr;
+    if (!failure_.empty()) {
+      // Threads that were left waiting keep a half-run body on their stacks: kernel bodies hold nothing that needs
+      // destruction.
+      for (Thread& t : threads_) t.fiber = nullptr;
+      throw EmulationError(failure_);
+    }
+  }
+
+  // Runs the warp's lanes until each waits for another warp or has ended; returns how many ended.
+  int run_warp(int w, const std::vector<int>& lane_order, bool& progress) {
+    int ended = 0;
+    for (bool again = true; again && failure_.empty();) {
+      again = false;
+      for (const int l : lane_order) {
+        const int i = w * kWarp + l;
+        if (i >= num_threads_) continue;
+        Thread& t = threads_[static_cast<size_t>(i)];
+        if (t.state != State::kReady) continue;
+        resume(t);
+        again = progress = true;
+        if (t.state == State::kDone) ++ended;
+        if (!failure_.empty()) break;
+      }
+    }
+    return ended;
+  }
+
+  [[nodiscard]] std::string describe_standstill() const {
+    std::string text = "threads of a block have parted: ";
+    const Thread *waiting = nullptr, *other = nullptr;
+    for (int i = 0; i < num_threads_; ++i) {
+      const Thread& t = threads_[static_cast<size_t>(i)];
+      if (t.state != State::kDone && waiting == nullptr) waiting = &t;
+    }
+    for (int i = 0; i < num_threads_ && waiting != nullptr; ++i) {
+      const Thread& t = threads_[static_cast<size_t>(i)];
+      if (t.state != waiting->state || !same_site(t.site, waiting->site)) other = &t;
+    }
+    const auto describe = [](const Thread& t) {
+      return name_of(t) + (t.state == State::kDone        ? " has ended"
+                           : t.state == State::kAtBarrier ? " waits at the barrier " + name_of(t.site)
+                                                          : " waits at the collective " + name_of(t.site));
+    };
+    if (waiting != nullptr) text += describe(*waiting);
+    if (other != nullptr) text += ", " + describe(*other);
+    return text;
+  }
+
+  // From the scheduler into a thread, until it waits or ends.
+  void resume(Thread& t) {
+    current_ = &t;
+    indices = &t.indices;
+    if (t.fiber == nullptr) {
+      t.fiber = context::make_fcontext(t.stack + kStackBytes, kStackBytes, &Machine::enter);
+#if defined(__SANITIZE_THREAD__)
+      if (t.tsan_fiber != nullptr) __tsan_destroy_fiber(t.tsan_fiber);
+      t.tsan_fiber = __tsan_create_fiber(0);
+#endif
+    }
+#if defined(__SANITIZE_ADDRESS__)
+    void* fake_stack = nullptr;
+    __sanitizer_start_switch_fiber(&fake_stack, t.stack, kStackBytes);
+#endif
+#if defined(__SANITIZE_THREAD__)
+    scheduler_fiber_ = __tsan_get_current_fiber();
+    __tsan_switch_to_fiber(t.tsan_fiber, 0);
+#endif
+    t.fiber = context::jump_fcontext(t.fiber, this).fctx;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#endif
+    indices = nullptr;
+  }
+
+  // From a thread to the scheduler.
+  void wait(State state) {
+    Thread& t = *current_;
+    t.state = state;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(&t.fake_stack, scheduler_stack_, scheduler_stack_bytes_);
+#endif
+#if defined(__SANITIZE_THREAD__)
+    __tsan_switch_to_fiber(scheduler_fiber_, 0);
+#endif
+    scheduler_ = context::jump_fcontext(scheduler_, nullptr).fctx;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(t.fake_stack, &scheduler_stack_, &scheduler_stack_bytes_);
+#endif
+  }
+
+  // A fiber serves one thread number of block after block.
+  static void enter(context::transfer_t from) {
+    auto* machine = static_cast<Machine*>(from.data);
+    machine->scheduler_ = from.fctx;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(nullptr, &machine->scheduler_stack_, &machine->scheduler_stack_bytes_);
+#endif
+    for (;;) {
+      (*machine->body_)();
+      machine->wait(State::kDone);
+    }
+  }
+
+  std::mutex mutex_;
+  std::vector<Thread> threads_;
+  std::vector<Warp> warps_;
+  int num_threads_ = 0;
+  const std::function<void()>* body_ = nullptr;
+  Thread* current_ = nullptr;
+  context::fcontext_t scheduler_ = nullptr;
+  [[maybe_unused]] const void* scheduler_stack_ = nullptr;
+  [[maybe_unused]] size_t scheduler_stack_bytes_ = 0;
+  [[maybe_unused]] void* scheduler_fiber_ = nullptr;
+  int at_barrier_ = 0;
+  Site barrier_site_;
+  std::vector<SharedArray> shared_;
+  size_t shared_bytes_ = 0;
+  size_t dynamic_shared_bytes_ = 0;
+  std::byte* dynamic_shared_ = nullptr;
+  std::string failure_;
+  Order order_ = Order::kForward;
+  uint32_t seed_ = 0;
+  uint64_t threads_run_ = 0;
+};
+
+Machine& machine() {
+  static Machine* instance = new Machine;  // never destroyed: its fibers would have to be unwound
+  return *instance;
+}
+
+}  // namespace
+
+void set_order(Order order, uint32_t seed) {
+  machine().set_order(order, seed);
+}
+void run_grid(uint3 grid, uint3 block, size_t dynamic_shared_bytes, const std::function<void()>& body) {
+  machine().run(grid, block, dynamic_shared_bytes, body);
+}
+uint64_t threads_run() {
+  return machine().threads_run();
+}
+void sync_block(Site site) {
+  machine().sync_block(site);
+}
+void fail(const char* message) {
+  machine().fail([&] { return message + (", " + machine().running()); });
+}
+const std::byte (*exchange(uint32_t mask, const void* value, size_t size_bytes, Site site))[64] {
+  return machine().exchange(mask, value, size_bytes, site);
+}
+int lane() {
+  return machine().lane();
+}
+std::byte* shared_array(size_t size_bytes, Site site) {
+  return machine().shared_array(size_bytes, site);
+}
+std::byte* dynamic_shared() {
+  return machine().dynamic_shared();
+}
+
+}  // namespace foretoken::cuda::emulation

@@ -1,0 +1,232 @@
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <optional>
+#include <source_location>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "kernels/base/half.h"
+
+// Stands in for nvcc where a host compiler reads a .cu file: the names that kernel bodies use, and a machine that runs
+// one block at a time with a fiber per thread, so that every kernel's arithmetic is tested without a GPU. What it finds
+// beside wrong bits: threads of a block that part at a barrier or a warp collective, shared memory read before it is
+// written (it starts as 0xff bytes: NaN), steps outside an array and misaligned vector loads (under the address and
+// undefined-behaviour sanitizers), and missing barriers, because the order in which warps and lanes run can be turned
+// round (set_order) and a warp runs on until it has to wait. What it cannot show: real races and speed.
+
+namespace foretoken::cuda {
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+
+/// A kernel did what no GPU would forgive. The message names the kernel's source lines.
+class EmulationError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+namespace emulation {
+
+using Site = std::source_location;
+
+/// Order in which warps of a block, lanes of a warp and blocks of a grid take turns.
+enum class Order { kForward, kBackward, kShuffled };
+void set_order(Order order, uint32_t seed = 0);
+
+/// Runs body() once for each thread of the grid. Throws EmulationError.
+void run_grid(uint3 grid, uint3 block, size_t dynamic_shared_bytes, const std::function<void()>& body);
+
+/// Threads that run_grid has run, over all grids: shows that a test really went through the emulation.
+[[nodiscard]] uint64_t threads_run();
+
+/// Faults that the emulated device then has, for tests of what becomes of them. inject({}) ends them.
+struct Faults {
+  std::optional<size_t> memory_bytes;  // of the device: what does not fit is refused as cudaMalloc does
+  /// Waits that go well before one finds that a kernel has crashed; from there on every call fails.
+  std::optional<int> waits_until_lost;
+};
+void inject(const Faults& faults);
+
+// What the running thread sees.
+struct Indices {
+  uint3 thread, block, block_dim, grid_dim;
+};
+extern thread_local const Indices* indices;
+
+void sync_block(Site site);
+/// Ends the grid with an EmulationError. Called from a kernel body.
+[[noreturn]] void fail(const char* message);
+/// All lanes of `mask` meet here; values[lane] are the `size_bytes` (at most 64) that each brought. Valid until the
+/// lane's next collective.
+const std::byte (*exchange(uint32_t mask, const void* value, size_t size_bytes, Site site))[64];
+[[nodiscard]] int lane();
+[[nodiscard]] std::byte* shared_array(size_t size_bytes, Site site);
+[[nodiscard]] std::byte* dynamic_shared();
+
+template <class T>
+T read_lane(const std::byte (*values)[64], int from) {
+  T value;
+  std::memcpy(&value, values[from], sizeof(T));
+  return value;
+}
+
+}  // namespace emulation
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define threadIdx (::foretoken::cuda::emulation::indices->thread)
+#define blockIdx (::foretoken::cuda::emulation::indices->block)
+#define blockDim (::foretoken::cuda::emulation::indices->block_dim)
+#define gridDim (::foretoken::cuda::emulation::indices->grid_dim)
+
+#define FT_UNROLL
+
+/// FT_SHARED(float, sums, 32): __shared__ float sums[32].
+#define FT_SHARED(type, name, count)                                                     \
+  type* const name = reinterpret_cast<type*>(::foretoken::cuda::emulation::shared_array( \
+      sizeof(type) * static_cast<size_t>(count), std::source_location::current()))
+/// FT_DYNAMIC_SHARED(int8_t, tile): extern __shared__ memory, sized by the launch.
+#define FT_DYNAMIC_SHARED(type, name) \
+  type* const name = reinterpret_cast<type*>(::foretoken::cuda::emulation::dynamic_shared())
+
+inline void __syncthreads(emulation::Site site = emulation::Site::current()) {
+  emulation::sync_block(site);
+}
+inline void __syncwarp(uint32_t mask = 0xffffffffu, emulation::Site site = emulation::Site::current()) {
+  emulation::exchange(mask, "", 1, site);
+}
+
+template <class T>
+T __shfl_sync(uint32_t mask, T value, int from, int width = 32, emulation::Site site = emulation::Site::current()) {
+  const int base = emulation::lane() & ~(width - 1);
+  return emulation::read_lane<T>(emulation::exchange(mask, &value, sizeof value, site), base + (from & (width - 1)));
+}
+template <class T>
+T __shfl_xor_sync(uint32_t mask, T value, int lane_mask, int width = 32,
+                  emulation::Site site = emulation::Site::current()) {
+  const int self = emulation::lane(), from = self ^ lane_mask;
+  return emulation::read_lane<T>(emulation::exchange(mask, &value, sizeof value, site),
+                                 (from & ~(width - 1)) == (self & ~(width - 1)) ? from : self);
+}
+template <class T>
+T __shfl_down_sync(uint32_t mask, T value, unsigned delta, int width = 32,
+                   emulation::Site site = emulation::Site::current()) {
+  const int self = emulation::lane(), from = self + static_cast<int>(delta);
+  return emulation::read_lane<T>(emulation::exchange(mask, &value, sizeof value, site),
+                                 from < (self & ~(width - 1)) + width ? from : self);
+}
+inline uint32_t __ballot_sync(uint32_t mask, bool predicate, emulation::Site site = emulation::Site::current()) {
+  const std::byte(*values)[64] = emulation::exchange(mask, &predicate, sizeof predicate, site);
+  uint32_t bits = 0;
+  for (int i = 0; i < 32; ++i) {
+    if ((mask >> i & 1u) != 0 && emulation::read_lane<bool>(values, i)) bits |= 1u << i;
+  }
+  return bits;
+}
+
+inline int __dp4a(int a, int b, int c) {
+  uint32_t sum = static_cast<uint32_t>(c);
+  for (int i = 0; i < 4; ++i) {
+    const int x = static_cast<int8_t>(static_cast<uint32_t>(a) >> (8 * i)),
+              y = static_cast<int8_t>(static_cast<uint32_t>(b) >> (8 * i));
+    sum += static_cast<uint32_t>(x * y);
+  }
+  return static_cast<int>(sum);
+}
+/// Two 16-bit values of a by bytes 0 and 1 of b.
+inline int __dp2a_lo(int a, int b, int c) {
+  const int low = static_cast<int16_t>(a), high = a >> 16;
+  const uint32_t sum = static_cast<uint32_t>(low * static_cast<int8_t>(b)) +
+                       static_cast<uint32_t>(high * static_cast<int8_t>(static_cast<uint32_t>(b) >> 8));
+  return static_cast<int>(static_cast<uint32_t>(c) + sum);
+}
+/// Two 16-bit values of a by bytes 2 and 3 of b.
+inline int __dp2a_hi(int a, int b, int c) {
+  return __dp2a_lo(a, b >> 16, c);
+}
+/// Byte i of the result is byte (selector >> 4i & 7) of y:x. A set fourth bit, which spreads a sign on the GPU, is a
+/// mistake here.
+inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
+  const uint64_t bytes = (static_cast<uint64_t>(y) << 32) | x;
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t at = selector >> (4 * i) & 15u;
+    if (at > 7) emulation::fail("__byte_perm: selector digit above 7");
+    result |= static_cast<uint32_t>(bytes >> (8 * at) & 0xffu) << (8 * i);
+  }
+  return result;
+}
+inline float __fmaf_rn(float a, float b, float c) {
+  return __builtin_fmaf(a, b, c);
+}
+inline int __float2int_rn(float x) {
+  return static_cast<int>(__builtin_rintf(x));
+}
+inline int __popc(uint32_t x) {
+  return __builtin_popcount(x);
+}
+inline int __ffs(uint32_t x) {
+  return __builtin_ffs(static_cast<int>(x));
+}
+
+inline float half_bits_to_float(uint16_t h) {
+  return half_to_float(h);
+}
+inline uint16_t float_to_half_bits(float x) {
+  return float_to_half(x);
+}
+
+// mma.sync.aligned.{m16n8k32,m16n8k16}.row.col.s32.s8.s8.s32, with the register layout that the PTX manual gives: lane
+// = 4 * group + quad. A[row][k]: register i holds row group + 8 * (i % 2), k = 16 * (i / 2) + 4 * quad + byte;
+// B[k][col]: register i holds k = 16 * i + 4 * quad + byte, col = group; C[row][col]: register i holds row group + 8 *
+// (i / 2), col = 2 * quad + i % 2.
+template <int kDepth>
+void emulated_mma(int (&c)[4], const uint32_t (&a)[kDepth / 8], const uint32_t (&b)[kDepth / 16],
+                  emulation::Site site) {
+  struct Fragments {
+    uint32_t a[kDepth / 8], b[kDepth / 16];
+  } mine;
+  std::memcpy(mine.a, a, sizeof mine.a);
+  std::memcpy(mine.b, b, sizeof mine.b);
+  const std::byte(*values)[64] = emulation::exchange(0xffffffffu, &mine, sizeof mine, site);
+  const int group = emulation::lane() / 4, quad = emulation::lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    for (int from = 0; from < 4;
+         ++from) {  // the lanes that hold this row of A and this column of B, one quarter of k each
+      const auto x = emulation::read_lane<Fragments>(values, 4 * group + from);
+      const auto y = emulation::read_lane<Fragments>(values, 4 * (2 * quad + i % 2) + from);
+      for (int k = 0; k < kDepth / 16; ++k)
+        c[i] = __dp4a(static_cast<int>(x.a[2 * k + i / 2]), static_cast<int>(y.b[k]), c[i]);
+    }
+  }
+}
+inline void mma_16x8x32(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                        emulation::Site site = emulation::Site::current()) {
+  emulated_mma<32>(c, a, b, site);
+}
+inline void mma_16x8x16(int (&c)[4], const uint32_t (&a)[2], const uint32_t (&b)[1],
+                        emulation::Site site = emulation::Site::current()) {
+  emulated_mma<16>(c, a, b, site);
+}
+
+}  // namespace foretoken::cuda

@@ -1,0 +1,185 @@
+#include "kernels/delta_net/delta_net_cuda.h"
+
+#include "kernels/base/error.h"
+#include "kernels/matmul/float_dot_cuda.cuh"
+
+namespace foretoken::cuda {
+
+namespace {
+
+constexpr int kMaxStateSize = 128;
+constexpr int kMaxTaps = 8;
+
+__device__ __forceinline__ bool is_chunk(const DeltaSlots& slots) {
+  return slots.chunk.mixed != nullptr;
+}
+__device__ __forceinline__ const DeltaSlot& old_slot(const DeltaSlots& slots, const PassScalars& pass) {
+  return pass.old_slot == 0 ? slots.slots[0] : slots.slots[1];
+}
+__device__ __forceinline__ const DeltaSlot& new_slot(const DeltaSlots& slots, const PassScalars& pass) {
+  if (is_chunk(slots)) return slots.chunk;
+  return pass.old_slot == 0 ? slots.slots[1] : slots.slots[0];
+}
+
+// A block of threads a head of q, k or v, a thread a channel: its history, its rows and its place in the new slot are
+// that thread's alone. One more block makes the gates.
+__global__ void __launch_bounds__(kMaxStateSize) cuda_convolve(ConvolveDesc a) {
+  FT_SHARED(float, row_values, kMaxStateSize);
+  FT_SHARED(float, inverse, 1);
+  const PassScalars pass = *a.pass;
+  const DeltaSlot from = old_slot(a.slots, pass), to = new_slot(a.slots, pass);
+  const int heads = 2 * a.num_key_heads + a.num_value_heads, head = static_cast<int>(blockIdx.x);
+  if (head == heads) {
+    for (int i = static_cast<int>(threadIdx.x); i < pass.num_rows * a.num_value_heads;
+         i += static_cast<int>(blockDim.x)) {
+      const int h = i % a.num_value_heads;
+      to.beta[i] = math::sigmoid(a.b[i]);
+      to.decay[i] = math::exp(a.a[h] * math::softplus(a.alpha[i] + a.dt[h]));
+    }
+    return;
+  }
+  const int64_t channels = int64_t{heads} * a.state_size;
+  const bool inside = static_cast<int>(threadIdx.x) < a.state_size;
+  const int64_t c = int64_t{head} * a.state_size + (inside ? threadIdx.x : 0);
+
+  // u[j]: raw row r - (taps - 1) + j of the pass, before it those kept in the old slot, before them the history.
+  const auto raw = [&](int at) {
+    if (at >= 0) return a.raw[at * channels + c];
+    if (-at <= pass.kept) return from.raw[(pass.kept + at) * channels + c];
+    return a.history[(a.taps - 1 + at + pass.kept) * channels + c];
+  };
+  float weight[kMaxTaps], u[kMaxTaps];
+  FT_UNROLL
+  for (int j = 0; j < kMaxTaps; ++j) {
+    weight[j] = j < a.taps ? a.weight[c * a.taps + j] : 0.0f;
+    u[j] = j + 1 < a.taps ? raw(j - (a.taps - 1)) : 0.0f;
+  }
+  float moved[kMaxTaps];  // the history of the next pass, read before any of it is written
+  const int behind = is_chunk(a.slots) ? pass.num_rows : 0;
+  FT_UNROLL
+  for (int j = 0; j < kMaxTaps; ++j) moved[j] = j + 1 < a.taps ? raw(behind - (a.taps - 1) + j) : 0.0f;
+
+  for (int r = 0; r < pass.num_rows; ++r) {
+    const float newest = a.raw[r * channels + c];
+    if (to.raw != nullptr && inside) to.raw[r * channels + c] = newest;
+    float y = 0.0f;
+    FT_UNROLL
+    for (int j = 0; j < kMaxTaps; ++j) {
+      if (j + 1 == a.taps) u[j] = newest;
+      if (j < a.taps) y = __fmaf_rn(weight[j], u[j], y);
+    }
+    FT_UNROLL
+    for (int j = 0; j + 1 < kMaxTaps; ++j) u[j] = u[j + 1];
+    float x = math::silu(y);
+    if (head < 2 * a.num_key_heads) {  // the same in the whole block
+      if (inside) row_values[threadIdx.x] = x;
+      __syncthreads();
+      if (threadIdx.x < kWarpSize) {
+        const float sum = warp_dot(row_values, row_values, a.state_size, static_cast<int>(threadIdx.x));
+        if (threadIdx.x == 0) inverse[0] = l2_inverse(sum, a.eps);
+      }
+      __syncthreads();
+      x = x * inverse[0];
+    }
+    if (inside) to.mixed[r * channels + c] = x;
+  }
+  if (!inside) return;
+  FT_UNROLL
+  for (int j = 0; j < kMaxTaps; ++j) {
+    if (j + 1 < a.taps) a.history[j * channels + c] = moved[j];
+  }
+}
+
+// A warp takes 32 value columns of one head (blockIdx.x: head, blockIdx.y: columns): each lane keeps its column of the
+// state in registers for all rows, so the state is read once and written once. More warps would not help: along a
+// column everything is one chain of fma.
+template <int kSize>
+__global__ void __launch_bounds__(kWarpSize) cuda_delta_net(DeltaNetDesc a) {
+  FT_SHARED(float, key, kSize);
+  FT_SHARED(float, query, kSize);
+  const PassScalars pass = *a.pass;
+  const int head = static_cast<int>(blockIdx.x), key_head = head % a.num_key_heads,
+            lane = static_cast<int>(threadIdx.x);
+  const int column = static_cast<int>(blockIdx.y) * kWarpSize + lane;
+  const bool inside = column < kSize;
+  const int64_t key_dim = int64_t{a.num_key_heads} * kSize, channels = 2 * key_dim + int64_t{a.num_value_heads} * kSize;
+  const float scale = 1.0f / square_root(static_cast<float>(kSize));
+  float* state = a.state + int64_t{head} * kSize * kSize + (inside ? column : 0);
+
+  float s[kSize];
+  FT_UNROLL
+  for (int i = 0; i < kSize; ++i) s[i] = state[i * kSize];
+
+  const int num_committed = pass.replay + (is_chunk(a.slots) ? pass.num_rows : 1);
+  for (int r = -pass.replay; r < pass.num_rows; ++r) {
+    const DeltaSlot& slot = r < 0 ? old_slot(a.slots, pass) : new_slot(a.slots, pass);
+    const int row = r < 0 ? pass.kept + r : r;
+    const float* mixed = slot.mixed + row * channels;
+    __syncwarp();  // nobody reads the last row's key any more
+    for (int i = lane; i < kSize; i += kWarpSize) {
+      key[i] = mixed[key_dim + key_head * kSize + i];
+      query[i] = mixed[key_head * kSize + i];
+    }
+    __syncwarp();
+    const float decay = slot.decay[row * a.num_value_heads + head], beta = slot.beta[row * a.num_value_heads + head];
+    float m = 0.0f;
+    FT_UNROLL
+    for (int i = 0; i < kSize; ++i) {
+      s[i] = s[i] * decay;
+      m = __fmaf_rn(s[i], key[i], m);
+    }
+    const float v = inside ? mixed[2 * key_dim + head * kSize + column] : 0.0f;
+    const float d = beta * (v - m);
+    float sum = 0.0f;
+    FT_UNROLL
+    for (int i = 0; i < kSize; ++i) {
+      s[i] = __fmaf_rn(key[i], d, s[i]);
+      sum = __fmaf_rn(s[i], query[i], sum);
+    }
+    if (r >= 0 && inside) a.out[(int64_t{r} * a.num_value_heads + head) * kSize + column] = sum * scale;
+    if (r + pass.replay + 1 == num_committed && inside) {
+      FT_UNROLL
+      for (int i = 0; i < kSize; ++i) state[i * kSize] = s[i];
+    }
+  }
+}
+
+template <int kSize>
+void launch_size(const DeltaNetDesc& desc, const Stream& stream) {
+  const LaunchShape shape{
+      {static_cast<unsigned>(desc.num_value_heads), static_cast<unsigned>((kSize + kWarpSize - 1) / kWarpSize)},
+      {kWarpSize}};
+  launch(stream, shape, "cuda_delta_net", cuda_delta_net<kSize>, desc);
+}
+
+}  // namespace
+
+bool delta_net_supports(int state_size) {
+  return state_size == 16 || state_size == 32 || state_size == 64 || state_size == 128;
+}
+
+void launch(const ConvolveDesc& desc, const Stream& stream) {
+  FT_CHECK(desc.taps >= 1 && desc.taps <= kMaxTaps && delta_net_supports(desc.state_size));
+  const int heads = 2 * desc.num_key_heads + desc.num_value_heads;
+  launch(stream,
+         {{static_cast<unsigned>(heads + 1)},
+          {static_cast<unsigned>(desc.state_size < kWarpSize ? kWarpSize : desc.state_size)}},
+         "cuda_convolve", cuda_convolve, desc);
+}
+
+void launch(const DeltaNetDesc& desc, const Stream& stream) {
+  switch (desc.state_size) {
+    case 16:
+      return launch_size<16>(desc, stream);
+    case 32:
+      return launch_size<32>(desc, stream);
+    case 64:
+      return launch_size<64>(desc, stream);
+    case 128:
+      return launch_size<128>(desc, stream);
+    default:
+      FT_CHECK(delta_net_supports(desc.state_size));
+  }
+}
+
+}  // namespace foretoken::cuda

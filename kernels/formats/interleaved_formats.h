@@ -1,0 +1,450 @@
+#pragma once
+
+#include <utility>
+
+#include "kernels/matmul/quant_simd.h"
+
+// Private to the interleaved kernels: how each format's words unpack, one struct a format. The formats themselves are
+// defined in quant_formats.h.
+//
+// A block is `kLoops` times `kChunks` chunks of `kSteps` words; loops run, chunks and steps are unrolled. A step
+// unpacks one word of every lane into `kStreams` registers of four weights (the two nibbles of a byte belong to
+// different columns). column<chunk, step>(loop, stream) is the first of those four columns, run<chunk>(loop, stream)
+// the run that scales them. Weights come as u = q + kOffset, 0 <= u <= kMaxU; formats with kSigned as int8 (a magnitude
+// of 128 fits the unsigned side of the multiply), or plus 128 where the processor has the int8 dot product, which does
+// not saturate.
+
+namespace foretoken {
+namespace {
+
+// Shuffle that gives each lane bytes b0..b3 of itself; a negative index gives zero.
+FT_INLINE __m128i lane_pattern(int b0, int b1, int b2, int b3) {
+  const auto at = [](int lane, int byte) __attribute__((always_inline)) {
+    return static_cast<char>(byte < 0 ? -128 : 4 * lane + byte);
+  };
+  return _mm_setr_epi8(at(0, b0), at(0, b1), at(0, b2), at(0, b3), at(1, b0), at(1, b1), at(1, b2), at(1, b3),
+                       at(2, b0), at(2, b1), at(2, b2), at(2, b3), at(3, b0), at(3, b1), at(3, b2), at(3, b3));
+}
+
+template <class V>
+FT_INLINE typename V::Int word(const std::byte* p, int index) {
+  return V::load(p + 64 * index);
+}
+
+/// A block's scales for the lanes of one register.
+template <class V, int kRuns>
+struct Header {
+  typename V::Int scale[kRuns];           // of each run: twice as int16, or once as int32 for the dot product
+  typename V::Int pair[(kRuns + 1) / 2];  // int16 weights of the row sums of runs 2k and 2k+1: mins, or -offset * scale
+  typename V::Float d, dmin;
+};
+
+/// Scale of a run from byte k of each lane's four.
+template <class V, bool kNegative>
+FT_INLINE typename V::Int widen_scale(typename V::Int bytes, int k) {
+  if constexpr (V::kDot) {
+    if constexpr (kNegative) return V::template arithmetic32<24>(V::shuffle(bytes, lane_pattern(-1, -1, -1, k)));
+    return V::shuffle(bytes, lane_pattern(k, -1, -1, -1));
+  } else {
+    if constexpr (kNegative) return V::template arithmetic16<8>(V::shuffle(bytes, lane_pattern(-1, k, -1, k)));
+    return V::shuffle(bytes, lane_pattern(k, -1, k, -1));
+  }
+}
+
+/// Bytes k and k+1 of each lane as int16.
+template <class V, bool kNegative>
+FT_INLINE typename V::Int widen_pair(typename V::Int bytes, int k) {
+  if constexpr (kNegative) return V::template arithmetic16<8>(V::shuffle(bytes, lane_pattern(-1, k, -1, k + 1)));
+  return V::shuffle(bytes, lane_pattern(k, -1, k + 1, -1));
+}
+
+template <class V>
+FT_INLINE void split_nibbles(typename V::Int w, typename V::Int (&out)[2]) {
+  out[0] = V::and_(w, V::splat8(0x0f));
+  out[1] = V::and_(V::template shift16<4>(w), V::splat8(0x0f));
+}
+
+// --- 32 values: one run, its scale is d alone. Low nibbles are columns 0..15, high nibbles 16..31. ---
+
+template <class V>
+struct NibbleBlock {
+  static constexpr int kBlockSize = 32, kRuns = 1, kLoops = 1, kChunks = 1, kSteps = 4, kStreams = 2;
+  static constexpr bool kSigned = false, kMins = false;
+  template <int kChunk, int kStep>
+  static FT_INLINE int column(int /*loop*/, int stream) {
+    return 16 * stream + 4 * kStep;
+  }
+  template <int kChunk>
+  static FT_INLINE int run(int, int) {
+    return 0;
+  }
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 1>& h) { h.d = V::halves(block + 2 * lane); }
+};
+
+template <class V>
+struct Q4_0 : NibbleBlock<V> {
+  static constexpr int kBlockBytes = 18, kOddBytes = 2, kOffset = 8, kMaxU = 15;
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[2]) {
+    split_nibbles<V>(word<V>(p, kStep), u);
+  }
+};
+
+// value = d * q + m: dmin is -m.
+template <class V>
+FT_INLINE void header_with_min(const std::byte* block, int lane, Header<V, 1>& h) {
+  typename V::Float m;
+  V::two_halves(V::load(block + 4 * lane), h.d, m);
+  h.dmin = V::negate(m);
+}
+
+template <class V>
+struct Q4_1 : NibbleBlock<V> {
+  static constexpr int kBlockBytes = 20, kOddBytes = 0, kOffset = 0, kMaxU = 15;
+  static constexpr bool kMins = true;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 1>& h) { header_with_min(block, lane, h); }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[2]) {
+    split_nibbles<V>(word<V>(p, 1 + kStep), u);
+  }
+};
+
+// Adds the fifth bits: bits 4*kStep + 16*stream + i of each lane's word go to byte i.
+template <class V, int kStep>
+FT_INLINE void add_fifth_bits(typename V::Int high, typename V::Int (&u)[2]) {
+  const int shift = 4 * kStep % 8;
+  const typename V::Int bit = V::splat32(static_cast<int>(0x08040201u << shift));
+#pragma GCC unroll 2
+  for (int s = 0; s < 2; ++s) {
+    const int byte = (4 * kStep + 16 * s) / 8;
+    const typename V::Int spread = V::shuffle(high, lane_pattern(byte, byte, byte, byte));
+    u[s] = V::or_(u[s], V::where_set(spread, bit, 16));
+  }
+}
+
+template <class V>
+struct Q5_0 : NibbleBlock<V> {
+  static constexpr int kBlockBytes = 22, kOddBytes = 2, kOffset = 16, kMaxU = 31;
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[2]) {
+    split_nibbles<V>(word<V>(p, 1 + kStep), u);
+    add_fifth_bits<V, kStep>(word<V>(p, 0), u);
+  }
+};
+
+template <class V>
+struct Q5_1 : NibbleBlock<V> {
+  static constexpr int kBlockBytes = 24, kOddBytes = 0, kOffset = 0, kMaxU = 31;
+  static constexpr bool kMins = true;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 1>& h) { header_with_min(block, lane, h); }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[2]) {
+    split_nibbles<V>(word<V>(p, 2 + kStep), u);
+    add_fifth_bits<V, kStep>(word<V>(p, 1), u);
+  }
+};
+
+template <class V>
+struct Q8_0 {
+  static constexpr int kBlockSize = 32, kRuns = 1, kLoops = 1, kChunks = 1, kSteps = 8, kStreams = 1;
+  static constexpr int kBlockBytes = 34, kOddBytes = 2, kOffset = V::kDot ? 128 : 0, kMaxU = 255;
+  static constexpr bool kSigned = true, kMins = false;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 1>& h) { h.d = V::halves(block + 2 * lane); }
+  template <int kChunk, int kStep>
+  static FT_INLINE int column(int, int) {
+    return 4 * kStep;
+  }
+  template <int kChunk>
+  static FT_INLINE int run(int, int) {
+    return 0;
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[1]) {
+    u[0] = word<V>(p, kStep);
+    if constexpr (V::kDot) u[0] = V::xor_(u[0], V::splat8(0x80));
+  }
+};
+
+// The table of IQ4_NL and IQ4_XS (kIq4Table), plus `bias`.
+FT_INLINE __m128i iq4_table(int bias) {
+  return _mm_add_epi8(_mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113),
+                      _mm_set1_epi8(static_cast<char>(bias)));
+}
+
+template <class V>
+struct Iq4Nl : NibbleBlock<V> {
+  static constexpr int kBlockBytes = 18, kOddBytes = 2, kOffset = V::kDot ? 128 : 0, kMaxU = 241;
+  static constexpr bool kSigned = true;
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[2]) {
+    split_nibbles<V>(word<V>(p, kStep), u);
+    u[0] = V::look_up(iq4_table(kOffset), u[0]);
+    u[1] = V::look_up(iq4_table(kOffset), u[1]);
+  }
+};
+
+template <class V>
+struct Mxfp4 : NibbleBlock<V> {
+  // The offset 16 and not 12: pairs of 28 leave room for the same four steps, and the product with 16 needs no thought.
+  static constexpr int kBlockBytes = 17, kOddBytes = 1, kOffset = 16, kMaxU = 28;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 1>& h) {
+    // d = 2^(e-128); the two smallest are denormal: 0x00200000 << e for e < 2.
+    const typename V::Int e = V::widen_bytes(block + lane);
+    const typename V::Int normal = V::template shift32<-23>(V::add32(e, V::splat32(-1)));
+    const typename V::Int denormal = V::template shift32<-21>(V::add32(e, V::splat32(1)));  // 1 << e for e in {0, 1}
+    h.d = V::as_float(V::where_less(e, 2, denormal, normal));
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[2]) {
+    const __m128i table =
+        _mm_setr_epi8(16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4);  // kMxfp4Table + 16
+    split_nibbles<V>(word<V>(p, kStep), u);
+    u[0] = V::look_up(table, u[0]);
+    u[1] = V::look_up(table, u[1]);
+  }
+};
+
+// --- 256 values ---
+
+template <class V>
+FT_INLINE void k_scales(typename V::Int s0, typename V::Int s1, typename V::Int s2, Header<V, 8>& h) {
+  using Int = typename V::Int;
+  const Int six = V::splat8(0x3f), low = V::splat8(0x0f), high = V::splat8(0x30);
+  const Int scales[2] = {V::and_(s0, six), V::or_(V::and_(s2, low), V::and_(V::template shift16<2>(s0), high))};
+  const Int mins[2] = {V::and_(s1, six),
+                       V::or_(V::and_(V::template shift16<4>(s2), low), V::and_(V::template shift16<2>(s1), high))};
+#pragma GCC unroll 8
+  for (int run = 0; run < 8; ++run) h.scale[run] = widen_scale<V, false>(scales[run / 4], run % 4);
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) h.pair[k] = widen_pair<V, false>(mins[k / 2], 2 * k % 4);
+}
+
+template <class V>
+struct Q4K {
+  static constexpr int kBlockSize = 256, kRuns = 8, kLoops = 4, kChunks = 1, kSteps = 8, kStreams = 2;
+  static constexpr int kBlockBytes = 144, kOddBytes = 0, kOffset = 0, kMaxU = 15;
+  static constexpr bool kSigned = false, kMins = true;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 8>& h) {
+    const std::byte* const p = block + 4 * lane;
+    V::two_halves(word<V>(p, 0), h.d, h.dmin);
+    k_scales<V>(word<V>(p, 1), word<V>(p, 2), word<V>(p, 3), h);
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE int column(int loop, int stream) {
+    return 64 * loop + 32 * stream + 4 * kStep;
+  }
+  template <int kChunk>
+  static FT_INLINE int run(int loop, int stream) {
+    return 2 * loop + stream;
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int loop, typename V::Int (&u)[2]) {
+    split_nibbles<V>(word<V>(p, 4 + 8 * loop + kStep), u);
+  }
+};
+
+// The fifth bits of chunk c are bits 2c and 2c+1 of qh: chunks are unrolled, so that the shifts are constants.
+template <class V>
+struct Q5K {
+  static constexpr int kBlockSize = 256, kRuns = 8, kLoops = 1, kChunks = 4, kSteps = 8, kStreams = 2;
+  static constexpr int kBlockBytes = 176, kOddBytes = 0, kOffset = 0, kMaxU = 31;
+  static constexpr bool kSigned = false, kMins = true;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 8>& h) {
+    const std::byte* const p = block + 4 * lane;
+    V::two_halves(word<V>(p, 0), h.d, h.dmin);
+    k_scales<V>(word<V>(p, 1), word<V>(p, 2), word<V>(p, 3), h);
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE int column(int, int stream) {
+    return 64 * kChunk + 32 * stream + 4 * kStep;
+  }
+  template <int kChunk>
+  static FT_INLINE int run(int, int stream) {
+    return 2 * kChunk + stream;
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[2]) {
+    const typename V::Int high = word<V>(p, 4 + kStep), bit = V::splat8(0x10);
+    split_nibbles<V>(word<V>(p, 12 + 8 * kChunk + kStep), u);
+    u[0] = V::or_(u[0], V::and_(V::template shift16<2 * kChunk - 4>(high), bit));
+    u[1] = V::or_(u[1], V::and_(V::template shift16<2 * kChunk - 3>(high), bit));
+  }
+};
+
+// Loop n, chunk 2t + half: columns 128n + 32t + 16half and, in the high nibbles, 64 further.
+template <class V>
+struct Q6K {
+  static constexpr int kBlockSize = 256, kRuns = 16, kLoops = 2, kChunks = 4, kSteps = 4, kStreams = 2;
+  static constexpr int kBlockBytes = 210, kOddBytes = 2, kOffset = 32, kMaxU = 63;
+  static constexpr bool kSigned = false, kMins = false;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 16>& h) {
+    h.d = V::halves(block + 2 * lane);
+    const std::byte* const p = block + kOddBytes * 16 + 4 * lane;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const typename V::Int bytes = word<V>(p, 48 + i);
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) h.scale[4 * i + k] = widen_scale<V, true>(bytes, k);
+#pragma GCC unroll 2
+      for (int k = 0; k < 2; ++k) {
+        h.pair[2 * i + k] = V::sub16(V::zero(), V::template shift16<-5>(widen_pair<V, true>(bytes, 2 * k)));
+      }
+    }
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE int column(int loop, int stream) {
+    return 128 * loop + 64 * stream + 32 * (kChunk / 2) + 16 * (kChunk % 2) + 4 * kStep;
+  }
+  template <int kChunk>
+  static FT_INLINE int run(int loop, int stream) {
+    return 8 * loop + 4 * stream + kChunk;
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int loop, typename V::Int (&u)[2]) {
+    constexpr int kT = kChunk / 2, kHalf = kChunk % 2;
+    const typename V::Int high = word<V>(p, 32 + 8 * loop + 4 * kHalf + kStep), bits = V::splat8(0x30);
+    split_nibbles<V>(word<V>(p, 16 * loop + 8 * kT + 4 * kHalf + kStep), u);
+    u[0] = V::or_(u[0], V::and_(V::template shift16<2 * kT - 4>(high), bits));
+    u[1] = V::or_(u[1], V::and_(V::template shift16<2 * kT>(high), bits));
+  }
+};
+
+// Loop n, chunk 2t + half: columns 128n + 32(2t + stream) + 16half.
+template <class V>
+struct Q2K {
+  static constexpr int kBlockSize = 256, kRuns = 16, kLoops = 2, kChunks = 4, kSteps = 4, kStreams = 2;
+  static constexpr int kBlockBytes = 84, kOddBytes = 0, kOffset = 0, kMaxU = 3;
+  static constexpr bool kSigned = false, kMins = true;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 16>& h) {
+    const std::byte* const p = block + 4 * lane;
+    V::two_halves(word<V>(p, 20), h.d, h.dmin);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      typename V::Int halves[2];  // scales, mins
+      split_nibbles<V>(word<V>(p, i), halves);
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) h.scale[4 * i + k] = widen_scale<V, false>(halves[0], k);
+#pragma GCC unroll 2
+      for (int k = 0; k < 2; ++k) h.pair[2 * i + k] = widen_pair<V, false>(halves[1], 2 * k);
+    }
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE int column(int loop, int stream) {
+    return 128 * loop + 32 * (kChunk / 2 * 2 + stream) + 16 * (kChunk % 2) + 4 * kStep;
+  }
+  template <int kChunk>
+  static FT_INLINE int run(int loop, int stream) {
+    return 8 * loop + 2 * (kChunk / 2 * 2 + stream) + kChunk % 2;
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int loop, typename V::Int (&u)[2]) {
+    constexpr int kT = kChunk / 2, kHalf = kChunk % 2;
+    const typename V::Int w = word<V>(p, 4 + 8 * loop + 4 * kHalf + kStep), bits = V::splat8(3);
+    u[0] = V::and_(V::template shift16<4 * kT>(w), bits);
+    u[1] = V::and_(V::template shift16<4 * kT + 2>(w), bits);
+  }
+};
+
+// Chunk 4n + 2t + half: columns as in Q2_K. The third bit is bit 4n + 2t + stream of hmask, so n is unrolled too.
+template <class V>
+struct Q3K {
+  static constexpr int kBlockSize = 256, kRuns = 16, kLoops = 1, kChunks = 8, kSteps = 4, kStreams = 2;
+  static constexpr int kBlockBytes = 110, kOddBytes = 2, kOffset = 4, kMaxU = 7;
+  static constexpr bool kSigned = false, kMins = false;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 16>& h) {
+    using Int = typename V::Int;
+    h.d = V::halves(block + 2 * lane);
+    const std::byte* const p = block + kOddBytes * 16 + 4 * lane;
+    const Int a = word<V>(p, 24), b = word<V>(p, 25), c = word<V>(p, 26);
+    const Int low = V::splat8(0x0f), high = V::splat8(0x30), offset = V::splat8(32);
+    // Runs 4i..4i+3: four low bits from a nibble of a or b, two high bits from bits 2i, 2i+1 of c.
+    const Int bytes[4] = {
+        V::or_(V::and_(a, low), V::and_(V::template shift16<-4>(c), high)),
+        V::or_(V::and_(b, low), V::and_(V::template shift16<-2>(c), high)),
+        V::or_(V::and_(V::template shift16<4>(a), low), V::and_(c, high)),
+        V::or_(V::and_(V::template shift16<4>(b), low), V::and_(V::template shift16<2>(c), high)),
+    };
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Int scales = V::sub8(bytes[i], offset);
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) h.scale[4 * i + k] = widen_scale<V, true>(scales, k);
+#pragma GCC unroll 2
+      for (int k = 0; k < 2; ++k) {
+        h.pair[2 * i + k] = V::sub16(V::zero(), V::template shift16<-2>(widen_pair<V, true>(scales, 2 * k)));
+      }
+    }
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE int column(int, int stream) {
+    return 128 * (kChunk / 4) + 32 * (kChunk % 4 / 2 * 2 + stream) + 16 * (kChunk % 2) + 4 * kStep;
+  }
+  template <int kChunk>
+  static FT_INLINE int run(int, int stream) {
+    return 8 * (kChunk / 4) + 2 * (kChunk % 4 / 2 * 2 + stream) + kChunk % 2;
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[2]) {
+    constexpr int kN = kChunk / 4, kT = kChunk % 4 / 2, kHalf = kChunk % 2;
+    const typename V::Int w = word<V>(p, 8 + 8 * kN + 4 * kHalf + kStep), high = word<V>(p, 4 * kHalf + kStep);
+    const typename V::Int bits = V::splat8(3), bit = V::splat8(4);
+    u[0] = V::or_(V::and_(V::template shift16<4 * kT>(w), bits),
+                  V::and_(V::template shift16<4 * kN + 2 * kT - 2>(high), bit));
+    u[1] = V::or_(V::and_(V::template shift16<4 * kT + 2>(w), bits),
+                  V::and_(V::template shift16<4 * kN + 2 * kT - 1>(high), bit));
+  }
+};
+
+template <class V>
+struct Iq4Xs {
+  static constexpr int kBlockSize = 256, kRuns = 8, kLoops = 8, kChunks = 1, kSteps = 4, kStreams = 2;
+  static constexpr int kBlockBytes = 136, kOddBytes = 0, kOffset = V::kDot ? 128 : 0, kMaxU = 241;
+  static constexpr bool kSigned = true, kMins = false;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 8>& h) {
+    using Int = typename V::Int;
+    const std::byte* const p = block + 4 * lane;
+    const Int first = word<V>(p, 0), nibbles = word<V>(p, 1);
+    typename V::Float high_bits_as_half;
+    V::two_halves(first, h.d, high_bits_as_half);
+    // scales_h stands in bytes 2 and 3 of the first word, run r in bits 2r, 2r+1. Even runs 0 2 4 6 find theirs at bit
+    // 0 and 4 of either byte, odd runs at bit 2 and 6; all go to bits 4 and 5.
+    const Int high = V::shuffle(first, lane_pattern(2, 2, 3, 3));
+    const Int at_first = V::splat32(0x00300030), at_second = V::splat32(0x30003000);
+    Int even_odd[2];
+    split_nibbles<V>(nibbles, even_odd);
+    even_odd[0] =
+        V::or_(even_odd[0], V::or_(V::and_(V::template shift16<-4>(high), at_first), V::and_(high, at_second)));
+    even_odd[1] = V::or_(even_odd[1], V::or_(V::and_(V::template shift16<-2>(high), at_first),
+                                             V::and_(V::template shift16<2>(high), at_second)));
+    even_odd[0] = V::sub8(even_odd[0], V::splat8(32));
+    even_odd[1] = V::sub8(even_odd[1], V::splat8(32));
+#pragma GCC unroll 8
+    for (int run = 0; run < 8; ++run) h.scale[run] = widen_scale<V, true>(even_odd[run % 2], run / 2);
+    if constexpr (kOffset != 0) {
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        const Int even = V::shuffle(even_odd[0], lane_pattern(-1, k, -1, -1)),
+                  odd = V::shuffle(even_odd[1], lane_pattern(-1, -1, -1, k));
+        const Int pair = V::template arithmetic16<8>(V::or_(even, odd));
+        h.pair[k] = V::sub16(V::zero(), V::template shift16<-7>(pair));
+      }
+    }
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE int column(int loop, int stream) {
+    return 32 * loop + 16 * stream + 4 * kStep;
+  }
+  template <int kChunk>
+  static FT_INLINE int run(int loop, int) {
+    return loop;
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int loop, typename V::Int (&u)[2]) {
+    split_nibbles<V>(word<V>(p, 2 + 4 * loop + kStep), u);
+    u[0] = V::look_up(iq4_table(kOffset), u[0]);
+    u[1] = V::look_up(iq4_table(kOffset), u[1]);
+  }
+};
+
+}  // namespace
+}  // namespace foretoken

@@ -1,0 +1,293 @@
+#pragma once
+
+#include "kernels/cuda/cuda_language.h"
+#include "kernels/cuda/cuda_matrix.h"
+#include "kernels/cuda/cuda_rows.h"
+#include "kernels/formats/quant_formats.h"
+
+// The share of a lane in a block of quantised weights, as integers: four lanes t = 0..3 take a quarter of the block
+// each (run_of_lane for 256-value formats, values 4t.. and 16+4t.. of 32). quant_formats.h has the formats,
+// cuda_matrix.h where their fields lie.
+
+namespace foretoken::cuda {
+
+/// The quarter of one quantised row that meets a lane's weights.
+template <int kBlock>
+struct LaneRow;
+
+template <>
+struct LaneRow<256> {
+  uint4 run[4];  // 16 int8 each
+  uint2 sums;    // four int16
+};
+
+template <>
+struct LaneRow<32> {
+  uint2 words;  // values 4t.. and 16+4t..
+  int sum;      // of the whole block
+};
+
+template <int kBlock>
+__device__ __forceinline__ LaneRow<kBlock> load_lane_row(const QuantRows& rows, int64_t row, int64_t block, int t) {
+  LaneRow<kBlock> lane;
+  const int8_t* q = rows.q + row * q_stride(kBlock, rows.num_blocks);
+  const int16_t* sums = rows.sums + row * sums_stride(kBlock, rows.num_blocks);
+  if constexpr (kBlock == 256) {
+    for (int j = 0; j < 4; ++j) lane.run[j] = *reinterpret_cast<const uint4*>(q + run_offset(block, t, j));
+    lane.sums = *reinterpret_cast<const uint2*>(sums + block * 16 + t * 4);
+  } else {
+    lane.words = *reinterpret_cast<const uint2*>(q + block * 32 + t * 8);
+    lane.sum = sums[block];
+  }
+  return lane;
+}
+
+__device__ __forceinline__ int dot_words(uint32_t w, uint32_t a, int sum) {
+  return __dp4a(static_cast<int>(w), static_cast<int>(a), sum);
+}
+
+__device__ __forceinline__ uint32_t word_of(const uint4& v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
+// Plane `index` of a row.
+template <WeightType kType>
+__device__ __forceinline__ const uint8_t* plane_of(const std::byte* row, int index, int64_t num_blocks) {
+  return reinterpret_cast<const uint8_t*>(row) + plane_offset(kType, index, num_blocks);
+}
+__device__ __forceinline__ uint4 load_uint4(const uint8_t* p) {
+  return *reinterpret_cast<const uint4*>(p);
+}
+__device__ __forceinline__ uint2 load_uint2(const uint8_t* p) {
+  return *reinterpret_cast<const uint2*>(p);
+}
+__device__ __forceinline__ uint32_t load_word(const uint8_t* p) {
+  return *reinterpret_cast<const uint32_t*>(p);
+}
+__device__ __forceinline__ float load_half(const uint8_t* p) {
+  return half_bits_to_float(*reinterpret_cast<const uint16_t*>(p));
+}
+
+/// Bytes of `word` less `offset`, for bytes below 128.
+__device__ __forceinline__ uint32_t subtract_bytes(uint32_t word, uint32_t offset) {
+  return ((word | 0x80808080u) - offset * 0x01010101u) ^ 0x80808080u;
+}
+
+// Sixteen table bytes in four words.
+struct ByteTable {
+  uint32_t word[4];
+};
+
+FORETOKEN_HD constexpr ByteTable table_of(const int8_t (&values)[16]) {
+  ByteTable table{};
+  for (int i = 0; i < 16; ++i)
+    table.word[i / 4] |= static_cast<uint32_t>(static_cast<uint8_t>(values[i])) << (8 * (i % 4));
+  return table;
+}
+
+// The entries that the four lower nibbles of `nibbles` name.
+__device__ __forceinline__ uint32_t look_up_four(const ByteTable& table, uint32_t nibbles) {
+  const uint32_t within = nibbles & 0x7777u;  // the instruction would take the fourth bit for a sign
+  const uint32_t low = __byte_perm(table.word[0], table.word[1], within);
+  const uint32_t high = __byte_perm(table.word[2], table.word[3], within);
+  return __byte_perm(low, high, 0x3210u | (nibbles & 0x8888u) >> 1);
+}
+
+/// Entries for the low and for the high nibbles of the four bytes of `word`.
+__device__ __forceinline__ void look_up(const ByteTable& table, uint32_t word, uint32_t& low, uint32_t& high) {
+  const uint32_t front = look_up_four(table, word & 0xffffu), back = look_up_four(table, word >> 16);
+  low = __byte_perm(front, back, 0x6420u);
+  high = __byte_perm(front, back, 0x7531u);
+}
+
+template <WeightType kType>
+FORETOKEN_HD constexpr bool has_lane_mins() {
+  return kType == WeightType::kQ2_K || kType == WeightType::kQ4_K || kType == WeightType::kQ5_K ||
+         kType == WeightType::kQ4_1 || kType == WeightType::kQ5_1;
+}
+
+template <WeightType kType>
+FORETOKEN_HD constexpr int block_size_of() {
+  return kType == WeightType::kQ2_K || kType == WeightType::kQ3_K || kType == WeightType::kQ4_K ||
+                 kType == WeightType::kQ5_K || kType == WeightType::kQ6_K || kType == WeightType::kIQ4_XS
+             ? 256
+             : 32;
+}
+
+/// A lane's quarter of one block of weights.
+template <WeightType kType, int kBlock = block_size_of<kType>()>
+struct LaneBlock;
+
+template <WeightType kType>
+struct LaneBlock<kType, 256> {
+  uint32_t q[4][4];  // [run][4 values]
+  int scale[4];      // of each run
+  uint32_t mins;     // four bytes
+  float d, dmin;
+
+  __device__ __forceinline__ int isum(const LaneRow<256>& row) const {
+    int total = 0;
+    for (int j = 0; j < 4; ++j) {
+      int sum = 0;
+      for (int i = 0; i < 4; ++i) sum = dot_words(q[j][i], word_of(row.run[j], i), sum);
+      total += scale[j] * sum;
+    }
+    return total;
+  }
+  __device__ __forceinline__ int msum(const LaneRow<256>& row) const {
+    const int m = static_cast<int>(mins);
+    return __dp2a_hi(static_cast<int>(row.sums.y), m, __dp2a_lo(static_cast<int>(row.sums.x), m, 0));
+  }
+
+  __device__ __forceinline__ void load(const std::byte* row, int64_t num_blocks, int64_t b, int t) {
+    const int n = t / 2, u = t % 2;
+    if constexpr (kType == WeightType::kQ4_K || kType == WeightType::kQ5_K) {
+      const uint8_t* qs = plane_of<kType>(row, 0, num_blocks) + b * 128 + 64 * n + 16 * u;
+      const uint4 header = load_uint4(plane_of<kType>(row, kType == WeightType::kQ4_K ? 1 : 2, num_blocks) + b * 16);
+      const uint4 front = load_uint4(qs), back = load_uint4(qs + 32);
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t x = word_of(front, i), y = word_of(back, i);
+        q[0][i] = x & 0x0f0f0f0fu;
+        q[1][i] = x >> 4 & 0x0f0f0f0fu;
+        q[2][i] = y & 0x0f0f0f0fu;
+        q[3][i] = y >> 4 & 0x0f0f0f0fu;
+      }
+      if constexpr (kType == WeightType::kQ5_K) {
+        const uint4 fifth = load_uint4(plane_of<kType>(row, 1, num_blocks) + b * 32 + 16 * u);
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t bits = word_of(fifth, i) >> (4 * n);
+          for (int j = 0; j < 4; ++j) q[j][i] |= (bits >> j & 0x01010101u) << 4;
+        }
+      }
+      d = half_bits_to_float(static_cast<uint16_t>(header.x));
+      dmin = half_bits_to_float(static_cast<uint16_t>(header.x >> 16));
+      // Scales and mins 4n .. 4n+3, a byte each.
+      const uint32_t scales =
+          n == 0 ? header.y & 0x3f3f3f3fu : (header.w & 0x0f0f0f0fu) | (header.y >> 2 & 0x30303030u);
+      mins = n == 0 ? header.z & 0x3f3f3f3fu : (header.w >> 4 & 0x0f0f0f0fu) | (header.z >> 2 & 0x30303030u);
+      for (int j = 0; j < 4; ++j) scale[j] = static_cast<int>(scales >> (8 * j) & 0xffu);
+    } else if constexpr (kType == WeightType::kQ6_K) {
+      const uint8_t* ql = plane_of<kType>(row, 0, num_blocks) + b * 128 + 64 * n + 16 * u;
+      const uint4 front = load_uint4(ql), back = load_uint4(ql + 32);
+      const uint4 high = load_uint4(plane_of<kType>(row, 1, num_blocks) + b * 64 + 32 * n + 16 * u);
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t x = word_of(front, i), y = word_of(back, i), h = word_of(high, i);
+        q[0][i] = subtract_bytes((x & 0x0f0f0f0fu) | (h & 0x03030303u) << 4, 32);
+        q[1][i] = subtract_bytes((y & 0x0f0f0f0fu) | (h >> 2 & 0x03030303u) << 4, 32);
+        q[2][i] = subtract_bytes((x >> 4 & 0x0f0f0f0fu) | (h >> 4 & 0x03030303u) << 4, 32);
+        q[3][i] = subtract_bytes((y >> 4 & 0x0f0f0f0fu) | (h >> 6 & 0x03030303u) << 4, 32);
+      }
+      const uint2 scales = load_uint2(plane_of<kType>(row, 2, num_blocks) + b * 16 + 8 * n);
+      for (int j = 0; j < 4; ++j) {
+        scale[j] = static_cast<int8_t>((j < 2 ? scales.x : scales.y) >> (8 * (u + 2 * (j % 2))));
+      }
+      d = load_half(plane_of<kType>(row, 3, num_blocks) + b * 2);
+    } else if constexpr (kType == WeightType::kQ3_K) {
+      const uint4 low = load_uint4(plane_of<kType>(row, 0, num_blocks) + b * 64 + 32 * n + 16 * u);
+      const uint4 mask = load_uint4(plane_of<kType>(row, 1, num_blocks) + b * 32 + 16 * u);
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t x = word_of(low, i), h = word_of(mask, i) >> (4 * n);
+        for (int j = 0; j < 4; ++j)
+          q[j][i] = subtract_bytes((x >> (2 * j) & 0x03030303u) | (h >> j & 0x01010101u) << 2, 4);
+      }
+      // Six bits of scale 8n + u + 2j: four in a nibble of the first eight bytes, two in the last four.
+      const uint8_t* packed = plane_of<kType>(row, 2, num_blocks) + b * 12;
+      const uint32_t first = load_word(packed), second = load_word(packed + 4), top = load_word(packed + 8);
+      for (int j = 0; j < 4; ++j) {
+        const int byte = 8 * (u + 2 * (j % 2));
+        const uint32_t nibble = (j < 2 ? first : second) >> (byte + 4 * n) & 15u;
+        const uint32_t upper = top >> (byte + 4 * n + j / 2 * 2) & 3u;
+        scale[j] = static_cast<int>(nibble | upper << 4) - 32;
+      }
+      d = load_half(plane_of<kType>(row, 3, num_blocks) + b * 2);
+    } else if constexpr (kType == WeightType::kQ2_K) {
+      const uint4 low = load_uint4(plane_of<kType>(row, 0, num_blocks) + b * 64 + 32 * n + 16 * u);
+      for (int i = 0; i < 4; ++i) {
+        for (int j = 0; j < 4; ++j) q[j][i] = word_of(low, i) >> (2 * j) & 0x03030303u;
+      }
+      const uint2 packed = load_uint2(plane_of<kType>(row, 1, num_blocks) + b * 16 + 8 * n);
+      mins = 0;
+      for (int j = 0; j < 4; ++j) {
+        const uint32_t byte = (j < 2 ? packed.x : packed.y) >> (8 * (u + 2 * (j % 2))) & 0xffu;
+        scale[j] = static_cast<int>(byte & 15u);
+        mins |= byte >> 4 << (8 * j);
+      }
+      const uint32_t header = load_word(plane_of<kType>(row, 2, num_blocks) + b * 4);
+      d = half_bits_to_float(static_cast<uint16_t>(header));
+      dmin = half_bits_to_float(static_cast<uint16_t>(header >> 16));
+    } else {
+      static_assert(kType == WeightType::kIQ4_XS);
+      constexpr ByteTable kTable = table_of(kIq4Table);
+      const uint8_t* qs = plane_of<kType>(row, 0, num_blocks) + b * 128 + 64 * n + 16 * u;
+      const uint2 header = load_uint2(plane_of<kType>(row, 1, num_blocks) + b * 8);
+      const uint4 front = load_uint4(qs), back = load_uint4(qs + 32);
+      for (int i = 0; i < 4; ++i) {
+        look_up(kTable, word_of(front, i), q[0][i], q[1][i]);
+        look_up(kTable, word_of(back, i), q[2][i], q[3][i]);
+      }
+      d = half_bits_to_float(static_cast<uint16_t>(header.x));
+      for (int j = 0; j < 4; ++j) {
+        const int s = 4 * n + j;
+        scale[j] = static_cast<int>((header.y >> (4 * s) & 15u) | (header.x >> (16 + 2 * s) & 3u) << 4) - 32;
+      }
+    }
+  }
+};
+
+template <WeightType kType>
+struct LaneBlock<kType, 32> {
+  uint32_t q[2];
+  float d, dmin;
+
+  __device__ __forceinline__ int isum(const LaneRow<32>& row) const {
+    return dot_words(q[1], row.words.y, dot_words(q[0], row.words.x, 0));
+  }
+
+  __device__ __forceinline__ void load(const std::byte* row, int64_t num_blocks, int64_t b, int t) {
+    const uint8_t* qs = plane_of<kType>(row, 0, num_blocks);
+    if constexpr (kType == WeightType::kQ8_0) {
+      const uint2 words = load_uint2(qs + b * 32 + t * 8);
+      q[0] = words.x;
+      q[1] = words.y;
+    } else {
+      const uint32_t word = load_word(qs + b * 16 + t * 4);
+      if constexpr (kType == WeightType::kIQ4_NL || kType == WeightType::kMXFP4) {
+        constexpr ByteTable kTable = kType == WeightType::kIQ4_NL ? table_of(kIq4Table) : table_of(kMxfp4Table);
+        look_up(kTable, word, q[0], q[1]);
+      } else {
+        q[0] = word & 0x0f0f0f0fu;
+        q[1] = word >> 4 & 0x0f0f0f0fu;
+      }
+      if constexpr (kType == WeightType::kQ5_0 || kType == WeightType::kQ5_1) {
+        const uint32_t fifth = load_word(plane_of<kType>(row, 1, num_blocks) + b * 4);
+        q[0] |= spread_bits(fifth >> (4 * t));
+        q[1] |= spread_bits(fifth >> (16 + 4 * t));
+      }
+      if constexpr (kType == WeightType::kQ4_0) {
+        q[0] = subtract_bytes(q[0], 8);
+        q[1] = subtract_bytes(q[1], 8);
+      }
+      if constexpr (kType == WeightType::kQ5_0) {
+        q[0] = subtract_bytes(q[0], 16);
+        q[1] = subtract_bytes(q[1], 16);
+      }
+    }
+    if constexpr (kType == WeightType::kMXFP4) {
+      const uint32_t e = plane_of<kType>(row, 1, num_blocks)[b];
+      d = math::float_from_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23);  // 2^(e-128); the two smallest are denormal
+    } else if constexpr (kType == WeightType::kQ4_1 || kType == WeightType::kQ5_1) {
+      const uint32_t header = load_word(plane_of<kType>(row, kType == WeightType::kQ4_1 ? 1 : 2, num_blocks) + b * 4);
+      d = half_bits_to_float(static_cast<uint16_t>(header));
+      dmin = -half_bits_to_float(static_cast<uint16_t>(header >> 16));
+    } else {
+      d = load_half(plane_of<kType>(row, kType == WeightType::kQ5_0 ? 2 : 1, num_blocks) + b * 2);
+    }
+  }
+
+  // Bits 0..3 to the fifth bits of four bytes.
+  static __device__ __forceinline__ uint32_t spread_bits(uint32_t bits) {
+    return (bits & 1u) << 4 | (bits & 2u) << 11 | (bits & 4u) << 18 | (bits & 8u) << 25;
+  }
+};
+
+}  // namespace foretoken::cuda

@@ -1,0 +1,227 @@
+#include "kernels/formats/quant_formats.h"
+
+#include <bit>
+#include <cstring>
+
+#include "kernels/base/error.h"
+#include "kernels/base/half.h"
+
+namespace foretoken {
+
+namespace {
+
+uint16_t u16_at(const uint8_t* p) {
+  return static_cast<uint16_t>(p[0] | p[1] << 8);
+}
+float half_at(const uint8_t* p) {
+  return half_to_float(u16_at(p));
+}
+
+uint32_t u32_at(const uint8_t* p) {
+  return static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 8 | static_cast<uint32_t>(p[2]) << 16 |
+         static_cast<uint32_t>(p[3]) << 24;
+}
+
+// Value i of a 32-value nibble array.
+int nibble(const uint8_t* qs, int i) {
+  return i < 16 ? qs[i] & 15 : qs[i - 16] >> 4;
+}
+
+void no_mins(QuantBlock& out) {
+  out.dmin = 0;
+  std::memset(out.min, 0, sizeof out.min);
+}
+
+void unit_scale(QuantBlock& out) {
+  out.scale[0] = out.scale[1] = 1;
+}
+
+void unpack_q4_0(const uint8_t* p, QuantBlock& out) {
+  out.d = half_at(p);
+  for (int i = 0; i < 32; ++i) out.q[i] = static_cast<int8_t>(nibble(p + 2, i) - 8);
+  unit_scale(out);
+  no_mins(out);
+}
+
+void unpack_q4_1(const uint8_t* p, QuantBlock& out) {
+  out.d = half_at(p);
+  out.dmin = -half_at(p + 2);
+  for (int i = 0; i < 32; ++i) out.q[i] = static_cast<int8_t>(nibble(p + 4, i));
+  unit_scale(out);
+  out.min[0] = out.min[1] = 1;
+}
+
+void unpack_q5_0(const uint8_t* p, QuantBlock& out) {
+  out.d = half_at(p);
+  const uint32_t high = u32_at(p + 2);
+  for (int i = 0; i < 32; ++i) out.q[i] = static_cast<int8_t>((nibble(p + 6, i) | (high >> i & 1) << 4) - 16);
+  unit_scale(out);
+  no_mins(out);
+}
+
+void unpack_q5_1(const uint8_t* p, QuantBlock& out) {
+  out.d = half_at(p);
+  out.dmin = -half_at(p + 2);
+  const uint32_t high = u32_at(p + 4);
+  for (int i = 0; i < 32; ++i) out.q[i] = static_cast<int8_t>(nibble(p + 8, i) | (high >> i & 1) << 4);
+  unit_scale(out);
+  out.min[0] = out.min[1] = 1;
+}
+
+void unpack_q8_0(const uint8_t* p, QuantBlock& out) {
+  out.d = half_at(p);
+  std::memcpy(out.q, p + 2, 32);
+  unit_scale(out);
+  no_mins(out);
+}
+
+void unpack_iq4_nl(const uint8_t* p, QuantBlock& out) {
+  out.d = half_at(p);
+  for (int i = 0; i < 32; ++i) out.q[i] = kIq4Table[nibble(p + 2, i)];
+  unit_scale(out);
+  no_mins(out);
+}
+
+void unpack_mxfp4(const uint8_t* p, QuantBlock& out) {
+  // 2^(e-128); the two smallest are denormal.
+  out.d = std::bit_cast<float>(p[0] < 2 ? 0x00200000u << p[0] : static_cast<uint32_t>(p[0] - 1) << 23);
+  for (int i = 0; i < 32; ++i) out.q[i] = kMxfp4Table[nibble(p + 1, i)];
+  unit_scale(out);
+  no_mins(out);
+}
+
+void unpack_q2_k(const uint8_t* p, QuantBlock& out) {
+  const uint8_t* qs = p + 16;
+  out.d = half_at(p + 80);
+  out.dmin = half_at(p + 82);
+  for (int s = 0; s < 16; ++s) {
+    out.scale[s] = p[s] & 15;
+    out.min[s] = p[s] >> 4;
+  }
+  for (int i = 0; i < 256; ++i) {
+    const int n = i / 128, j = i / 32 % 4, l = i % 32;
+    out.q[i] = static_cast<int8_t>(qs[32 * n + l] >> (2 * j) & 3);
+  }
+}
+
+void unpack_q3_k(const uint8_t* p, QuantBlock& out) {
+  const uint8_t* qs = p + 32;
+  const uint8_t* scales = p + 96;
+  out.d = half_at(p + 108);
+  no_mins(out);
+  for (int s = 0; s < 16; ++s) {
+    const int low = s < 8 ? scales[s] & 15 : scales[s - 8] >> 4;
+    const int high = scales[8 + s % 4] >> (2 * (s / 4)) & 3;
+    out.scale[s] = static_cast<int16_t>((low | high << 4) - 32);
+  }
+  for (int i = 0; i < 256; ++i) {
+    const int n = i / 128, j = i / 32 % 4, l = i % 32;
+    out.q[i] = static_cast<int8_t>((qs[32 * n + l] >> (2 * j) & 3) + (p[l] >> (4 * n + j) & 1) * 4 - 4);
+  }
+}
+
+// The 8 scales and 8 mins of Q4_K and Q5_K, six bits each in 12 bytes.
+void unpack_k_scales(const uint8_t* scales, QuantBlock& out) {
+  for (int s = 0; s < 8; ++s) {
+    int scale, min;
+    if (s < 4) {
+      scale = scales[s] & 63;
+      min = scales[s + 4] & 63;
+    } else {
+      scale = (scales[s + 4] & 15) | (scales[s - 4] >> 6) << 4;
+      min = (scales[s + 4] >> 4) | (scales[s] >> 6) << 4;
+    }
+    out.scale[2 * s] = out.scale[2 * s + 1] = static_cast<int16_t>(scale);
+    out.min[2 * s] = out.min[2 * s + 1] = static_cast<int16_t>(min);
+  }
+}
+
+void unpack_q4_k(const uint8_t* p, QuantBlock& out) {
+  out.d = half_at(p);
+  out.dmin = half_at(p + 2);
+  unpack_k_scales(p + 4, out);
+  for (int i = 0; i < 256; ++i) {
+    const int byte = p[16 + i / 64 * 32 + i % 32];
+    out.q[i] = static_cast<int8_t>(i % 64 < 32 ? byte & 15 : byte >> 4);
+  }
+}
+
+void unpack_q5_k(const uint8_t* p, QuantBlock& out) {
+  out.d = half_at(p);
+  out.dmin = half_at(p + 2);
+  unpack_k_scales(p + 4, out);
+  for (int i = 0; i < 256; ++i) {
+    const int byte = p[48 + i / 64 * 32 + i % 32];
+    const int high = p[16 + i % 32] >> (i / 32) & 1;
+    out.q[i] = static_cast<int8_t>((i % 64 < 32 ? byte & 15 : byte >> 4) | high << 4);
+  }
+}
+
+void unpack_q6_k(const uint8_t* p, QuantBlock& out) {
+  out.d = half_at(p + 208);
+  no_mins(out);
+  for (int s = 0; s < 16; ++s) out.scale[s] = static_cast<int8_t>(p[192 + s]);
+  for (int i = 0; i < 256; ++i) {
+    const int n = i / 128, j = i / 32 % 4, l = i % 32;
+    const int byte = p[64 * n + 32 * (j % 2) + l];
+    const int high = p[128 + 32 * n + l] >> (2 * j) & 3;
+    out.q[i] = static_cast<int8_t>(((j < 2 ? byte & 15 : byte >> 4) | high << 4) - 32);
+  }
+}
+
+void unpack_iq4_xs(const uint8_t* p, QuantBlock& out) {
+  out.d = half_at(p);
+  no_mins(out);
+  const uint32_t high = u16_at(p + 2);
+  for (int s = 0; s < 8; ++s) {
+    const int low = p[4 + s / 2] >> (4 * (s % 2)) & 15;
+    out.scale[2 * s] = out.scale[2 * s + 1] = static_cast<int16_t>((low | (high >> (2 * s) & 3) << 4) - 32);
+    for (int i = 0; i < 32; ++i) out.q[32 * s + i] = kIq4Table[nibble(p + 8 + 16 * s, i)];
+  }
+}
+
+}  // namespace
+
+void unpack_block(WeightType type, const std::byte* block, QuantBlock& out) {
+  const auto* p = reinterpret_cast<const uint8_t*>(block);
+  switch (type) {
+    case WeightType::kQ4_0:
+      return unpack_q4_0(p, out);
+    case WeightType::kQ4_1:
+      return unpack_q4_1(p, out);
+    case WeightType::kQ5_0:
+      return unpack_q5_0(p, out);
+    case WeightType::kQ5_1:
+      return unpack_q5_1(p, out);
+    case WeightType::kQ8_0:
+      return unpack_q8_0(p, out);
+    case WeightType::kQ2_K:
+      return unpack_q2_k(p, out);
+    case WeightType::kQ3_K:
+      return unpack_q3_k(p, out);
+    case WeightType::kQ4_K:
+      return unpack_q4_k(p, out);
+    case WeightType::kQ5_K:
+      return unpack_q5_k(p, out);
+    case WeightType::kQ6_K:
+      return unpack_q6_k(p, out);
+    case WeightType::kIQ4_NL:
+      return unpack_iq4_nl(p, out);
+    case WeightType::kIQ4_XS:
+      return unpack_iq4_xs(p, out);
+    case WeightType::kMXFP4:
+      return unpack_mxfp4(p, out);
+    case WeightType::kF32:
+    case WeightType::kF16:
+    case WeightType::kBF16:
+      break;
+  }
+  check_failed(__FILE__, __LINE__, "the type is quantised", std::string(weight_type_info(type).name));
+}
+
+bool has_mins(WeightType type) {
+  return type == WeightType::kQ2_K || type == WeightType::kQ4_K || type == WeightType::kQ5_K ||
+         type == WeightType::kQ4_1 || type == WeightType::kQ5_1;
+}
+
+}  // namespace foretoken

@@ -1,0 +1,88 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/formats/weight_type.h"
+
+namespace foretoken {
+
+// The integers inside every quantised format, and the one expression that all backends compute from them.
+//
+// A block of B weights (B = 32 or 256) is: two floats d and dmin, B small integers q[i], and for each run of 16 weights
+// an integer scale and an integer min. A weight is worth
+//
+//     d * scale[i/16] * q[i] - dmin * min[i/16]
+//
+// It meets the B int8 values a[i] (|a| <= 127) of a quantised row, with their sums S[s] = sum of a over run s (|S| <=
+// 2032) and their float scale d_a. Everything inside a block is exact in int32:
+//
+//     isum = sum_s scale[s] * sum_{i in s} q[i] * a[i]          msum = sum_s min[s] * S[s]
+//
+// and then come the only roundings, in this order, for block b and partial sum p = b mod kPartialSums:
+//
+//     acc[p] = fma(float(isum), d * d_a, acc[p])
+//     acc[p] = fma(-float(msum), dmin * d_a, acc[p])             only formats with mins: Q2_K Q4_K Q5_K Q4_1 Q5_1
+//
+// float(int32) rounds to nearest even; d * d_a and dmin * d_a are one float product each. acc starts at +0. The result
+// folds 8 -> 4 -> 2 -> 1: acc[i] += acc[i + half].
+//
+// Block layouts (bytes in a file; "half" is IEEE binary16, little endian), their integers, and the bounds that keep
+// int32 from overflow (2^31 = 2147e6), with |a| <= 127:
+//
+// clang-format off
+//  type    bytes                                           q[i]                    scale      min        max |isum|, max |msum|
+//  Q4_0    d half, qs[16]                                  nibble - 8: -8..7       1          -          32*8*127 = 32512
+//  Q4_1    d half, m half, qs[16]                          nibble: 0..15           1          1, dmin=-m 32*15*127 = 60960, 4064
+//  Q5_0    d half, qh[4], qs[16]                           5 bits - 16: -16..15    1          -          32*16*127 = 65024
+//  Q5_1    d half, m half, qh[4], qs[16]                   5 bits: 0..31           1          1, dmin=-m 32*31*127 = 125984, 4064
+//  Q8_0    d half, qs[32]                                  int8: -128..127         1          -          32*128*127 = 520192
+//  IQ4_NL  d half, qs[16]                                  kIq4Table[nibble]       1          -          32*127*127 = 516128
+//  MXFP4   e, qs[16]; d = 2^(e-128)                        kMxfp4Table[nibble]     1          -          32*12*127 = 48768
+//  Q2_K    scales[16], qs[64], d half, dmin half           2 bits: 0..3            0..15      0..15      256*15*3*127 = 1.5e6, 0.5e6
+//  Q3_K    hmask[32], qs[64], scales[12], d half           3 bits - 4: -4..3       -32..31    -          256*32*4*127 = 4.2e6
+//  Q4_K    d half, dmin half, scales[12], qs[128]          nibble: 0..15           0..63      0..63      256*63*15*127 = 30.8e6, 2.1e6
+//  Q5_K    d half, dmin half, scales[12], qh[32], qs[128]  5 bits: 0..31           0..63      0..63      256*63*31*127 = 63.5e6, 2.1e6
+//  Q6_K    ql[128], qh[64], scales[16], d half             6 bits - 32: -32..31    -128..127  -          256*128*32*127 = 133e6
+//  IQ4_XS  d half, scales_h[2], scales_l[4], qs[128]       kIq4Table[nibble]       -32..31    -          256*32*127*127 = 132e6
+// clang-format on
+//
+// A kernel may split q into an unsigned part and an offset, q = u - off, u < 2 * max|q|: every intermediate sum then
+// stays below twice these bounds, at most 266e6.
+//
+// Order of the bits. A nibble array qs[16] of a 32-value block: value i is the low nibble of byte i for i < 16, the
+// high nibble of byte i-16 else; qh bit i is the fifth bit of value i. Q4_K, Q5_K: bytes 32c..32c+31 hold values 64c +
+// l (low nibble) and 64c + 32 + l (high); bits 2c and 2c+1 of qh[l] are their fifth bits. IQ4_XS: bytes 16s..16s+15
+// hold values 32s..32s+31 like a 32-value block. Q2_K, Q3_K: value 128n + 32j + l is bits 2j, 2j+1 of qs[32n + l];
+// Q3_K's third bit is bit 4n + j of hmask[l]. Q6_K: value 128n + 32j + l has its low four bits in ql[64n + 32*(j mod 2)
+// + l], low nibble for j < 2, and its high two in bits 2j, 2j+1 of qh[32n + l]. The 6-bit scales and mins of Q4_K and
+// Q5_K (8 each, one per 32 values) and the scales of Q3_K are packed as unpack_block (quant_formats.cpp) shows.
+//
+// A row is quantised (quantise_row) per block of B values: amax = max |x|; d = amax/127; a[i] = rint(x[i] *
+// (127/amax)), ties to even. Edges, the same everywhere: where amax is so small (below 3.8e-37) that 127/amax is
+// infinite, the block counts as zero, a = 0 and d = 0; where the block holds an infinity or NaN, a = 0 and d = NaN, so
+// that the fault shows in the result.
+
+/// Values of IQ4_NL and IQ4_XS nibbles.
+inline constexpr int8_t kIq4Table[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+/// Twice the values of MXFP4 nibbles (E2M1); the block's d is half of 2^(e-127) in return, so that all is integer.
+inline constexpr int8_t kMxfp4Table[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+/// One block, unpacked. Formats of 32 values fill q[0..31], scale[0..1] and min[0..1]; formats without mins have dmin =
+/// 0 and min = 0.
+struct QuantBlock {
+  float d;
+  float dmin;
+  int8_t q[256];
+  int16_t scale[16];
+  int16_t min[16];
+};
+
+/// The definition of every format. REQUIRES: `type` is quantised; `block` has its block_bytes.
+void unpack_block(WeightType type, const std::byte* block, QuantBlock& out);
+
+/// True for formats with a second float step: Q2_K Q4_K Q5_K Q4_1 Q5_1.
+[[nodiscard]] bool has_mins(WeightType type);
+
+}  // namespace foretoken

@@ -1,0 +1,96 @@
+#include "kernels/formats/weight_type.h"
+
+#include <array>
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "kernels/base/error.h"
+
+namespace foretoken {
+
+namespace {
+
+constexpr std::array kTypes = {
+    WeightTypeInfo{WeightType::kF32, "F32", 1, 4, 0},
+    WeightTypeInfo{WeightType::kF16, "F16", 1, 2, 0},
+    WeightTypeInfo{WeightType::kQ4_0, "Q4_0", 32, 18, 32},
+    WeightTypeInfo{WeightType::kQ4_1, "Q4_1", 32, 20, 32},
+    WeightTypeInfo{WeightType::kQ5_0, "Q5_0", 32, 22, 32},
+    WeightTypeInfo{WeightType::kQ5_1, "Q5_1", 32, 24, 32},
+    WeightTypeInfo{WeightType::kQ8_0, "Q8_0", 32, 34, 32},
+    WeightTypeInfo{WeightType::kQ2_K, "Q2_K", 256, 84, 256},
+    WeightTypeInfo{WeightType::kQ3_K, "Q3_K", 256, 110, 256},
+    WeightTypeInfo{WeightType::kQ4_K, "Q4_K", 256, 144, 256},
+    WeightTypeInfo{WeightType::kQ5_K, "Q5_K", 256, 176, 256},
+    WeightTypeInfo{WeightType::kQ6_K, "Q6_K", 256, 210, 256},
+    WeightTypeInfo{WeightType::kIQ4_NL, "IQ4_NL", 32, 18, 32},
+    WeightTypeInfo{WeightType::kIQ4_XS, "IQ4_XS", 256, 136, 256},
+    WeightTypeInfo{WeightType::kBF16, "BF16", 1, 2, 0},
+    WeightTypeInfo{WeightType::kMXFP4, "MXFP4", 32, 17, 32},
+};
+
+// Every name that the format has given out, so that an error can say what a file holds; gaps are types that were
+// withdrawn.
+constexpr std::array<std::string_view, 42> kGgufNames = {
+    "F32",        "F16",        "Q4_0",       "Q4_1",  "Q4_2",     "Q4_3",     "Q5_0",     "Q5_1",    "Q8_0",
+    "Q8_1",       "Q2_K",       "Q3_K",       "Q4_K",  "Q5_K",     "Q6_K",     "Q8_K",     "IQ2_XXS", "IQ2_XS",
+    "IQ3_XXS",    "IQ1_S",      "IQ4_NL",     "IQ3_S", "IQ2_S",    "IQ4_XS",   "I8",       "I16",     "I32",
+    "I64",        "F64",        "IQ1_M",      "BF16",  "Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8", "TQ1_0",   "TQ2_0",
+    "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4", "NVFP4",    "Q1_0"};
+
+char lower(char c) {
+  return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+}
+
+bool same_name(std::string_view a, std::string_view b) {
+  if (a.size() != b.size()) return false;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (lower(a[i]) != lower(b[i])) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+const WeightTypeInfo& weight_type_info(WeightType type) {
+  // Kernels ask this once a call, so the answer is a table look-up; ids without a type hold -1.
+  static constexpr auto kIndex = [] {
+    std::array<int8_t, kGgufNames.size()> index{};
+    index.fill(-1);
+    for (size_t i = 0; i < kTypes.size(); ++i) index[static_cast<size_t>(kTypes[i].type)] = static_cast<int8_t>(i);
+    return index;
+  }();
+  const auto id = static_cast<uint32_t>(type);
+  FT_CHECK(id < kIndex.size() && kIndex[id] >= 0);
+  return kTypes[static_cast<size_t>(kIndex[id])];
+}
+
+std::optional<WeightType> weight_type_from_id(uint32_t id) {
+  for (const WeightTypeInfo& info : kTypes) {
+    if (static_cast<uint32_t>(info.type) == id) return info.type;
+  }
+  return std::nullopt;
+}
+
+std::string_view gguf_type_name(uint32_t id) {
+  if (id < kGgufNames.size()) return kGgufNames[id];
+  // The view must outlive the call; a file with an unknown id is refused, so only a few strings are ever kept.
+  static std::mutex mutex;
+  static std::map<uint32_t, std::string> unknown;
+  const std::lock_guard lock(mutex);
+  return unknown.try_emplace(id, "type " + std::to_string(id)).first->second;
+}
+
+std::optional<WeightType> weight_type_from_name(std::string_view name) {
+  for (const WeightTypeInfo& info : kTypes) {
+    if (same_name(info.name, name)) return info.type;
+  }
+  return std::nullopt;
+}
+
+std::span<const WeightTypeInfo> all_weight_types() {
+  return kTypes;
+}
+
+}  // namespace foretoken

@@ -1,0 +1,10 @@
+#include "kernels/matmul/float_matmul_body.h"
+
+namespace foretoken {
+
+void avx2_float_matmul_rows(WeightType type, const std::byte* weights, int64_t num_outputs, int64_t num_cols,
+                            const RowView* x, int num_rows, float* const* y) {
+  matmul_rows_of_type<F32x8>(type, weights, num_outputs, num_cols, x, num_rows, y);
+}
+
+}  // namespace foretoken

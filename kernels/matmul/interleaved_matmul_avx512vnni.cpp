@@ -1,0 +1,9 @@
+#include "kernels/matmul/interleaved_matmul_body.h"
+
+namespace foretoken {
+
+void FT_KERNEL(avx512vnni_interleaved_matmul)(const QuantMatmul& m) {
+  interleaved_matmul<Lanes16</*kHasDot=*/true>>(m);
+}
+
+}  // namespace foretoken

@@ -1,0 +1,79 @@
+#pragma once
+
+#include "kernels/cuda/cuda_language.h"
+#include "kernels/formats/quant_blocks_cuda.cuh"
+#include "kernels/matmul/matmul.h"
+#include "kernels/matmul/matmul_cuda.h"
+
+// What the matrix kernels share: which rows a block of threads works on, and the folds of rule 1.
+
+namespace foretoken::cuda {
+
+/// What a kernel needs of a MatmulDesc.
+struct MatmulArguments {
+  const std::byte* w;
+  const std::byte* up;  // or nullptr
+  int64_t row_bytes;
+  int64_t num_outputs;
+  int64_t num_cols;
+  QuantRows rows;       // quantised matrices
+  const float* values;  // float matrices
+  int num_rows;
+  const int32_t* device_num_rows;
+  float* y;
+  int64_t y_stride;
+  DeviceBuckets buckets;
+  int64_t expert_bytes;
+  int slots_per_input;
+  const int32_t* groups;
+  const int32_t* device_num_groups;
+  int64_t num_rows_of_w;
+};
+
+/// The rows that one block of threads serves, and their matrix.
+struct RowSet {
+  int count;
+  const int32_t* slots;  // nullptr: row i is row i
+  int slots_per_input;
+  const std::byte* w;
+  const std::byte* up;
+
+  [[nodiscard]] __device__ __forceinline__ int64_t input(int i) const {
+    return slots == nullptr ? i : slots[i] / slots_per_input;
+  }
+  [[nodiscard]] __device__ __forceinline__ int64_t output(int i) const { return slots == nullptr ? i : slots[i]; }
+};
+
+/// The rows of bucket `bucket` (0 without buckets); count 0 if there is no such bucket.
+__device__ __forceinline__ RowSet rows_of_bucket(const MatmulArguments& a, int bucket) {
+  if (a.buckets.num_buckets == nullptr) {
+    const int count = a.device_num_rows == nullptr ? a.num_rows : *a.device_num_rows;
+    return {count < a.num_rows ? count : a.num_rows, nullptr, 1, a.w, a.up};
+  }
+  if (bucket >= *a.buckets.num_buckets) return {0, nullptr, 1, nullptr, nullptr};
+  const int begin = a.buckets.begins[bucket], end = a.buckets.begins[bucket + 1];
+  const int64_t offset = a.buckets.experts[bucket] * a.expert_bytes;
+  return {end - begin, a.buckets.slots + begin, a.slots_per_input, a.w + offset,
+          a.up == nullptr ? nullptr : a.up + offset};
+}
+
+/// Row of w that gives output o.
+__device__ __forceinline__ int64_t weight_row(const MatmulArguments& a, int64_t o) {
+  return a.groups == nullptr ? o : int64_t{a.groups[o / kInterleave]} * kInterleave + o % kInterleave;
+}
+
+/// Outputs there are; with groups, as many as the device knows of. The last group may reach beyond the matrix.
+__device__ __forceinline__ int64_t outputs_of(const MatmulArguments& a) {
+  if (a.device_num_groups == nullptr) return a.num_outputs;
+  const int64_t groups = *a.device_num_groups;
+  const int64_t beyond = (int64_t{a.groups[groups - 1]} + 1) * kInterleave - a.num_rows_of_w;
+  const int64_t count = groups * kInterleave - (beyond > 0 ? beyond : 0);
+  return count < a.num_outputs ? count : a.num_outputs;
+}
+
+/// silu(gate) * up, as silu_mul.
+__device__ __forceinline__ float silu_times(float gate, float up) {
+  return math::silu(gate) * up;
+}
+
+}  // namespace foretoken::cuda

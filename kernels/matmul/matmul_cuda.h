@@ -1,0 +1,104 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/cuda_blas.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_matrix.h"
+#include "kernels/cuda/cuda_rows.h"
+#include "kernels/cuda/cuda_runtime_wrap.h"
+
+namespace foretoken::cuda {
+
+/// The rows of a window, grouped by expert, as the device's router leaves them. A slot is a (row, rank) pair: row *
+/// top_k + rank.
+struct DeviceBuckets {
+  const int32_t* num_buckets = nullptr;  // [1]
+  const int32_t* experts = nullptr;      // [num_buckets] places among the device's experts
+  const int32_t* begins = nullptr;       // [num_buckets + 1] into slots
+  const int32_t* slots = nullptr;        // [all slots], rising within a bucket
+};
+
+/// Rows of one problem for cuBLAS: a window's, and zeros up to so many; more rows go in groups. Part of what --cublas
+/// computes, like the constants of the contract: another number may mean another algorithm, and other bits.
+inline constexpr int kBlasRows = 32;
+/// Outputs of one problem at most: what it leaves of a head of 248,320 rows is 8 MB then, which a cache holds, not 64.
+inline constexpr int64_t kMaxBlasOutputs = 32768;
+/// Matrices with fewer rows stay with our own kernel, which takes one launch instead of three.
+inline constexpr int64_t kLeastBlasOutputs = 64;
+
+/// cuBLAS and the memory between the steps of a product, used by one product after the other on one stream. Owns
+/// nothing.
+struct BlasWork {
+  const Blas* library = nullptr;    // nullptr: cuBLAS computes nothing
+  void* workspace = nullptr;        // [kBlasWorkspaceBytes] the library's
+  uint16_t* columns = nullptr;      // [2 * kBlasRows, max_cols] rows in 16-bit floats: high parts, low parts
+  float* inverse_scales = nullptr;  // [kBlasRows]
+  float* products = nullptr;        // [2 * kBlasRows, max_outputs]
+  int64_t max_cols = 0;
+  int64_t max_outputs = 0;  // a multiple of 16; at least twice a matrix's rows, or kMaxBlasOutputs
+};
+
+/// True for matrices that cuBLAS computes where it is asked to: by type and shape alone, so that no number of rows
+/// changes it. F32 matrices, those of routed experts (buckets) and the draft head (groups) stay with our own kernels.
+[[nodiscard]] bool blas_takes(const DeviceMatrix& w);
+
+/// y[r][o] = W[o] . x[r], as matmul_rows; or, with `up`, y[r][o] = silu(W[o] . x[r]) * (up[o] . x[r]). Each weight is
+/// read once for all rows of a window.
+///
+/// With buckets, W holds the matrices of all experts, expert e's rows at [e * expert_stride, + num_outputs): each
+/// bucket's slots meet their expert's matrix, input row slot / slots_per_input, output row slot. Without, row r of x
+/// gives row r of y.
+struct MatmulDesc {
+  DeviceMatrix w;
+  DeviceMatrix up;          // data == nullptr: plain product. Same type and shape as w
+  int64_t num_outputs = 0;  // rows of w to compute, from its first; of one expert if there are buckets
+  DeviceRows x;
+  int max_rows = 0;                          // rows (with buckets: the largest number of slots a bucket can have)
+  const int32_t* device_num_rows = nullptr;  // [1] in device memory, if fewer are known only there; not with buckets
+  float* y = nullptr;
+  int64_t y_stride = 0;  // values from row to row of y
+
+  DeviceBuckets buckets;
+  int max_buckets = 0;        // 0: no buckets
+  int64_t expert_stride = 0;  // rows
+  int slots_per_input = 1;    // top_k where x has a row per token, 1 where it has one per slot
+
+  // Only some groups of 16 rows of w (draft head), at least one: output 16 i + j is row 16 groups[i] + j; num_outputs
+  // counts the capacity of groups. Of the last group, only the rows that w has.
+  const int32_t* groups = nullptr;             // [num_outputs / 16]
+  const int32_t* device_num_groups = nullptr;  // [1]
+
+  const BlasWork* blas =
+      nullptr;  // with a library: cuBLAS computes it if blas_takes(w) and there are no buckets or groups
+};
+
+/// How a matmul is cut up. Any choice but kBlas gives the same bits.
+struct MatmulConfig {
+  enum class Kernel {
+    kDot,    // dp4a, a warp for two outputs and up to kMaxDotRows rows: windows
+    kTiles,  // int8 tensor cores over 64 outputs x 32 rows: prompts
+    kFloat,  // float matrices
+    kBlas,   // F16 and BF16 matrices by cuBLAS: not the contract's bits, but the same for any number of rows
+  };
+  Kernel kernel = Kernel::kDot;
+  int rows_at_once = 1;  // 1, 2, 4 or 12
+  int warps_per_block = 4;
+  int log2_slots = 3;  // kDot: 2^n blocks of one output a warp takes at once; fewer for short rows
+};
+
+inline constexpr int kMaxDotRows = 12;
+
+[[nodiscard]] MatmulConfig choose_config(const MatmulDesc& desc);
+void launch(const MatmulDesc& desc, const MatmulConfig& config, const Stream& stream);
+
+// The kernels behind launch().
+struct MatmulArguments;
+[[nodiscard]] MatmulArguments matmul_arguments(const MatmulDesc& desc);
+[[noreturn]] void refuse_type(WeightType type, const char* kernel);
+void launch_quant_dot(const MatmulDesc& desc, const MatmulConfig& config, const Stream& stream);
+void launch_quant_tiles(const MatmulDesc& desc, const MatmulConfig& config, const Stream& stream);
+void launch_float_matmul(const MatmulDesc& desc, const MatmulConfig& config, const Stream& stream);
+void launch_blas_matmul(const MatmulDesc& desc, const MatmulConfig& config, const Stream& stream);
+
+}  // namespace foretoken::cuda

@@ -1,0 +1,196 @@
+#include "kernels/matmul/matmul_cuda.cuh"
+
+// Quantised matrix x few rows by dp4a. Rule 1 of the contract laid over a warp: the four lanes of a quad share a block,
+// the eight quads hold the eight partial sums (block b belongs to quad b mod 8) of one output. Where a row has fewer
+// than eight blocks, the quads are shared out to several outputs. A lane unpacks its quarter of a block once and meets
+// it with every row of the window; then the quad adds up, each of its lanes receiving the sums of other rows, which it
+// alone turns into floats. Two outputs (two rows of W, or gate and up) go side by side, so that a quarter of an
+// activation row that was fetched serves both.
+
+namespace foretoken::cuda {
+
+namespace {
+
+/// Adds `values` over the quad; lane t receives the sum of values[t % kCount].
+template <int kCount>
+__device__ __forceinline__ int deal_sums(const int (&values)[kCount], int t) {
+  if constexpr (kCount == 1) {
+    int sum = values[0] + __shfl_xor_sync(kAllLanes, values[0], 1);
+    sum += __shfl_xor_sync(kAllLanes, sum, 2);
+    return sum;
+  } else if constexpr (kCount == 2) {
+    const bool odd = t % 2 != 0;
+    int sum = (odd ? values[1] : values[0]) + __shfl_xor_sync(kAllLanes, odd ? values[0] : values[1], 1);
+    sum += __shfl_xor_sync(kAllLanes, sum, 2);
+    return sum;
+  } else {
+    static_assert(kCount == 4);
+    const bool high = t >= 2, odd = t % 2 != 0;
+    const int front = (high ? values[2] : values[0]) + __shfl_xor_sync(kAllLanes, high ? values[0] : values[2], 2);
+    const int back = (high ? values[3] : values[1]) + __shfl_xor_sync(kAllLanes, high ? values[1] : values[3], 2);
+    return (odd ? back : front) + __shfl_xor_sync(kAllLanes, odd ? front : back, 1);
+  }
+}
+
+/// kPartialSums partials, one a quad, down to one in every quad of an output. With 2^log2_slots < 8 quads the other
+/// partials are +0.
+__device__ __forceinline__ float fold_quads(float partial, int log2_slots) {
+  if ((1 << log2_slots) < kPartialSums)
+    partial = partial + 0.0f;  // turns -0 into +0, as adding the empty partials would
+  for (int half = (1 << log2_slots) / 2; half > 0; half /= 2)
+    partial = partial + __shfl_xor_sync(kAllLanes, partial, 4 * half);
+  return partial;
+}
+
+/// Sums of two outputs for up to kRows rows, from row `first` of `rows`. acc[o][g] is row first + 4g + t % kDeal of
+/// output o.
+template <WeightType kType, int kRows>
+struct DotTile {
+  static constexpr int kDeal = kRows < 4 ? kRows : 4;  // rows whose sums a quad shares out at once
+  static constexpr int kDeals = kRows / kDeal;
+  float acc[2][kDeals];
+
+  __device__ __forceinline__ void add_block(const MatmulArguments& a, const RowSet& rows, int first,
+                                            const std::byte* const (&w)[2], int64_t b, bool inside, int t) {
+    constexpr int kBlock = block_size_of<kType>();
+    LaneBlock<kType> block[2];
+    for (int o = 0; o < 2; ++o) block[o].load(w[o], a.rows.num_blocks, b, t);
+    FT_UNROLL
+    for (int g = 0; g < kDeals; ++g) {
+      const int begin = first + g * kDeal;
+      if (begin >= rows.count) break;  // the same in all lanes
+      int isum[2][kDeal], msum[2][kDeal];
+      FT_UNROLL
+      for (int i = 0; i < kDeal; ++i) {
+        for (int o = 0; o < 2; ++o) isum[o][i] = msum[o][i] = 0;
+        if (begin + i >= rows.count) continue;
+        const LaneRow<kBlock> row = load_lane_row<kBlock>(a.rows, rows.input(begin + i), b, t);
+        for (int o = 0; o < 2; ++o) {
+          isum[o][i] = block[o].isum(row);
+          if constexpr (has_lane_mins<kType>() && kBlock == 256) msum[o][i] = block[o].msum(row);
+        }
+      }
+      const int mine = begin + t % kDeal;
+      const bool used = inside && mine < rows.count;
+      const int64_t input = rows.input(used ? mine : begin);
+      const float d = a.rows.d[input * a.rows.num_blocks + b];
+      FT_UNROLL
+      for (int o = 0; o < 2; ++o) {
+        const int sum = deal_sums<kDeal>(isum[o], t);
+        if (used) acc[o][g] = __fmaf_rn(static_cast<float>(sum), block[o].d * d, acc[o][g]);
+        if constexpr (has_lane_mins<kType>()) {
+          int mins;
+          if constexpr (kBlock == 256) {
+            mins = deal_sums<kDeal>(msum[o], t);
+          } else {
+            mins = a.rows.sums[input * sums_stride(32, a.rows.num_blocks) + b];
+          }
+          if (used) acc[o][g] = __fmaf_rn(-static_cast<float>(mins), block[o].dmin * d, acc[o][g]);
+        }
+      }
+    }
+  }
+};
+
+template <WeightType kType, int kRows>
+__global__ void __launch_bounds__(128) cuda_quant_dot(MatmulArguments a, int log2_slots) {
+  using Tile = DotTile<kType, kRows>;
+  const RowSet rows = rows_of_bucket(a, static_cast<int>(blockIdx.y));
+  const int lane = static_cast<int>(threadIdx.x % kWarpSize), t = lane % 4, quad = lane / 4;
+  const int slots = 1 << log2_slots;
+  // Without `up` a warp takes outputs 2p and 2p + 1, with it output p of both matrices.
+  const int64_t num_outputs = outputs_of(a), per_pair = a.up == nullptr ? 2 : 1;
+  const int64_t warp = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarpSize) + threadIdx.x / kWarpSize;
+  const int64_t first_pair = warp * (kPartialSums / slots);
+  if (first_pair * per_pair >= num_outputs) return;  // the whole warp
+  const int64_t pair = first_pair + quad / slots;
+  const int slot = quad % slots;
+  int64_t output[2];
+  const std::byte* w[2];
+  for (int o = 0; o < 2; ++o) {
+    output[o] = per_pair == 2 ? 2 * pair + o : pair;
+    const int64_t clamped = output[o] < num_outputs ? output[o] : num_outputs - 1;  // computed, not stored
+    w[o] = (per_pair == 2 || o == 0 ? rows.w : rows.up) + weight_row(a, clamped) * a.row_bytes;
+  }
+
+  const int64_t num_blocks = a.rows.num_blocks;
+  for (int first = 0; first < rows.count; first += kRows) {  // more than once only in buckets beyond any window
+    Tile tile{};
+    for (int64_t base = 0; base < num_blocks; base += slots) {
+      const bool inside = base + slot < num_blocks;
+      tile.add_block(a, rows, first, w, inside ? base + slot : num_blocks - 1, inside, t);
+    }
+    for (int g = 0; g < Tile::kDeals; ++g) {
+      const float sum0 = fold_quads(tile.acc[0][g], log2_slots), sum1 = fold_quads(tile.acc[1][g], log2_slots);
+      const int mine = first + g * Tile::kDeal + t % Tile::kDeal;
+      if (slot != 0 || t >= Tile::kDeal || mine >= rows.count) continue;
+      float* y = a.y + rows.output(mine) * a.y_stride;
+      if (per_pair == 1) {
+        if (pair < num_outputs) y[pair] = silu_times(sum0, sum1);
+      } else {
+        if (output[0] < num_outputs) y[output[0]] = sum0;
+        if (output[1] < num_outputs) y[output[1]] = sum1;
+      }
+    }
+  }
+}
+
+template <WeightType kType>
+void launch_type(const MatmulArguments& a, const LaunchShape& shape, const MatmulConfig& config, const Stream& stream) {
+  switch (config.rows_at_once) {
+    case 1:
+      return launch(stream, shape, "cuda_quant_dot", cuda_quant_dot<kType, 1>, a, config.log2_slots);
+    case 2:
+      return launch(stream, shape, "cuda_quant_dot", cuda_quant_dot<kType, 2>, a, config.log2_slots);
+    case 4:
+      return launch(stream, shape, "cuda_quant_dot", cuda_quant_dot<kType, 4>, a, config.log2_slots);
+    default:
+      return launch(stream, shape, "cuda_quant_dot", cuda_quant_dot<kType, kMaxDotRows>, a, config.log2_slots);
+  }
+}
+
+}  // namespace
+
+void launch_quant_dot(const MatmulDesc& desc, const MatmulConfig& config, const Stream& stream) {
+  const MatmulArguments a = matmul_arguments(desc);
+  const int64_t pairs = desc.up.data == nullptr ? (desc.num_outputs + 1) / 2 : desc.num_outputs;
+  const int64_t pairs_per_block = int64_t{config.warps_per_block} * (kPartialSums >> config.log2_slots);
+  const LaunchShape shape{{static_cast<unsigned>((pairs + pairs_per_block - 1) / pairs_per_block),
+                           static_cast<unsigned>(desc.max_buckets == 0 ? 1 : desc.max_buckets)},
+                          {static_cast<unsigned>(config.warps_per_block * kWarpSize)}};
+  switch (desc.w.type) {
+    case WeightType::kQ4_0:
+      return launch_type<WeightType::kQ4_0>(a, shape, config, stream);
+    case WeightType::kQ4_1:
+      return launch_type<WeightType::kQ4_1>(a, shape, config, stream);
+    case WeightType::kQ5_0:
+      return launch_type<WeightType::kQ5_0>(a, shape, config, stream);
+    case WeightType::kQ5_1:
+      return launch_type<WeightType::kQ5_1>(a, shape, config, stream);
+    case WeightType::kQ8_0:
+      return launch_type<WeightType::kQ8_0>(a, shape, config, stream);
+    case WeightType::kQ2_K:
+      return launch_type<WeightType::kQ2_K>(a, shape, config, stream);
+    case WeightType::kQ3_K:
+      return launch_type<WeightType::kQ3_K>(a, shape, config, stream);
+    case WeightType::kQ4_K:
+      return launch_type<WeightType::kQ4_K>(a, shape, config, stream);
+    case WeightType::kQ5_K:
+      return launch_type<WeightType::kQ5_K>(a, shape, config, stream);
+    case WeightType::kQ6_K:
+      return launch_type<WeightType::kQ6_K>(a, shape, config, stream);
+    case WeightType::kIQ4_NL:
+      return launch_type<WeightType::kIQ4_NL>(a, shape, config, stream);
+    case WeightType::kIQ4_XS:
+      return launch_type<WeightType::kIQ4_XS>(a, shape, config, stream);
+    case WeightType::kMXFP4:
+      return launch_type<WeightType::kMXFP4>(a, shape, config, stream);
+    case WeightType::kF32:
+    case WeightType::kF16:
+    case WeightType::kBF16:
+      break;
+  }
+  refuse_type(desc.w.type, "dp4a kernel");
+}
+
+}  // namespace foretoken::cuda

@@ -1,0 +1,89 @@
+#include "engine/cuda/hot_experts.h"
+
+#include <catch2/catch.hpp>
+
+using namespace foretoken;
+
+namespace {
+
+std::vector<int32_t> places(const HotExperts& hot, int layer) {
+  return {hot.places(layer).begin(), hot.places(layer).end()};
+}
+
+}  // namespace
+
+TEST_CASE("Placed experts have their places, the slots are empty", "[hot_experts]") {
+  const HotExperts hot({2, 4, 0}, 4, 3);
+  CHECK(places(hot, 0) == std::vector<int32_t>{0, 1, -1, -1});
+  CHECK(places(hot, 1) == std::vector<int32_t>{0, 1, 2, 3});
+  CHECK(places(hot, 2) == std::vector<int32_t>{-1, -1, -1, -1});
+  CHECK(hot.capacity(0) == 4);  // only two are left to be hot
+  CHECK(hot.capacity(1) == 4);
+  CHECK(hot.capacity(2) == 3);
+  CHECK(hot.is_split(0));
+  CHECK_FALSE(hot.is_split(1));
+}
+
+TEST_CASE("A used expert comes into an empty slot, and is there when its weights have arrived", "[hot_experts]") {
+  HotExperts hot({1}, 4, 1);
+  CHECK(hot.choose(8).empty());  // nobody was used
+  hot.count(0, 0);
+  CHECK(hot.choose(8).empty());  // it is there already
+  hot.count(0, 2);
+  CHECK(hot.choose(0).empty());
+  const auto fills = hot.choose(8);
+  REQUIRE(fills.size() == 1);
+  CHECK(fills[0].expert == 2);
+  CHECK(fills[0].place == 1);
+  CHECK(hot.places(0)[2] == -1);
+  CHECK(hot.choose(8).empty());  // the only slot is being filled
+  hot.finish(fills[0]);
+  CHECK(hot.places(0)[2] == 1);
+  hot.count(0, 2);
+  CHECK(hot.reads().placed == 1);
+  CHECK(hot.reads().host == 1);
+  CHECK(hot.reads().hot == 1);
+  CHECK(hot.reads().hit_rate() == Approx(0.5));
+}
+
+TEST_CASE("A slot goes to another expert once that is clearly more used", "[hot_experts]") {
+  HotExperts hot({0}, 4, 1);
+  hot.count(0, 1);
+  hot.finish(hot.choose(1).at(0));
+  for (int i = 0; i < 3; ++i) {
+    CHECK(hot.choose(1).empty());
+    hot.count(0, 3);
+  }
+  hot.count(0, 3);  // four uses against one and a margin of two
+  const auto fills = hot.choose(1);
+  REQUIRE(fills.size() == 1);
+  CHECK(fills[0].expert == 3);
+  CHECK(places(hot, 0) == std::vector<int32_t>{-1, -1, -1, -1});
+  hot.finish(fills[0]);
+  CHECK(places(hot, 0) == std::vector<int32_t>{-1, -1, -1, 0});
+}
+
+TEST_CASE("Old uses fade: a text that turns to other things gets other experts", "[hot_experts]") {
+  HotExperts hot({0}, 2, 1);
+  for (int i = 0; i < 1000; ++i) hot.count(0, 0);
+  hot.finish(hot.choose(1).at(0));
+  int passes = 0;
+  while (hot.places(0)[0] >= 0) {
+    hot.count(0, 1);
+    static_cast<void>(hot.choose(1));
+    REQUIRE(++passes < 1000);
+  }
+  CHECK(passes > 64);
+}
+
+TEST_CASE("The most worthwhile fills come first, one a layer and pass", "[hot_experts]") {
+  HotExperts hot({0, 0, 0}, 4, 2);
+  for (int l = 0; l < 3; ++l) {
+    for (int i = 0; i <= l; ++i) hot.count(l, 1);
+    hot.count(l, 2);
+  }
+  const auto fills = hot.choose(2);
+  REQUIRE(fills.size() == 2);
+  CHECK(fills[0].layer == 2);
+  CHECK(fills[1].layer == 1);
+}

@@ -1,0 +1,232 @@
+#include <catch2/catch.hpp>
+
+#include "kernels/matmul/matmul.h"
+#include "kernels/matmul/matmul_cuda.h"
+#include "kernels/rows/elementwise.h"
+#include "kernels/rows/quantise_row_cuda.h"
+#include "kernels/rows/rms_norm.h"
+#include "kernels/rows/rms_norm_cuda.h"
+#include "kernels/select/router_cuda.h"
+#include "moe/buckets.h"
+#include "moe/router.h"
+#include "tests/kernels/cuda/cuda_test_support.h"
+
+namespace foretoken::cuda {
+namespace {
+
+using test::random_values;
+using test::same_bits;
+
+size_t index(int64_t i) {
+  return static_cast<size_t>(i);
+}
+
+TEST_CASE("router: experts, weights and the shared expert's weight, ties to the lower index") {
+  const Stream stream;
+  for (const int num_experts : {5, 32, 60, 128, 256, 700}) {
+    const int num_rows = 4, top_k = std::min(8, num_experts);
+    const int64_t num_cols = 100;
+    std::vector<float> logits = random_values(index(num_rows * num_experts), static_cast<uint32_t>(num_experts));
+    for (int i = 0; i < num_experts; ++i)
+      logits[index(num_experts + i)] = static_cast<float>(i % 3);  // row 1: nothing but ties
+    const auto shared_router = random_values(index(num_cols), 7), x = random_values(index(num_rows * num_cols), 8);
+    const DeviceBuffer device_logits = test::upload(stream, logits),
+                       device_router = test::upload(stream, shared_router), device_x = test::upload(stream, x);
+    const DeviceBuffer experts(index(num_rows * top_k) * 4), weights(index(num_rows * top_k) * 4),
+        shared(index(num_rows) * 4);
+    RouteDesc desc;
+    desc.logits = device_logits.data<float>();
+    desc.num_experts = num_experts;
+    desc.top_k = top_k;
+    desc.experts = experts.data<int32_t>();
+    desc.weights = weights.data<float>();
+    desc.shared_router = device_router.data<float>();
+    desc.x = device_x.data<float>();
+    desc.num_cols = num_cols;
+    desc.shared_weight = shared.data<float>();
+    desc.max_rows = num_rows;
+    launch(desc, stream);
+
+    Routing routing;
+    routing.resize(num_rows, top_k);
+    std::vector<float> shared_weight(num_rows, 1.0f);
+    for (int r = 0; r < num_rows; ++r) {
+      route_row(Isa::kScalar, &logits[index(r * num_experts)], num_experts, r, routing);
+      const float gate = float_dot(Isa::kScalar, shared_router.data(), &x[index(r * num_cols)], num_cols);
+      sigmoid_gate(Isa::kScalar, &gate, 1, &shared_weight[index(r)]);
+    }
+    INFO(num_experts << " experts");
+    CHECK(test::download<int32_t>(stream, experts.data(), routing.experts.size()) == routing.experts);
+    CHECK(same_bits(test::download<float>(stream, weights.data(), routing.weights.size()), routing.weights));
+    CHECK(same_bits(test::download<float>(stream, shared.data(), shared_weight.size()), shared_weight));
+  }
+}
+
+// Device memory for the buckets of a window.
+struct BucketMemory {
+  BucketMemory(int num_experts, int top_k, int max_rows)
+      : num_buckets(4),
+        experts(index(num_experts) * 4),
+        begins(index(num_experts + 1) * 4),
+        slots(index(max_rows * top_k) * 4) {}
+  DeviceBuffer num_buckets, experts, begins, slots;
+};
+
+GroupDesc group_desc(const BucketMemory& memory, const DeviceBuffer& experts, int num_experts, int top_k,
+                     int max_rows) {
+  GroupDesc desc;
+  desc.experts = experts.data<int32_t>();
+  desc.num_experts = num_experts;
+  desc.top_k = top_k;
+  desc.num_buckets = memory.num_buckets.data<int32_t>();
+  desc.bucket_experts = memory.experts.data<int32_t>();
+  desc.begins = memory.begins.data<int32_t>();
+  desc.slots = memory.slots.data<int32_t>();
+  desc.max_rows = max_rows;
+  return desc;
+}
+
+Routing random_routing(int num_rows, int num_experts, int top_k, uint32_t seed) {
+  Routing routing;
+  routing.resize(num_rows, top_k);
+  for (int r = 0; r < num_rows; ++r) {
+    std::vector<float> logits = random_values(index(num_experts), seed + static_cast<uint32_t>(r));
+    route_row(Isa::kScalar, logits.data(), num_experts, r, routing);
+  }
+  return routing;
+}
+
+TEST_CASE("buckets: every slot in its expert's bucket, rising") {
+  const Stream stream;
+  test::for_each_order([&] {
+    for (const int num_experts : {4, 33, 256}) {
+      for (const int num_rows : {1, 3, 40}) {
+        const int top_k = std::min(4, num_experts);
+        const Routing routing = random_routing(num_rows, num_experts, top_k, 3);
+        const DeviceBuffer experts = test::upload(stream, routing.experts);
+        const BucketMemory memory(num_experts, top_k, num_rows);
+        launch(group_desc(memory, experts, num_experts, top_k, num_rows), stream);
+
+        BucketList list;
+        group_by_expert(routing, 0, num_rows, num_experts, list);
+        std::sort(list.buckets.begin(), list.buckets.end(),
+                  [](const Bucket& a, const Bucket& b) { return a.expert < b.expert; });
+        const int num_buckets = test::download<int32_t>(stream, memory.num_buckets.data(), 1)[0];
+        REQUIRE(num_buckets == static_cast<int>(list.buckets.size()));
+        const auto got_experts = test::download<int32_t>(stream, memory.experts.data(), index(num_buckets));
+        const auto begins = test::download<int32_t>(stream, memory.begins.data(), index(num_buckets + 1));
+        const auto slots = test::download<int32_t>(stream, memory.slots.data(), index(num_rows * top_k));
+        CHECK(begins.back() == num_rows * top_k);
+        for (int b = 0; b < num_buckets; ++b) {
+          const Bucket& want = list.buckets[index(b)];
+          CHECK(got_experts[index(b)] == want.expert);
+          REQUIRE(begins[index(b + 1)] - begins[index(b)] == want.num_slots);
+          for (int i = 0; i < want.num_slots; ++i)
+            CHECK(slots[index(begins[index(b)] + i)] == list.slots[index(want.slots_begin + i)]);
+        }
+      }
+    }
+  });
+}
+
+// gate-up and down of a whole layer, each in one launch, against every (row, expert) on its own.
+void check_experts(WeightType gate_type, WeightType down_type, int num_rows, int num_experts, int top_k) {
+  const Stream stream;
+  const int64_t hidden = 512, inner = 256;
+  const WeightTypeInfo &gate_info = weight_type_info(gate_type), &down_info = weight_type_info(down_type);
+  const test::HostMatrix gate = test::random_matrix(gate_type, num_experts * inner, hidden, 1),
+                         up = test::random_matrix(gate_type, num_experts * inner, hidden, 2),
+                         down = test::random_matrix(down_type, num_experts * hidden, inner, 3);
+  const Routing routing = random_routing(num_rows, num_experts, top_k, 11);
+  const auto x = random_values(index(num_rows * hidden), 5), residual = random_values(index(num_rows * hidden), 6);
+
+  // The reference, one slot after the other.
+  RowBuffer host_x(num_rows, hidden), host_inner(1, inner);
+  std::copy(x.begin(), x.end(), host_x.row(0));
+  std::vector<float> wanted = residual;
+  for (int r = 0; r < num_rows; ++r) {
+    host_x.quantise(Isa::kScalar, r, gate_info.activation_block);
+    std::vector<float> sum(index(hidden), 0.0f);
+    for (int rank = 0; rank < top_k; ++rank) {
+      const int64_t slot = r * top_k + rank, e = routing.experts[index(slot)];
+      std::vector<float> g(index(inner)), u(index(inner)), y(index(hidden));
+      float *gp = g.data(), *up_p = u.data(), *yp = y.data();
+      const RowView row = host_x.view(r);
+      matmul_rows(Isa::kScalar, gate.view.slice_rows(e * inner, (e + 1) * inner), 0, inner, &row, 1, &gp);
+      matmul_rows(Isa::kScalar, up.view.slice_rows(e * inner, (e + 1) * inner), 0, inner, &row, 1, &up_p);
+      silu_mul(Isa::kScalar, gp, up_p, inner, host_inner.row(0));
+      host_inner.quantise(Isa::kScalar, 0, down_info.activation_block);
+      const RowView inner_row = host_inner.view(0);
+      matmul_rows(Isa::kScalar, down.view.slice_rows(e * hidden, (e + 1) * hidden), 0, hidden, &inner_row, 1, &yp);
+      add_scaled(Isa::kScalar, routing.weights[index(slot)], yp, hidden, sum.data());
+    }
+    add(Isa::kScalar, sum.data(), hidden, &wanted[index(r * hidden)]);
+  }
+
+  // The device.
+  const auto bits = [](const WeightTypeInfo& info) {
+    return info.activation_block == 0 ? 0u : info.activation_block == 32 ? RowMemory::kBy32 : RowMemory::kBy256;
+  };
+  const test::DeviceMatrixMemory d_gate = test::to_device(stream, gate.view), d_up = test::to_device(stream, up.view),
+                                 d_down = test::to_device(stream, down.view);
+  const RowMemory d_x(num_rows, hidden, bits(gate_info)), d_inner(num_rows * top_k, inner, bits(down_info));
+  const DeviceBuffer experts = test::upload(stream, routing.experts), weights = test::upload(stream, routing.weights),
+                     d_residual = test::upload(stream, residual);
+  const DeviceBuffer slots(index(num_rows * top_k * hidden) * 4);
+  copy_to_device(stream, d_x.rows().values, x.data(), x.size() * 4);
+  const QuantiseDesc quantise_x{d_x.rows(), num_rows, nullptr};
+  launch(quantise_x, choose_config(quantise_x), stream);
+  const BucketMemory memory(num_experts, top_k, num_rows);
+  const GroupDesc group = group_desc(memory, experts, num_experts, top_k, num_rows);
+  launch(group, stream);
+
+  MatmulDesc gate_up;
+  gate_up.w = d_gate.matrix;
+  gate_up.up = d_up.matrix;
+  gate_up.num_outputs = inner;
+  gate_up.x = d_x.rows();
+  gate_up.max_rows = num_rows;
+  gate_up.y = d_inner.rows().values;
+  gate_up.y_stride = inner;
+  gate_up.buckets = group.buckets();
+  gate_up.max_buckets = group.max_buckets();
+  gate_up.expert_stride = inner;
+  gate_up.slots_per_input = top_k;
+  launch(gate_up, choose_config(gate_up), stream);
+  const QuantiseDesc quantise_inner{d_inner.rows(), num_rows * top_k, nullptr};
+  launch(quantise_inner, choose_config(quantise_inner), stream);
+  MatmulDesc down_desc;
+  down_desc.w = d_down.matrix;
+  down_desc.num_outputs = hidden;
+  down_desc.x = d_inner.rows();
+  down_desc.max_rows = num_rows;
+  down_desc.y = slots.data<float>();
+  down_desc.y_stride = hidden;
+  down_desc.buckets = group.buckets();
+  down_desc.max_buckets = group.max_buckets();
+  down_desc.expert_stride = hidden;
+  launch(down_desc, choose_config(down_desc), stream);
+  NormRowsDesc combine;
+  combine.residual = d_residual.data<float>();
+  combine.num_cols = hidden;
+  combine.experts.slots = slots.data<float>();
+  combine.experts.weights = weights.data<float>();
+  combine.experts.top_k = top_k;
+  combine.max_rows = num_rows;
+  launch(combine, choose_config(combine), stream);
+  INFO(gate_info.name << " and " << down_info.name << ", " << num_rows << " rows");
+  CHECK(same_bits(test::download<float>(stream, d_residual.data(), wanted.size()), wanted));
+}
+
+TEST_CASE("experts: buckets through gate-up and down in one launch each") {
+  for (const int num_rows : {1, 3, 9, 20}) {
+    check_experts(WeightType::kQ4_K, WeightType::kQ6_K, num_rows, 8, 3);
+    check_experts(WeightType::kQ8_0, WeightType::kQ4_0, num_rows, 5, 2);
+  }
+  check_experts(WeightType::kF16, WeightType::kBF16, 3, 4, 2);
+  check_experts(WeightType::kIQ4_XS, WeightType::kMXFP4, 2, 4, 4);
+  check_experts(WeightType::kQ5_K, WeightType::kQ3_K, 14, 3, 2);
+}
+
+}  // namespace
+}  // namespace foretoken::cuda

@@ -1,0 +1,227 @@
+#include "tools/cli/model_flags.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdio>
+
+#include "engine/machine.h"
+#include "kernels/base/error.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/threads/thread_team.h"
+#include "tools/cli/terminal.h"
+
+namespace foretoken {
+
+namespace {
+
+// Far beyond every model's context: a limit against slips of the finger; the memory check says what really fits.
+constexpr int64_t kMaxContext = int64_t{1} << 24;
+
+}  // namespace
+
+Environment read_environment() {
+  Environment environment = Environment::read();
+  for (const std::string& setting : environment.set) print_message("environment: {}\n", setting);
+  return environment;
+}
+
+std::string_view environment_help() {
+  return "Environment (read once at start; a flag wins over it):\n"
+         "  FORETOKEN_MOE_VERIFY=grouped|per-token  how a window's experts are computed (default grouped)\n"
+         "  FORETOKEN_ISA=scalar|avx2|avx512        instruction set (default the best this processor has)\n"
+         "  FORETOKEN_THREADS=N                     threads, where -t is not given (default all cores)\n"
+         "  FORETOKEN_NUMA=on|off                   lay threads and weights over the nodes of memory (default on)\n";
+}
+
+void ModelFlags::add_model(CommandLine& line) {
+  line.add_text("model,m", &model_path, "MODEL", "GGUF file; of a split model, any part");
+}
+
+void ModelFlags::add_session(CommandLine& line) {
+  line.section("Run");
+  line.add_int("ctx-size,c", &ctx_size, 0, kMaxContext, "N", "positions of context; 0: the model's own, at most 4096");
+  line.add_int("threads,t", &threads_flag, 1, ThreadTeam::kMaxThreads, "N",
+               "threads (default FORETOKEN_THREADS, else all cores)");
+  line.add_int("prompt-chunk", &prompt_chunk, 1, 1 << 16, "N", "prompt tokens of one pass");
+  line.add_switch("no-repack", &no_repack,
+                  "compute from the file's own layout: starts at once, decodes slower, same bits");
+  line.add_choice("kv-type", &kv_type_text, {"f16", "f32"}, "type of the KV cache");
+  line.add_choice("device", &device_text, {"cpu", "cuda", "split"},
+                  "where to run; split: routed experts on the CPU where they do not fit on the GPU");
+  if (offers_cublas) {
+    line.add_switch("cublas", &cublas,
+                    "cuda, split: F16 and BF16 matrices by cuBLAS; the text is then the same for any --mtp and "
+                    "--prompt-chunk, but not the CPU's");
+  }
+  add_placement(line);
+}
+
+void ModelFlags::add_placement(CommandLine& line) {
+  line.add_text("gpu-experts", &gpu_experts_text, "N|auto",
+                "split: routed experts of each layer on the GPU; auto: whole layers, as many as fit");
+  line.add_int("gpu-layers", &gpu_layers, 0, INT32_MAX, "N",
+               "split: only the first N layers may have routed experts on the GPU (default all)");
+  line.add_text("gpu-cache", &gpu_cache_text, "N|auto",
+                "split: hot experts of each other layer that the GPU keeps beside them");
+}
+
+void ModelFlags::add_mtp(CommandLine& line) {
+  line.section("Multi-token prediction");
+  line.add_text(
+      "mtp", &mtp_text, "auto", "K",
+      fmt::format("drafts a window at most, 0 to {}; without a number: up to {}, as the controller finds best",
+                  kMaxDraft, kMaxDraft));
+  line.add_switch("mtp-fixed", &mtp_fixed, "always draft K tokens: no controller");
+  line.add_int("draft-vocab", &draft_vocab, 0, INT32_MAX, "N",
+               "head rows that drafts read; 0: all (default 16384, at most a quarter)");
+}
+
+void ModelFlags::add_sampling(CommandLine& line) {
+  line.section("Sampling");
+  line.add_float("temp", &sampling.temperature, 0, 1e3, "X", "temperature; 0: greedy");
+  line.add_int("top-k", &sampling.top_k, 0, INT32_MAX, "N", "keep the N most likely tokens; 0: all");
+  line.add_float("top-p", &sampling.top_p, 1e-6, 1, "X",
+                 "keep the likeliest tokens that reach this probability together");
+  line.add_float("min-p", &sampling.min_p, 0, 1, "X", "keep tokens with this share of the likeliest one's probability");
+  line.add_seed("seed", &sampling.seed, "the same seed gives the same text");
+}
+
+void ModelFlags::add_to(CommandLine& line) {
+  add_model(line);
+  add_session(line);
+  add_mtp(line);
+  add_sampling(line);
+  line.epilogue(environment_help());
+}
+
+void ModelFlags::resolve() {
+  if (model_path.empty()) throw UsageError("-m MODEL is missing: name a GGUF file");
+  mtp = parse_mtp("--mtp", mtp_text);
+  if (mtp_fixed && mtp_text == "auto")
+    throw UsageError("--mtp-fixed: needs a number of drafts, as in --mtp 3 --mtp-fixed");
+  sampling.check();
+  kv_type = kv_type_text == "f32" ? KvType::kF32 : KvType::kF16;
+  environment = read_environment();
+  threads = threads_flag ? *threads_flag : environment.threads ? *environment.threads : available_cores();
+  if (environment.numa.value_or(true)) nodes = NumaNodes::of_machine();
+  device = device_text == "cpu" ? Device::kCpu : device_text == "cuda" ? Device::kCuda : Device::kSplit;
+  const bool places_experts =
+      parse_experts("--gpu-experts", gpu_experts_text) || gpu_layers || parse_experts("--gpu-cache", gpu_cache_text);
+  if (places_experts && device != Device::kSplit && !plans_alone) {
+    throw UsageError(
+        fmt::format("--gpu-experts, --gpu-layers and --gpu-cache belong to --device split, not to {}", device_text));
+  }
+  if (cublas && device == Device::kCpu) throw UsageError("--cublas belongs to --device cuda and split, not to cpu");
+  check_device(device_text);
+  if (cublas) cuda::require_blas();
+}
+
+PlacementRequest ModelFlags::placement_request(const ModelConfig& config, size_t free_bytes) const {
+  SessionOptions session = session_options(mtp);
+  session.with_mtp = config.num_mtp_layers > 0 && (mtp > 0 || needs_mtp);
+  if (needs_mtp) session.max_window = kMaxDraft + 1;
+  if (session.ctx_size == 0) session.ctx_size = std::min(config.context_length, kDefaultContext);
+  PlacementRequest request;
+  request.free_bytes = free_bytes;
+  request.reserve_bytes = kDeviceReserveBytes;
+  request.whole_model = device == Device::kCuda;
+  request.gpu_experts = parse_experts("--gpu-experts", gpu_experts_text);
+  request.gpu_layers = gpu_layers;
+  request.cache_slots = parse_experts("--gpu-cache", gpu_cache_text);
+  request.with_mtp = session.with_mtp;
+  request.ctx_size = session.ctx_size;
+  request.session = session_memory(config, session);
+  return request;
+}
+
+Model ModelFlags::load() {
+  if (device != Device::kCpu) {
+    const GgufFile file = GgufFile::open(model_path);
+    const ModelConfig config = ModelConfig::read(file);
+    const ModelSizes sizes = ModelSizes::of(file, config);
+    placement = plan_placement(sizes, placement_request(config, cuda::free_memory_bytes()));
+    print_message("{}", describe(*placement, sizes, measure_speed(measure_bandwidth())));
+  }
+  ProgressBar bar("loading");
+  LoadOptions options;
+  options.repack = !no_repack;
+  options.nodes = nodes;
+  options.progress = [&bar](size_t done, size_t all) { bar.show(done, all); };
+  return Model::load(model_path, options);
+}
+
+SessionOptions ModelFlags::session_options(int mtp) const {
+  SessionOptions options;
+  options.ctx_size = ctx_size;
+  options.kv_type = kv_type;
+  options.prompt_chunk = prompt_chunk;
+  options.max_window = mtp + 1;
+  options.with_mtp = mtp > 0;
+  options.moe_verify = moe_verify();
+  options.isa = isa();
+  options.threads = threads;
+  options.nodes = nodes;
+  options.device = device;
+  options.cublas = cublas;
+  if (device == Device::kSplit && placement) options.split = {placement->experts, placement->cache_slots};
+  return options;
+}
+
+int64_t ModelFlags::draft_rows(const ModelConfig& config) const {
+  return draft_vocab ? *draft_vocab : auto_draft_vocab(config.vocab_size);
+}
+
+DecodeOptions ModelFlags::decode_options() const {
+  DecodeOptions options;
+  options.mtp = mtp;
+  options.controller = !mtp_fixed;
+  options.draft_vocab = draft_vocab.value_or(kAutoDraftVocab);
+  options.sampling = sampling;
+  return options;
+}
+
+double ModelFlags::measure_bandwidth() const {
+  ThreadTeam team(threads, nodes);
+  return measure_read_bandwidth(team);
+}
+
+double ModelFlags::measure_run_bandwidth() const {
+  return device == Device::kCpu ? measure_bandwidth() : cuda::measure_bandwidth().device;
+}
+
+int parse_mtp(std::string_view what, std::string_view text) {
+  if (text == "auto") return kMaxDraft;
+  return static_cast<int>(parse_int(what, text, 0, kMaxDraft));
+}
+
+std::optional<int> parse_experts(std::string_view what, std::string_view text) {
+  if (text == "auto") return std::nullopt;
+  return static_cast<int>(parse_int(what, text, 0, INT32_MAX));
+}
+
+MachineSpeed measure_speed(double host_bandwidth) {
+  MachineSpeed speed;
+  speed.host = host_bandwidth;
+  if (!cuda::query_device().device) return speed;
+  const cuda::DeviceBandwidth measured = cuda::measure_bandwidth();
+  speed.device = measured.device;
+  speed.bus = measured.bus;
+  return speed;
+}
+
+std::string_view moe_verify_name(MoeVerify moe_verify) {
+  return moe_verify == MoeVerify::kGrouped ? "grouped" : "per-token";
+}
+
+std::string cuda_missing() {
+  return cuda::query_device().reason;
+}
+
+void check_device(std::string_view device) {
+  if (device == "cpu") return;
+  const std::string missing = cuda_missing();
+  if (!missing.empty()) throw InputError(fmt::format("--device {}: {}", device, missing));
+}
+
+}  // namespace foretoken

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/text/tokenizer.h"
+#include "tools/cli/command_line.h"
+
+namespace foretoken {
+
+/// Where a prompt comes from: -p TEXT, -f FILE, --ids FILE or standard input. read() checks all that needs no model.
+struct PromptFlags {
+  std::string text, text_path, ids_path;
+  bool text_given = false;
+
+  void add_to(CommandLine& line);
+  /// REQUIRES: line.parse() was called. Throws UsageError if more than one source was given.
+  void resolve(const CommandLine& line);
+  [[nodiscard]] bool any() const { return text_given || !text_path.empty() || !ids_path.empty(); }
+};
+
+/// A prompt that has been read: text, or ids where is_ids.
+struct Prompt {
+  std::string source;  // "-p", a path or "standard input", for messages
+  std::string text;
+  std::vector<TokenId> ids;
+  bool is_ids = false;
+};
+
+/// Reads the prompt; standard input where no flag names another source. Throws InputError: unreadable, empty, text that
+/// is not UTF-8 (naming the byte offset), ids that are not whole numbers.
+[[nodiscard]] Prompt read_prompt(const PromptFlags& flags);
+
+/// Throws InputError if the text is empty or not UTF-8.
+void check_prompt_text(const Prompt& prompt);
+
+/// The parts of a text between lines of white space only, each with its last line end; empty parts are left out.
+[[nodiscard]] std::vector<std::string> split_at_blank_lines(std::string_view text);
+
+/// The whole of a file. Throws InputError (directory, no permission, missing).
+[[nodiscard]] std::string read_file(const std::string& path);
+
+/// Whitespace-separated ids. Throws InputError naming source and position.
+[[nodiscard]] std::vector<TokenId> parse_ids(std::string_view source, std::string_view text);
+
+/// Ids of a prompt. chat: the text becomes a user's turn in the model's chat form, with the answer's turn opened.
+/// Throws InputError: chat form not known for this model, ids outside the vocabulary, nothing left.
+[[nodiscard]] std::vector<TokenId> tokenize_prompt(const Prompt& prompt, const Tokenizer& tokenizer, bool chat);
+
+}  // namespace foretoken

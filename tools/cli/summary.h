@@ -1,0 +1,41 @@
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+
+#include "engine/session.h"
+#include "mtp/decoder.h"
+#include "tools/cli/model_flags.h"
+
+namespace foretoken {
+
+/// SHA-256 over ids as little-endian uint32, in hex.
+[[nodiscard]] std::string ids_sha256(std::span<const TokenId> ids);
+
+/// The statistics of a generation, some lines for a person.
+[[nodiscard]] std::string describe_statistics(const DecodeStatistics& statistics, int mtp);
+
+/// The statistics as JSON keys, as docs/commands.md lists them.
+void add_statistics(nlohmann::ordered_json& object, const DecodeStatistics& statistics);
+
+/// Of a split: where the experts were read, one line; empty where nothing was split.
+[[nodiscard]] std::string describe_places(const ExpertPlaces& places);
+
+/// The same as JSON keys; nothing where nothing was split.
+void add_places(nlohmann::ordered_json& object, const ExpertPlaces& places);
+
+/// What a run depended on: version, commit, mtp, moe_verify, isa, threads and NUMA nodes, device, cublas, kv_type,
+/// model, model_sha256.
+void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Model& model);
+
+/// "16 threads", "16 threads on 2 NUMA nodes (8+8)".
+[[nodiscard]] std::string describe_threads(int threads, const NumaNodes& nodes);
+
+/// Some lines for a person: model, instruction set, threads, --mtp; --cublas, if it is used.
+[[nodiscard]] std::string describe_run(const ModelFlags& flags, const Model& model);
+
+/// One line for a person: the context and the memory that was taken for it.
+[[nodiscard]] std::string describe_session(const Session& session);
+
+}  // namespace foretoken
