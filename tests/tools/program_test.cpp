@@ -183,8 +183,8 @@ TEST_CASE("decode's JSON has the documented keys", "[program][decode]") {
 TEST_CASE("Wrong command lines exit 2 with one line", "[program]") {
   check_refused(run({"decode", "-p", "x"}), 2, {"-m"});
   check_refused(run(demo({"-p", "x", "--fast"})), 2, {"--fast"});
-  check_refused(run(demo({"-p", "x", "-n", "many"})), 2, {"--n-predict", "many"});
-  check_refused(run(demo({"-p", "x", "-n", "0"})), 2, {"--n-predict", "0"});
+  check_refused(run(demo({"-p", "x", "-n", "many"})), 2, {"-n many: --n-predict"});
+  check_refused(run(demo({"-p", "x", "-n", "0"})), 2, {"-n 0: --n-predict"});
   check_refused(run(demo({"-p", "x", "--mtp", "9"})), 2, {"--mtp", "9", "8"});
   check_refused(run(demo({"-p", "x", "--mtp", "--mtp-fixed"})), 2, {"--mtp-fixed"});
   check_refused(run(demo({"-p", "x", "--temp", "-0.1"})), 2, {"--temp", "-0.1"});
@@ -193,12 +193,14 @@ TEST_CASE("Wrong command lines exit 2 with one line", "[program]") {
   check_refused(run(demo({"-p", "x", "-t", "0"})), 2, {"--threads", "0"});
   check_refused(run(demo({"-p", "x", "--kv-type", "q8"})), 2, {"--kv-type", "q8", "f16"});
   check_refused(run(demo({"-p", "x", "--device", "tpu"})), 2, {"--device", "tpu"});
-  check_refused(run(demo({"-p", "x", "-f", "y"})), 2, {"-p", "-f"});
+  check_refused(run(demo({"-p", "x", "-f", "y"})), 2, {"-p and -f"});
+  check_refused(run(demo({"--prompt", "x", "--file", "y"})), 2, {"--prompt and --file"});
+  check_refused(run(demo({"-n", "4", "-fa"})), 2, {"-fa:"});
   check_refused(run(demo({"--arms", "off,fast", "-n", "8"}, "bench")), 2, {"--arms", "fast"});
   check_refused(run({"inspect"}), 2, {"MODEL"});
   check_refused(run(demo({"surplus", "-p", "x"})), 2, {"'surplus'"});
   check_refused(run({"inspect", kDemoModel, "another"}), 2, {"'another'"});
-  check_refused(run(demo({"-p", "x", "-n", ""})), 2, {"--n-predict ''"});
+  check_refused(run(demo({"-p", "x", "-n", ""})), 2, {"-n ''"});
   check_refused(run(demo({"-p", "x", "--json", ""})), 2, {"--json", "empty"});
   check_refused(run(demo({"--csv", ""}, "bench")), 2, {"--csv", "empty"});
   check_refused(run(demo({"-p", "x", "--logits", ""}, "eval")), 2, {"--logits", "empty"});

@@ -1,9 +1,7 @@
 #pragma once
 
-#include <boost/program_options.hpp>
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -17,6 +15,10 @@ namespace foretoken {
 ///   CommandLine line("decode", "-m MODEL [-p TEXT | -f FILE]", "Continues a prompt.");
 ///   line.add_int("n-predict,n", &options.max_new_tokens, 1, kMaxTokens, "N", "tokens to make at most");
 ///   if (!line.parse(argc, argv)) return 0;  // --help was asked for and printed
+///
+/// One spelling for each kind of flag: --long VALUE, --long=VALUE, -s VALUE. Nothing is glued to a short flag and no
+/// name is shortened, so that a flag of another program (-fa, -ngl99) is never read as one of ours with a value.
+/// Messages name a flag as it was typed.
 class CommandLine {
  public:
   CommandLine(std::string_view command, std::string_view usage, std::string_view summary);
@@ -58,26 +60,51 @@ class CommandLine {
   [[nodiscard]] bool parse(int argc, const char* const* argv);
 
   /// True if the flag stood on the command line. REQUIRES: parse() returned true.
-  [[nodiscard]] bool given(const std::string& long_name) const;
+  [[nodiscard]] bool given(std::string_view long_name) const;
+  /// The flag as it was typed, "-c" or "--ctx-size"; its long form where it was not given.
+  [[nodiscard]] std::string typed(std::string_view long_name) const;
 
  private:
-  using Setter = std::function<void(const std::string&)>;
+  /// Checks and stores a value; `typed` is the flag as it was typed, for messages.
+  using Setter = std::function<void(const std::string& typed, const std::string& value)>;
+  struct Flag {
+    std::string name;  // without dashes
+    char letter = 0;   // 0: none
+    std::string metavar, help;
+    bool is_switch = false;
+    std::optional<std::string> implicit;  // where the value may be left out
+    Setter set;
+    std::string typed;  // as it stood on the command line; empty: not given
+    std::string value;  // as it stood there
+  };
+  struct Section {
+    std::string heading;
+    std::vector<size_t> flags;
+  };
+
   void add_value(std::string_view name, std::string_view metavar, std::string_view help,
-                 const std::string& shown_default, Setter setter, std::string_view implicit = {});
+                 const std::string& shown_default, Setter set, std::optional<std::string> implicit = std::nullopt);
+  [[nodiscard]] const Flag& find(std::string_view long_name) const;
+  /// The flag that `argument` spells exactly, its value left aside; nullptr: none.
+  [[nodiscard]] Flag* match(std::string_view argument);
+  [[noreturn]] void fail_unknown(std::string_view argument) const;
+  [[noreturn]] void fail(std::string_view what) const;
   void print_help() const;
 
   std::string command_, usage_, summary_, epilogue_;
-  std::vector<std::unique_ptr<boost::program_options::options_description>> sections_;
-  boost::program_options::options_description hidden_;
-  boost::program_options::positional_options_description positional_;
+  std::vector<Flag> flags_;
+  std::vector<Section> sections_;
   std::string positional_help_;
-  std::vector<std::string> surplus_;  // arguments without a flag that the command does not take
-  boost::program_options::variables_map values_;
+  std::string* positional_ = nullptr;
+  bool help_ = false;
 };
 
 /// Whole number in [min, max]. Throws UsageError naming `what`, the text and the limits.
 [[nodiscard]] int64_t parse_int(std::string_view what, std::string_view text, int64_t min, int64_t max);
 /// Finite number in [min, max].
 [[nodiscard]] double parse_float(std::string_view what, std::string_view text, double min, double max);
+
+/// "-c 5: --ctx-size" for a flag typed in its short form, "--ctx-size 5:" else: how a message about a value begins.
+[[nodiscard]] std::string value_in_message(std::string_view typed, std::string_view long_name, std::string_view value);
 
 }  // namespace foretoken

@@ -62,10 +62,15 @@ void PromptFlags::add_to(CommandLine& line) {
 
 void PromptFlags::resolve(const CommandLine& line) {
   text_given = line.given("prompt");
-  if (static_cast<int>(text_given) + static_cast<int>(line.given("file")) + static_cast<int>(line.given("ids")) > 1) {
-    throw UsageError("-p, -f and --ids: give one of them, not several");
+  text_flag = line.typed("prompt");
+  std::vector<std::string> sources;
+  for (const char* name : {"prompt", "file", "ids"}) {
+    if (line.given(name)) sources.push_back(line.typed(name));
   }
-  if (line.given("file") && text_path.empty()) throw UsageError("-f: the file's name is empty");
+  if (sources.size() > 1)
+    throw UsageError(fmt::format("{}: give one prompt, not several", fmt::join(sources, " and ")));
+  if (line.given("file") && text_path.empty())
+    throw UsageError(fmt::format("{}: the file's name is empty", line.typed("file")));
   if (line.given("ids") && ids_path.empty()) throw UsageError("--ids: the file's name is empty");
 }
 
@@ -143,7 +148,7 @@ Prompt read_prompt(const PromptFlags& flags) {
     return prompt;
   }
   if (flags.text_given) {
-    prompt.source = "-p";
+    prompt.source = flags.text_flag;
     prompt.text = flags.text;
   } else if (!flags.text_path.empty() && flags.text_path != "-") {
     prompt.source = flags.text_path;

@@ -13,6 +13,7 @@ namespace foretoken {
 struct PromptFlags {
   std::string text, text_path, ids_path;
   bool text_given = false;
+  std::string text_flag = "-p";  // as it was typed
 
   void add_to(CommandLine& line);
   /// REQUIRES: line.parse() was called. Throws UsageError if more than one source was given.

@@ -47,10 +47,9 @@ Values parse(std::vector<const char*> arguments) {
 
 }  // namespace
 
-TEST_CASE("Flags take values in every spelling", "[flags]") {
+TEST_CASE("A flag's value stands behind it, or behind an equal sign after a long flag", "[flags]") {
   CHECK(parse({}).count == 5);
   CHECK(parse({"-n", "7"}).count == 7);
-  CHECK(parse({"-n7"}).count == 7);
   CHECK(parse({"--count", "7"}).count == 7);
   CHECK(parse({"--count=7"}).count == 7);
   CHECK_FALSE(parse({}).threads.has_value());
@@ -64,6 +63,125 @@ TEST_CASE("Flags take values in every spelling", "[flags]") {
   CHECK(parse({"--maybe", "--flag"}).maybe == "auto");
   CHECK(parse({"--word", "b"}).word == "b");
   CHECK(parse({"model.gguf", "-n", "2"}).file == "model.gguf");
+  CHECK(parse({"--maybe", "3", "model.gguf"}).file == "model.gguf");
+  CHECK(parse({"-n", "2", "--", "--count"}).file == "--count");
+  CHECK(parse({"-"}).file == "-");
+  CHECK(parse({"-p", "-5 is a number"}).text == "-5 is a number");
+  CHECK(parse({"-p", "-fa"}).text == "-fa");  // no flag of this command
+  CHECK(parse({"--text=-n"}).text == "-n");
+  CHECK(parse({"--text=a=b"}).text == "a=b");
+}
+
+namespace {
+
+/// The message of a refusal.
+std::string refusal(const std::vector<const char*>& arguments) {
+  try {
+    parse(arguments);
+  } catch (const UsageError& error) {
+    return error.what();
+  }
+  return "not refused";
+}
+
+}  // namespace
+
+TEST_CASE("Nothing is glued to a short flag, and the message says what was typed", "[flags]") {
+  struct Case {
+    std::vector<const char*> arguments;
+    std::vector<std::string> words;
+  };
+  const std::vector<Case> cases = {
+      {{"-n7"}, {"-n7:", "-n 7"}},
+      {{"-n=7"}, {"-n=7:", "-n 7"}},
+      {{"-p=x"}, {"-p=x:", "-p x"}},
+      {{"-p="}, {"-p=:"}},
+      {{"-px"}, {"-px:"}},
+      {{"-text", "x"}, {"-text:", "--text"}},
+      {{"-t4"}, {"-t4:", "-t 4"}},
+      {{"-fa"}, {"-fa:", "leave it out"}},
+      {{"-ngl99"}, {"-ngl99:", "--device"}},
+      {{"-ngl=99"}, {"-ngl=99:", "--device"}},
+      {{"--n-gpu-layers=99"}, {"--n-gpu-layers=99:", "--device"}},
+      {{"--cout", "3"}, {"--cout:", "--count"}},
+      {{"--coun", "3"}, {"--coun:", "--count"}},
+      {{"-n", "11"}, {"-n 11:", "--count", "1 to 10"}},
+      {{"--count", "11"}, {"--count 11:", "1 to 10"}},
+      {{"--count=11"}, {"--count 11:", "1 to 10"}},
+      {{"-t", "5"}, {"-t 5:", "--threads", "1 to 4"}},
+      {{"-n"}, {"-n:", "value is missing"}},
+      {{"-p", "--flag"}, {"-p:", "value is missing", "--text=--flag"}},
+      {{"-n", "2", "--count", "3"}, {"-n", "--count", "same flag"}},
+      {{"--flag=3"}, {"--flag=3", "no value"}},
+      {{"-n", "2", "", "b"}, {"'b'"}},
+  };
+  for (const Case& c : cases) {
+    const std::string message = refusal(c.arguments);
+    INFO(message);
+    for (const std::string& word : c.words) {
+      INFO(word);
+      CHECK(message.find(word) != std::string::npos);
+    }
+  }
+}
+
+TEST_CASE("Flags that people know from llama.cpp are answered with what to do here", "[flags]") {
+  for (const char* flag : {"-ngl",
+                           "--gpu-layers",
+                           "-ctk",
+                           "-ctv",
+                           "-fa",
+                           "-tb",
+                           "-np",
+                           "-b",
+                           "-ub",
+                           "--mlock",
+                           "--no-mmap",
+                           "--temperature",
+                           "-cnv",
+                           "-i",
+                           "-hf",
+                           "--draft-max",
+                           "-md",
+                           "-sm",
+                           "-ts",
+                           "--top-nsigma",
+                           "-e",
+                           "-r",
+                           "-s",
+                           "-mg",
+                           "-nkvo",
+                           "--jinja",
+                           "--grammar",
+                           "--keep",
+                           "--lora",
+                           "-sys",
+                           "-dev",
+                           "-ot",
+                           "-ncmoe",
+                           "--numa",
+                           "-v",
+                           "--log-file",
+                           "--no-warmup",
+                           "-no-cnv",
+                           "--parallel",
+                           "--batch-size",
+                           "--ubatch-size",
+                           "--flash-attn",
+                           "--special",
+                           "--mirostat",
+                           "--rope-scale",
+                           "--mmproj",
+                           "--host",
+                           "--predict",
+                           "--cache-type-k"}) {
+    const std::string message = refusal({flag, "1"});
+    INFO(message);
+    CHECK(message.starts_with(std::string(flag) + ": "));
+    CHECK(message.find("no such flag: ") != std::string::npos);
+    CHECK(message.find('\n') == std::string::npos);
+  }
+  CHECK(refusal({"--frobnicate"}).find("no such flag; see") != std::string::npos);
 }
 
 TEST_CASE("Wrong flags and values are refused", "[flags]") {
