@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "engine/sampler.h"
+#include "engine/sequence/sequence_state.h"
 #include "engine/text/tokenizer.h"
 
 namespace foretoken {
@@ -26,10 +27,10 @@ class DeviceCycle {
     return options.temperature == 0.0f || (options.top_k == 0 && options.top_p == 1.0f && options.min_p == 0.0f);
   }
 
-  /// A generation begins behind the committed rows. `first`, the token that stands at length(), follows from row `row`
-  /// of the last forward(); the MTP layer (if the session has one) has followed all positions before it.
-  /// REQUIRES: supports(sampling); pending() == 0; length() > 0.
-  virtual void begin(const SamplingOptions& sampling, TokenId first, int row) = 0;
+  /// A generation begins behind the committed rows of `sequence`, which run() moves on. `first`, the token that stands
+  /// at length(), follows from row `row` of the last forward(); the MTP layer (if the session has one) has followed all
+  /// positions before it. REQUIRES: supports(sampling); pending() == 0; length() > 0.
+  virtual void begin(SequenceState& sequence, const SamplingOptions& sampling, TokenId first, int row) = 0;
 
   /// How sure the MTP layer is of the next window's first draft; negative where that is not known yet.
   [[nodiscard]] virtual float first_confidence() const = 0;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -51,7 +52,10 @@ struct SessionOptions {
   KvType kv_type = KvType::kF16;
   int prompt_chunk = 256;  // rows of one pass over the prompt
   int max_window = 1;      // rows of the widest verify pass: k + 1
-  bool with_mtp = false;   // keep the MTP layer's cache and buffers. REQUIRES: the model has an MTP layer
+  int parallel = 1;        // sequences at a time
+  /// KV memory of all sequences together; 0: a whole context for each. At least one page is taken.
+  size_t kv_memory_bytes = 0;
+  bool with_mtp = false;  // keep the MTP layer's cache and buffers. REQUIRES: the model has an MTP layer
   MoeVerify moe_verify = MoeVerify::kGrouped;
   Device device = Device::kCpu;
   SplitOptions split;  // with Device::kSplit
@@ -60,7 +64,10 @@ struct SessionOptions {
   Isa isa = best_isa();
   int threads = 0;                            // 0: available_cores()
   NumaNodes nodes = NumaNodes::of_machine();  // that the threads are laid over
-  bool profile = false;                       // time every work item (some 50 ns each); see Session::profile
+  bool profile = false;                       // time every work item (some 50 ns each); see Engine::profile
+  /// Set from a signal handler or another thread: a pass on the CPU that runs gives up within a moment and throws
+  /// Interrupted. The sequences in it are lost.
+  const std::atomic<bool>* stop = nullptr;
 };
 
 }  // namespace foretoken

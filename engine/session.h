@@ -1,119 +1,94 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <span>
+#include <vector>
 
-#include "engine/cuda/hot_experts.h"
-#include "engine/model/model.h"
-#include "engine/options.h"
-#include "engine/session_memory.h"
-#include "kernels/threads/thread_team.h"
-#include "kernels/threads/work_profile.h"
-#include "moe/moe.h"
+#include "engine/engine.h"
 
 namespace foretoken {
 
-/// A context nobody asked for: long enough for a chat, small enough for any machine.
-inline constexpr int64_t kDefaultContext = 4096;
-
-class DeviceCycle;
-
-/// One sequence over one model: KV cache, recurrent state, work buffers and whoever computes: threads, or a GPU
-/// (options.device). All memory is taken in the constructor. One thread at a time may call it.
+/// One sequence over an engine of its own, driven pass by pass: for whoever looks at rows of a single text (eval,
+/// tests). All memory is taken in the constructor. One thread at a time may call it.
 ///
 /// Rows of a pass become part of the sequence only by commit(); until then the pass may be taken back in whole or from
 /// any row on.
-///
-///   positions  [0, length())                      committed
-///              [length(), length() + pending())   computed by the last forward(), not yet committed
 class Session {
  public:
-  /// Throws InputError if the memory, the host's or the device's, does not fit what is available (checked before
-  /// allocating; names the sizes and --ctx-size), and if there is no such device.
+  /// As Engine, of which it makes one for one sequence.
   Session(const Model& model, const SessionOptions& options);
-  ~Session();
-  Session(const Session&) = delete;
-  Session& operator=(const Session&) = delete;
 
   /// Of the host, for the CPU.
-  [[nodiscard]] static SessionMemory memory_needed(const Model& model, const SessionOptions& options);
+  [[nodiscard]] static SessionMemory memory_needed(const Model& model, const SessionOptions& options) {
+    return Engine::memory_needed(model, options);
+  }
 
-  [[nodiscard]] const Model& model() const;
-  [[nodiscard]] const SessionOptions& options() const;  // with defaults filled in
-  [[nodiscard]] SessionMemory memory() const;
-  [[nodiscard]] ThreadTeam& team();
-  /// Where the time of this session's passes goes; nullptr unless options().profile.
-  [[nodiscard]] WorkProfile* profile();
-  /// Where the reads of expert weights are counted (all layers together); nullptr: nowhere.
-  [[nodiscard]] ExpertReads*& expert_reads();
-  /// Where a split has served its reads of experts so far; all zero where nothing is split.
-  [[nodiscard]] ExpertPlaces expert_places() const;
-  /// Cycles that a device runs by itself; nullptr on the CPU.
-  [[nodiscard]] DeviceCycle* device_cycle();
-  [[nodiscard]] int64_t length() const;
-  [[nodiscard]] int pending() const;
+  [[nodiscard]] Engine& engine() { return engine_; }
+  [[nodiscard]] Sequence& sequence() { return sequence_; }
+  [[nodiscard]] const Model& model() const { return engine_.model(); }
+  [[nodiscard]] const SessionOptions& options() const { return engine_.options(); }
+  [[nodiscard]] SessionMemory memory() const { return engine_.memory(); }
+  [[nodiscard]] int64_t length() const { return sequence_.length(); }
+  [[nodiscard]] int pending() const { return sequence_.pending(); }
 
   /// Forgets the sequence: length 0, states zero.
   void reset();
 
   /// Runs the trunk over `ids` at positions [length(), length() + ids.size()), up to the hidden after the final norm.
-  /// REQUIRES: pending() == 0; 1 <= ids.size() <= max_rows(); ids in the vocabulary; length() + ids.size() <= ctx_size.
+  /// No more rows than max_window are a window, of which any number may be kept; more are a prompt chunk. REQUIRES:
+  /// pending() == 0; 1 <= ids.size() <= max_rows(); ids in the vocabulary; length() + ids.size() <= ctx_size.
   void forward(std::span<const TokenId> ids);
 
   /// Rows that one forward() or mtp_forward() can take: max(prompt_chunk, max_window).
-  [[nodiscard]] int max_rows() const;
+  [[nodiscard]] int max_rows() const { return engine_.max_rows(); }
 
   /// Hidden after the final norm [hidden_dim] of row `row` of the last forward(). Valid until the next forward().
-  [[nodiscard]] const float* hidden(int row) const;
+  [[nodiscard]] const float* hidden(int row) const { return engine_.hidden(row); }
 
   /// Runs the head over rows [row_begin, row_end) of the last forward(). REQUIRES: row_end - row_begin <=
   /// logits_capacity().
   void compute_logits(int row_begin, int row_end);
 
   /// Rows whose logits are held at once: at least max_window.
-  [[nodiscard]] int logits_capacity() const;
+  [[nodiscard]] int logits_capacity() const { return engine_.logits_capacity(); }
 
   /// Logits [vocab_size] of row `row`. REQUIRES: row was in the range of the last compute_logits().
-  [[nodiscard]] const float* logits(int row) const;
+  [[nodiscard]] const float* logits(int row) const { return engine_.logits(row - logits_begin_); }
 
-  /// Distinct experts that the last forward() read, mean over its layers, in units of one token's top-k: U(n). 0 for a
-  /// dense model.
-  [[nodiscard]] double distinct_experts() const;
+  /// U(n) of the last forward(); see Engine.
+  [[nodiscard]] double distinct_experts() const { return engine_.distinct_experts(); }
 
-  /// Keeps the first num_rows rows of the last forward() and takes back the others. Recurrent state advances by replay
-  /// in the next pass. REQUIRES: 1 <= num_rows <= pending().
-  void commit(int num_rows);
+  /// Keeps the first num_rows rows of the last forward() and takes back the others. REQUIRES: 1 <= num_rows <=
+  /// pending().
+  void commit(int num_rows) { sequence_.commit(num_rows); }
 
   // The MTP layer. REQUIRES for all: options().with_mtp.
 
-  /// Runs the MTP layer over `ids` at positions [position, position + ids.size()); hidden[r] [hidden_dim] is the hidden
-  /// of the position before row r (zeros at position 0). Its KV rows at these positions are (re)written; a row attends
-  /// to [0, its own position]. Rows before first_output only leave their keys and values, which takes a small part of
-  /// the layer; the others go through all of it. REQUIRES: 0 <= first_output < ids.size().
+  /// Runs the MTP layer over `ids` at positions [position, position + ids.size()); see Engine::mtp_forward. REQUIRES: 0
+  /// <= first_output < ids.size().
   void mtp_forward(std::span<const TokenId> ids, int64_t position, std::span<const float* const> hidden,
                    int first_output = 0);
 
-  /// Hidden after shared_head_norm [hidden_dim] of row `row` >= first_output of the last mtp_forward(): the next
-  /// chained step's hidden. Valid until the next mtp_forward() but one (two buffers take turns), so it may be an input
-  /// of the next.
-  [[nodiscard]] const float* mtp_hidden(int row) const;
+  /// Hidden after shared_head_norm [hidden_dim] of row `row` >= first_output of the last mtp_forward(). Valid until the
+  /// next mtp_forward() but one, so it may be an input of the next.
+  [[nodiscard]] const float* mtp_hidden(int row) const { return engine_.mtp_hidden(row - mtp_first_); }
 
   /// Draft logits of rows [row_begin, row_end) of the last mtp_forward(), over the draft groups only, -infinity
   /// elsewhere. REQUIRES: row_begin >= first_output; row_end - row_begin <= logits_capacity().
   void mtp_compute_logits(int row_begin, int row_end);
-  [[nodiscard]] const float* mtp_logits(int row) const;  // [vocab_size]
+  [[nodiscard]] const float* mtp_logits(int row) const { return engine_.mtp_logits(row - mtp_logits_begin_); }
 
-  /// Rows of the head that drafts read: group g stands for ids [16 g, 16 g + 16); rising, no duplicates. All groups at
-  /// first.
-  void set_draft_groups(std::span<const int32_t> groups);
-
-  /// One group more. REQUIRES: it is not among them yet.
-  void add_draft_group(int32_t group);
+  /// As Engine.
+  void set_draft_groups(std::span<const int32_t> groups) { engine_.set_draft_groups(groups); }
+  void add_draft_group(int32_t group) { engine_.add_draft_group(group); }
 
  private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
+  Engine engine_;
+  Sequence sequence_;
+  std::vector<int32_t> rows_;  // of the head's next run
+  int logits_begin_ = 0;       // row of the last forward() whose logits come first
+  int mtp_first_ = 0;          // first row of the last mtp_forward() that has an output
+  int mtp_logits_begin_ = 0;
 };
 
 }  // namespace foretoken

@@ -40,7 +40,7 @@ class Generation {
       : session_(session), prompt_(prompt), options_(options), controller_(options.mtp, !options.controller) {
     // A device goes through the whole cycle alone, unless somebody wants to see the logits or its choices need the
     // host.
-    if (!options.on_logits && DeviceCycle::supports(options.sampling)) device_ = session.device_cycle();
+    if (!options.on_logits && DeviceCycle::supports(options.sampling)) device_ = session.engine().device_cycle();
     DecodeStatistics& s = result_.statistics;
     s.drafted_by_position.assign(kMaxDraft, 0);
     s.accepted_by_position.assign(kMaxDraft, 0);
@@ -62,7 +62,7 @@ class Generation {
     result_.statistics.time_to_first_token_ms = whole.lap_ms();
     bool going = first && options_.max_new_tokens > 0 && emit(*first);
     if (device_ != nullptr && going) {
-      device_->begin(options_.sampling, *first, last_row_);
+      device_->begin(session_.sequence().state_for_device(), options_.sampling, *first, last_row_);
       see(std::span(&*first, 1));
     } else if (drafter_ && going) {
       const float* hidden = session_.hidden(last_row_);

@@ -102,7 +102,7 @@ int run_decode(int argc, const char* const* argv) {
   printer.finish();
 
   print_message("\n{}{}{:<22} {}\n", describe_statistics(result.statistics, flags.model.mtp),
-                describe_places(session.expert_places()), "stopped by", stop_reason_name(result.stop_reason));
+                describe_places(session.engine().expert_places()), "stopped by", stop_reason_name(result.stop_reason));
   nlohmann::ordered_json object;
   object["prompt_ids"] = prompt_ids;
   object["ids"] = result.ids;
@@ -110,7 +110,7 @@ int run_decode(int argc, const char* const* argv) {
   object["ids_sha256"] = ids_sha256(result.ids);
   object["stop_reason"] = stop_reason_name(result.stop_reason);
   add_statistics(object, result.statistics);
-  add_places(object, session.expert_places());
+  add_places(object, session.engine().expert_places());
   add_run(object, flags.model, model);
   write_json(json_file, object);
   return result.stop_reason == StopReason::kInterrupted ? kExitInterrupted : 0;

@@ -15,36 +15,38 @@ constexpr int kRowsPerBlock = 8;
 
 }  // namespace
 
-void ForwardPass::attention(const AttentionWeights& weights, KvCache& cache, int cache_layer) {
+void ForwardPass::attention(const AttentionWeights& weights, int kv_layer) {
   project(Work::kAttentionProjections, buffers_.normed,
           {{weights.q, buffers_.q}, {weights.k, buffers_.k}, {weights.v, buffers_.v}});
   for_rows(
       [&](int64_t r, int) {
-        store_row(weights, cache, cache_layer, r);
+        store_row(weights, kv_layer, r);
         rotate_queries(weights, r);
       },
       Work::kAttention);
-  attend_and_output(weights, cache, cache_layer);
+  attend_and_output(weights, kv_layer);
 }
 
-void ForwardPass::store_keys_and_values(const AttentionWeights& weights, KvCache& cache, int cache_layer) {
+void ForwardPass::store_keys_and_values(const AttentionWeights& weights, int kv_layer) {
   project(Work::kAttentionProjections, buffers_.normed, {{weights.k, buffers_.k}, {weights.v, buffers_.v}});
-  for_rows([&](int64_t r, int) { store_row(weights, cache, cache_layer, r); }, Work::kAttention);
+  for_rows([&](int64_t r, int) { store_row(weights, kv_layer, r); }, Work::kAttention);
 }
 
-void ForwardPass::attend_stored(const AttentionWeights& weights, const KvCache& cache, int cache_layer) {
+void ForwardPass::attend_stored(const AttentionWeights& weights, int kv_layer) {
   project(Work::kAttentionProjections, buffers_.normed, {{weights.q, buffers_.q}});
   for_rows([&](int64_t r, int) { rotate_queries(weights, r); }, Work::kAttention);
-  attend_and_output(weights, cache, cache_layer);
+  attend_and_output(weights, kv_layer);
 }
 
-void ForwardPass::store_row(const AttentionWeights& weights, KvCache& cache, int cache_layer, int64_t r) {
-  const int64_t dim = config_.head_dim, position = position_ + r;
+void ForwardPass::store_row(const AttentionWeights& weights, int kv_layer, int64_t r) {
+  const int64_t dim = config_.head_dim, position = position_of(r);
+  const int32_t page = span_of(r).sequence->pages[static_cast<size_t>(position / kPagePositions)];
+  const auto offset = static_cast<int>(position % kPagePositions);
   for (int h = 0; h < config_.num_kv_heads; ++h) {
     float* key = buffers_.k.row(r) + h * dim;
     rms_norm(isa_, key, weights.k_norm, dim, config_.norm_eps, key);
     rope(isa_, rope_, position, key);
-    cache.store(isa_, cache_layer, h, position, key, buffers_.v.row(r) + h * dim);
+    kv_.store(isa_, page, offset, kv_layer, h, key, buffers_.v.row(r) + h * dim);
   }
 }
 
@@ -53,12 +55,12 @@ void ForwardPass::rotate_queries(const AttentionWeights& weights, int64_t r) {
   for (int64_t h = 0; h < config_.num_heads; ++h) {
     float* query = buffers_.queries.row(r) + h * dim;
     rms_norm(isa_, buffers_.q.row(r) + h * stride, weights.q_norm, dim, config_.norm_eps, query);
-    rope(isa_, rope_, position_ + r, query);
+    rope(isa_, rope_, position_of(r), query);
   }
 }
 
-void ForwardPass::attend_and_output(const AttentionWeights& weights, const KvCache& cache, int cache_layer) {
-  attend(cache, cache_layer);
+void ForwardPass::attend_and_output(const AttentionWeights& weights, int kv_layer) {
+  attend(kv_layer);
   const unsigned blocks = block_bits({&weights.output});
   for_rows(
       [&](int64_t r, int) {
@@ -72,91 +74,114 @@ void ForwardPass::attend_and_output(const AttentionWeights& weights, const KvCac
   project(Work::kAttentionProjections, buffers_.attended, {{weights.output, buffers_.mixed}});
 }
 
-void ForwardPass::attend(const KvCache& cache, int cache_layer) {
-  const int64_t num_splits = (position_ + num_rows_ + kAttentionSplit - 1) / kAttentionSplit;
-  // A long context is shared out by splits; otherwise there is more to share out in rows and heads.
-  if (num_rows_ <= max_window_ && num_splits > 1) {
-    attend_by_splits(cache, cache_layer, num_splits);
-  } else {
-    attend_by_rows(cache, cache_layer);
+void ForwardPass::plan_attention() {
+  attend_items_.clear();
+  merge_items_.clear();
+  const auto room = static_cast<int64_t>(buffers_.partial_queries.size());
+  int64_t used = 0;
+  for (size_t s = 0; s < spans_.size(); ++s) {
+    const Span& span = spans_[s];
+    const int64_t num_splits = pages_of(span.position + span.num_rows);
+    const int64_t partials = num_splits * span.num_rows * config_.num_heads;
+    // The few rows of a window over a long context are shared out by splits; otherwise there is more to share out in
+    // rows and heads. Where many long sequences meet, the room for partial results goes to the first of them.
+    if (span.num_rows <= max_window_ && num_splits > 1 && used + partials <= room) {
+      plan_splits(static_cast<int>(s), num_splits, used);
+      used += partials;
+    } else {
+      plan_rows(static_cast<int>(s));
+    }
   }
 }
 
-// Items are (block of rows) x (key-value head); each walks its splits in rising order.
-void ForwardPass::attend_by_rows(const KvCache& cache, int cache_layer) {
-  const int group = config_.num_heads / config_.num_kv_heads;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
-  const int64_t num_blocks = (num_rows_ + kRowsPerBlock - 1) / kRowsPerBlock;
-  for_items(num_blocks * config_.num_kv_heads, [&](int64_t item, int thread_idx) {
-    // The last blocks attend to the most positions: they come first.
-    const int64_t block = num_blocks - 1 - item / config_.num_kv_heads;
-    const int kv_head = static_cast<int>(item % config_.num_kv_heads);
-    const int64_t row_begin = block * kRowsPerBlock, row_end = std::min<int64_t>(row_begin + kRowsPerBlock, num_rows_);
-    thread_local std::vector<AttentionQuery> queries;
-    queries.clear();
-    for (int64_t r = row_begin; r < row_end; ++r) {
-      for (int64_t h = int64_t{kv_head} * group; h < int64_t{kv_head + 1} * group; ++h) {
-        AttentionQuery query{buffers_.queries.row(r) + h * config_.head_dim, position_ + r + 1, 0, 0,
-                             buffers_.attended.row(r) + h * config_.head_dim};
-        attention_reset(query, config_.head_dim);
-        queries.push_back(query);
-      }
-    }
-    float* scratch = attention_scratch_[static_cast<size_t>(thread_idx)].data();
-    const int64_t num_splits = (position_ + row_end + kAttentionSplit - 1) / kAttentionSplit;
+void ForwardPass::plan_rows(int span_idx) {
+  const Span& span = spans_[static_cast<size_t>(span_idx)];
+  const int num_blocks = (span.num_rows + kRowsPerBlock - 1) / kRowsPerBlock;
+  // The last blocks attend to the most positions: they come first.
+  for (int block = num_blocks - 1; block >= 0; --block) {
+    const int begin = span.first_row + block * kRowsPerBlock, end = std::min(begin + kRowsPerBlock, span.end_row());
+    for (int h = 0; h < config_.num_kv_heads; ++h) attend_items_.push_back({span_idx, h, begin, end, -1, 0});
+  }
+}
+
+// Each key and value is read once for all rows of the window, and a thread that takes the next item reads on where it
+// stopped. A split computed from an empty result is exactly that split's max, sum and values; merging them in rising
+// order is the sum that a walk over all splits makes.
+void ForwardPass::plan_splits(int span_idx, int64_t num_splits, int64_t first_partial) {
+  const Span& span = spans_[static_cast<size_t>(span_idx)];
+  const int64_t num_queries = int64_t{span.num_rows} * config_.num_heads;
+  for (int h = 0; h < config_.num_kv_heads; ++h) {
     for (int64_t split = 0; split < num_splits; ++split) {
-      attention_split(isa_, cache.head(cache_layer, kv_head), config_.head_dim, scale, split, queries.data(),
-                      static_cast<int>(queries.size()), scratch);
+      attend_items_.push_back(
+          {span_idx, h, span.first_row, span.end_row(), split, first_partial + split * num_queries});
     }
-    for (AttentionQuery& query : queries) attention_finish(isa_, query, config_.head_dim);
-    return WorkDone{Work::kAttention, (position_ + row_end) * cache.position_bytes()};
+  }
+  for (int r = 0; r < span.num_rows; ++r) {
+    for (int h = 0; h < config_.num_heads; ++h) {
+      merge_items_.push_back(
+          {span.first_row + r, h, num_splits, first_partial + int64_t{r} * config_.num_heads + h, num_queries});
+    }
+  }
+}
+
+void ForwardPass::attend(int kv_layer) {
+  for_items(static_cast<int64_t>(attend_items_.size()), [&](int64_t item, int thread_idx) {
+    return attend_item(attend_items_[static_cast<size_t>(item)], kv_layer, thread_idx);
+  });
+  if (merge_items_.empty()) return;
+  for_items(static_cast<int64_t>(merge_items_.size()), [&](int64_t item, int) {
+    merge_splits(merge_items_[static_cast<size_t>(item)]);
+    return WorkDone{Work::kAttention, 0};
   });
 }
 
-// Items are (key-value head) x (split), for all rows of the window: each key and value is read once, and a thread that
-// takes the next item reads on where it stopped. A split computed
-// from an empty result is exactly that split's max, sum and values; merging them in rising order is the sum that
-// attend_by_rows walks.
-void ForwardPass::attend_by_splits(const KvCache& cache, int cache_layer, int64_t num_splits) {
-  const int group = config_.num_heads / config_.num_kv_heads;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
-  const int64_t num_queries = int64_t{num_rows_} * config_.num_heads;
-  thread_local std::vector<AttentionQuery> partials;  // [num_splits, rows, heads]
-  partials.resize(static_cast<size_t>(num_splits * num_queries));
-  std::vector<AttentionQuery>& parts = partials;
-  for_items(num_splits * config_.num_kv_heads, [&](int64_t item, int thread_idx) {
-    const int64_t split = item % num_splits;
-    const int kv_head = static_cast<int>(item / num_splits);
-    thread_local std::vector<AttentionQuery> queries;
-    queries.clear();
-    for (int64_t r = 0; r < num_rows_; ++r) {
-      for (int64_t h = int64_t{kv_head} * group; h < int64_t{kv_head + 1} * group; ++h) {
-        AttentionQuery query{buffers_.queries.row(r) + h * config_.head_dim, position_ + r + 1, 0, 0,
-                             buffers_.partials.row(split * num_queries + r * config_.num_heads + h)};
-        attention_reset(query, config_.head_dim);
-        queries.push_back(query);
-      }
+WorkDone ForwardPass::attend_item(const AttendItem& item, int kv_layer, int thread_idx) {
+  const Span& span = spans_[static_cast<size_t>(item.span)];
+  const std::vector<int32_t>& pages = span.sequence->pages;
+  const int group = config_.num_heads / config_.num_kv_heads, dim = config_.head_dim;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+  const bool one_split = item.split >= 0;
+  thread_local std::vector<AttentionQuery> queries;
+  queries.clear();
+  for (int r = item.row_begin; r < item.row_end; ++r) {
+    for (int h = item.kv_head * group; h < (item.kv_head + 1) * group; ++h) {
+      float* out = one_split
+                       ? buffers_.partials.row(item.first_partial + int64_t{r - span.first_row} * config_.num_heads + h)
+                       : buffers_.attended.row(r) + int64_t{h} * dim;
+      AttentionQuery query{buffers_.queries.row(r) + int64_t{h} * dim, position_of(r) + 1, 0, 0, out};
+      attention_reset(query, dim);
+      queries.push_back(query);
     }
-    attention_split(isa_, cache.head(cache_layer, kv_head), config_.head_dim, scale, split, queries.data(),
-                    static_cast<int>(queries.size()), attention_scratch_[static_cast<size_t>(thread_idx)].data());
+  }
+  const int64_t positions = position_of(item.row_end - 1) + 1;  // that the last row attends to
+  const int64_t num_splits = pages_of(positions);
+  const int64_t begin = one_split ? item.split : 0, end = one_split ? item.split + 1 : num_splits;
+  float* scratch = attention_scratch_[static_cast<size_t>(thread_idx)].data();
+  for (int64_t split = begin; split < end; ++split) {
+    const int32_t next_page = split + 1 < num_splits ? pages[static_cast<size_t>(split) + 1] : -1;
+    attention_split(isa_, kv_.split(pages[static_cast<size_t>(split)], next_page, kv_layer, item.kv_head), dim, scale,
+                    split, queries.data(), static_cast<int>(queries.size()), scratch);
+  }
+  if (one_split) {
     for (size_t i = 0; i < queries.size(); ++i) {
-      const int64_t r = static_cast<int64_t>(i) / group, h = int64_t{kv_head} * group + static_cast<int64_t>(i) % group;
-      parts[static_cast<size_t>(split * num_queries + r * config_.num_heads + h)] = queries[i];
+      const int64_t r = static_cast<int64_t>(i) / group, h = item.kv_head * group + static_cast<int64_t>(i) % group;
+      buffers_.partial_queries[static_cast<size_t>(item.first_partial + r * config_.num_heads + h)] = queries[i];
     }
-    return WorkDone{Work::kAttention, kAttentionSplit * cache.position_bytes()};
-  });
-  for_items(num_queries, [&](int64_t query_idx, int) {
-    const int64_t r = query_idx / config_.num_heads, h = query_idx % config_.num_heads;
-    AttentionQuery whole = parts[static_cast<size_t>(query_idx)];
-    whole.out = buffers_.attended.row(r) + h * config_.head_dim;
-    attention_reset(whole, config_.head_dim);
-    for (int64_t split = 0; split < num_splits; ++split) {
-      const AttentionQuery& part = parts[static_cast<size_t>(split * num_queries + query_idx)];
-      if (split * kAttentionSplit < part.kv_len) attention_merge(isa_, part, config_.head_dim, whole);
-    }
-    attention_finish(isa_, whole, config_.head_dim);
-    return WorkDone{Work::kAttention, 0};
-  });
+  } else {
+    for (AttentionQuery& query : queries) attention_finish(isa_, query, dim);
+  }
+  return {Work::kAttention, (one_split ? kPagePositions : positions) * 2 * kv_.shape().row_bytes()};
+}
+
+void ForwardPass::merge_splits(const MergeItem& item) {
+  const AttentionQuery* part = &buffers_.partial_queries[static_cast<size_t>(item.first_partial)];
+  AttentionQuery whole = *part;
+  whole.out = buffers_.attended.row(item.row) + int64_t{item.head} * config_.head_dim;
+  attention_reset(whole, config_.head_dim);
+  for (int64_t split = 0; split < item.num_splits; ++split, part += item.partials_per_split) {
+    if (split * kAttentionSplit < part->kv_len) attention_merge(isa_, *part, config_.head_dim, whole);
+  }
+  attention_finish(isa_, whole, config_.head_dim);
 }
 
 }  // namespace foretoken

@@ -68,18 +68,26 @@ double mib(size_t bytes) {
   return static_cast<double>(bytes) / (1 << 20);
 }
 
+int count_recurrent(const ModelConfig& c) {
+  return static_cast<int>(std::count(c.recurrent.begin(), c.recurrent.end(), true));
+}
+
+// The MTP layer's keys and values come last in a page.
+KvShape kv_shape(const ModelConfig& c, const SessionOptions& o) {
+  return {c.num_layers - count_recurrent(c) + (o.with_mtp ? 1 : 0), c.num_kv_heads, c.head_dim, o.kv_type};
+}
+
 // Everything that takes memory. The mappings cost nothing until they are touched, so the sizes can be summed and
 // checked first.
-struct SessionBuffers {
-  SessionBuffers(const ModelConfig& c, const SessionOptions& o)
-      : kv(static_cast<int>(std::count(c.recurrent.begin(), c.recurrent.end(), false)), c.num_kv_heads, c.head_dim,
-           o.ctx_size, o.kv_type),
-        recurrent(c, o.max_window),
+struct EngineBuffers {
+  EngineBuffers(const ModelConfig& c, const SessionOptions& o)
+      : kv(kv_shape(c, o), static_cast<int>(kv_pages(o, kv_shape(c, o).page_bytes()))),
+        num_pages(static_cast<int>(kv_pages(o, kv.shape().page_bytes()))),
+        recurrent(c, o.max_window, o.parallel),
         pass(c, pass_rows(o), o.max_window, o.ctx_size, o.threads),
         hidden(pass_rows(o), c.hidden_dim),
         logits(logits_rows(o), c.vocab_size) {
     if (!o.with_mtp) return;
-    mtp_kv = KvCache(1, c.num_kv_heads, c.head_dim, o.ctx_size, o.kv_type);
     mtp_join = RowBuffer(pass_rows(o), 2 * c.hidden_dim);
     for (RowBuffer& rows : mtp_hidden) rows = RowBuffer(pass_rows(o), c.hidden_dim);
     mtp_logits = FloatRows(logits_rows(o), c.vocab_size);
@@ -87,7 +95,7 @@ struct SessionBuffers {
 
   [[nodiscard]] SessionMemory memory(const ModelConfig& c, const SessionOptions& o) const {
     SessionMemory m;
-    m.kv_bytes = kv.size_bytes() + mtp_kv.size_bytes();
+    m.kv_bytes = kv.size_bytes();
     m.recurrent_bytes = recurrent.size_bytes();
     m.work_bytes = pass.size_bytes() + hidden.size_bytes() + logits.size_bytes() + mtp_join.size_bytes() +
                    mtp_hidden[0].size_bytes() + mtp_hidden[1].size_bytes() + mtp_logits.size_bytes() +
@@ -95,19 +103,19 @@ struct SessionBuffers {
     return m;
   }
 
-  KvCache kv;
+  KvPages kv;
+  int num_pages;
   RecurrentState recurrent;
   PassBuffers pass;
   RowBuffer hidden;  // [max_rows, hidden_dim] after the final norm
   FloatRows logits;  // [logits_rows, vocab_size]
   // MTP layer.
-  KvCache mtp_kv;
   RowBuffer mtp_join;                   // [max_rows, 2 * hidden_dim] normed embedding, normed hidden
   std::array<RowBuffer, 2> mtp_hidden;  // [max_rows, hidden_dim], taking turns
   FloatRows mtp_logits;                 // [logits_rows, vocab_size]
 };
 
-/// The session's passes over the host's memory.
+/// Passes over the host's memory.
 class CpuBackend final : public Backend {
  public:
   CpuBackend(const Model& model, const SessionOptions& options)
@@ -119,56 +127,54 @@ class CpuBackend final : public Backend {
         team_(options_.threads, options_.nodes),
         rope_(config_.rope_dim, config_.rope_base, options_.ctx_size),
         profile_(options_.profile ? std::make_unique<WorkProfile>(options_.threads) : nullptr),
-        pass_(config_, options_, team_, rope_, buffers_.pass, profile_.get()),
+        pass_(config_, options_, team_, rope_, buffers_.kv, buffers_.recurrent, buffers_.pass, profile_.get()),
         head_items_(team_.nodes(), config_.vocab_size),
-        draft_items_(head_items_) {}
-
-  SessionMemory memory() const override { return memory_; }
-  ThreadTeam& team() override { return team_; }
-  WorkProfile* profile() override { return profile_.get(); }
-  ExpertReads*& expert_reads() override { return buffers_.pass.moe.reads; }
-
-  void reset() override {
-    length_ = 0;
-    buffers_.recurrent.reset();
+        draft_items_(head_items_) {
+    team_.set_stop(options_.stop);
+    head_inputs_.reserve(static_cast<size_t>(logits_rows(options_)));
+    trunk_spans_.reserve(static_cast<size_t>(options_.parallel));
+    output_rows_.reserve(static_cast<size_t>(pass_rows(options_)));
   }
 
-  void forward(std::span<const TokenId> ids, bool in_slot) override {
-    pass_.begin(static_cast<int>(ids.size()), length_);
+  SessionMemory memory() const override { return memory_; }
+  int num_pages() const override { return buffers_.num_pages; }
+  ThreadTeam& team() override { return team_; }
+  WorkProfile* profile() override { return profile_.get(); }
+  void count_expert_reads(ExpertReads* reads) override { buffers_.pass.moe.reads = reads; }
+
+  void forward(std::span<const Span> spans, std::span<const TokenId> ids) override {
+    pass_.begin(spans);
     pass_.embed(weights_.embed, ids);
     if (config_.architecture == "qwen3moe") {
-      run_qwen3moe_trunk(pass_, weights_, buffers_.kv);
+      run_qwen3moe_trunk(pass_, weights_);
     } else {
-      run_qwen35_trunk(pass_, weights_, buffers_.kv, buffers_.recurrent, in_slot);
+      run_qwen35_trunk(pass_, weights_);
     }
     pass_.norm_to(weights_.output_norm, block_bits({&weights_.head}), buffers_.hidden);
     distinct_experts_ = pass_.take_distinct_experts();
+    check_stop();
   }
 
   double distinct_experts() override { return distinct_experts_; }
   const float* hidden(int row) override { return buffers_.hidden.row(row); }
 
-  void compute_logits(int row_begin, int row_end) override {
-    run_head(Work::kHead, weights_.head, head_items_, buffers_.hidden, row_begin, row_end, buffers_.logits);
+  void compute_logits(std::span<const int32_t> rows) override {
+    run_head(Work::kHead, weights_.head, head_items_, buffers_.hidden, rows, buffers_.logits);
   }
   const float* logits(int index) override { return buffers_.logits.row(index); }
 
-  void commit(int num_rows, bool in_slot) override {
-    buffers_.recurrent.commit(num_rows, in_slot);
-    length_ += num_rows;
-  }
-
-  void mtp_forward(std::span<const TokenId> ids, int64_t position, std::span<const float* const> hidden,
-                   int first_output) override {
+  void mtp_forward(std::span<const MtpSpan> spans, std::span<const TokenId> ids,
+                   std::span<const float* const> hidden) override {
     const MtpWeights& w = weights_.mtp;
     const AttentionWeights& mix = w.layer.attention;
     const int64_t dim = config_.hidden_dim;
-    const int num_rows = static_cast<int>(ids.size()), num_outputs = num_rows - first_output;
+    const int kv_layer = buffers_.kv.shape().num_layers - 1;
     RowBuffer& join = buffers_.mtp_join;
     RowBuffer& residual = buffers_.pass.residual;
 
     // u = join . [rms_norm(embedding, embed_norm); rms_norm(hidden, hidden_norm)]; keys and values of all rows.
-    pass_.begin(num_rows, position, /*is_mtp=*/true);
+    trunk_spans_.assign(spans.begin(), spans.end());
+    pass_.begin(trunk_spans_, /*is_mtp=*/true);
     pass_.embed(w.embed, ids);
     pass_.for_rows([&](int64_t r, int) {
       rms_norm(options_.isa, residual.row(r), w.embed_norm, dim, config_.norm_eps, join.row(r));
@@ -179,29 +185,27 @@ class CpuBackend final : public Backend {
     pass_.project(Work::kMtpLayer, join, {{w.join, buffers_.pass.mixed}});
     const unsigned mix_blocks = block_bits({&mix.q, &mix.k, &mix.v});
     pass_.add_and_norm(w.layer.mix_norm, mix_blocks);
-    pass_.store_keys_and_values(mix, buffers_.mtp_kv, 0);
+    pass_.store_keys_and_values(mix, kv_layer);
 
     // The rows whose output is wanted go on alone, moved to the front.
-    if (first_output > 0) {
-      for (int r = 0; r < num_outputs; ++r) std::copy_n(residual.row(first_output + r), dim, residual.row(r));
-      pass_.begin(num_outputs, position + first_output, /*is_mtp=*/true);
-      pass_.norm(w.layer.mix_norm, mix_blocks);
-    }
-    pass_.attend_stored(mix, buffers_.mtp_kv, 0);
+    const int num_outputs = begin_outputs(spans, static_cast<int>(ids.size()), mix_blocks);
+    if (num_outputs == 0) return;
+    pass_.attend_stored(mix, kv_layer);
     pass_.add_and_norm(w.layer.ffn_norm, input_blocks(w.layer.moe));
     pass_.feed_forward(w.layer.moe);
     (void)pass_.take_distinct_experts();
     mtp_current_ = 1 - mtp_current_;
     pass_.norm_to(w.head_norm, block_bits({&w.head}), buffers_.mtp_hidden[static_cast<size_t>(mtp_current_)]);
+    check_stop();
   }
 
   const float* mtp_hidden(int output) override {
     return buffers_.mtp_hidden[static_cast<size_t>(mtp_current_)].row(output);
   }
 
-  void mtp_compute_logits(int output_begin, int output_end) override {
+  void mtp_compute_logits(std::span<const int32_t> outputs) override {
     run_head(Work::kDraftHead, weights_.mtp.head, draft_items_, buffers_.mtp_hidden[static_cast<size_t>(mtp_current_)],
-             output_begin, output_end, buffers_.mtp_logits);
+             outputs, buffers_.mtp_logits);
   }
   const float* mtp_logits(int index) override { return buffers_.mtp_logits.row(index); }
 
@@ -228,6 +232,20 @@ class CpuBackend final : public Backend {
     draft_items_.add({begin, std::min(begin + kInterleave, config_.vocab_size)});
   }
 
+  void reset(int slot) override { buffers_.recurrent.reset(slot); }
+  void settle(SequenceState& sequence) override { pass_.settle(sequence); }
+
+  size_t state_bytes() const override { return buffers_.recurrent.state_bytes(); }
+  void read_state(int slot, std::span<std::byte> to) override { buffers_.recurrent.read(slot, to); }
+  void write_state(int slot, std::span<const std::byte> from) override { buffers_.recurrent.write(slot, from); }
+  size_t page_bytes() const override { return static_cast<size_t>(buffers_.kv.shape().page_bytes()); }
+  void read_page(int32_t page, std::span<std::byte> to) override {
+    std::copy_n(buffers_.kv.page(page), to.size(), to.begin());
+  }
+  void write_page(int32_t page, std::span<const std::byte> from) override {
+    std::copy(from.begin(), from.end(), buffers_.kv.page(page));
+  }
+
  private:
   SessionMemory checked_memory() const {
     const SessionMemory needed = buffers_.memory(config_, options_);
@@ -241,26 +259,52 @@ class CpuBackend final : public Backend {
                     mib(needed.work_bytes), mib(available)));
   }
 
-  // logits[i] = head . rows[row_begin + i], for the head rows in `items`.
-  void run_head(Work work, const MatrixView& head, const HeadItems& items, const RowBuffer& rows, int row_begin,
-                int row_end, FloatRows& logits) {
-    const int num_rows = row_end - row_begin;
-    FT_CHECK(num_rows > 0 && num_rows <= logits_rows(options_));
-    std::vector<RowView> inputs;
-    for (int r = row_begin; r < row_end; ++r) inputs.push_back(rows.view(r));
+  void check_stop() const {
+    if (options_.stop != nullptr && options_.stop->load(std::memory_order_relaxed)) throw Interrupted();
+  }
+
+  // Goes on with the MTP layer's rows from each span's first_output on; returns their number.
+  int begin_outputs(std::span<const MtpSpan> spans, int num_rows, unsigned mix_blocks) {
+    RowBuffer& residual = buffers_.pass.residual;
+    trunk_spans_.clear();
+    output_rows_.clear();
+    for (const MtpSpan& span : spans) {
+      const int count = span.num_rows - span.first_output;
+      if (count == 0) continue;
+      trunk_spans_.push_back({span.sequence, static_cast<int>(output_rows_.size()), count,
+                              span.position + span.first_output, span.is_window});
+      for (int r = span.first_row + span.first_output; r < span.end_row(); ++r) output_rows_.push_back(r);
+    }
+    const int num_outputs = static_cast<int>(output_rows_.size());
+    if (num_outputs == 0 || num_outputs == num_rows) return num_outputs;
+    // Rows move to the front in rising order, so none is overwritten before it has moved.
+    for (int i = 0; i < num_outputs; ++i)
+      std::copy_n(residual.row(output_rows_[static_cast<size_t>(i)]), config_.hidden_dim, residual.row(i));
+    pass_.begin(trunk_spans_, /*is_mtp=*/true);
+    pass_.norm(weights_.mtp.layer.mix_norm, mix_blocks);
+    return num_outputs;
+  }
+
+  // logits[i] = head . from[rows[i]], for the head rows in `items`.
+  void run_head(Work work, const MatrixView& head, const HeadItems& items, const RowBuffer& from,
+                std::span<const int32_t> rows, FloatRows& logits) {
+    const int num_rows = static_cast<int>(rows.size());
+    head_inputs_.clear();
+    for (const int32_t r : rows) head_inputs_.push_back(from.view(r));
     profiled_for(team_, profile_.get(), items.node_ends(), [&](int64_t item, int) {
       const RowRange& range = items[item];
       thread_local std::vector<float*> outputs;
       outputs.resize(static_cast<size_t>(num_rows));
       for (int i = 0; i < num_rows; ++i) outputs[static_cast<size_t>(i)] = logits.row(i) + range.begin;
-      matmul_rows(options_.isa, head, range.begin, range.end, inputs.data(), num_rows, outputs.data());
+      matmul_rows(options_.isa, head, range.begin, range.end, head_inputs_.data(), num_rows, outputs.data());
       return WorkDone{work, (range.end - range.begin) * static_cast<int64_t>(head.row_bytes())};
     });
+    check_stop();
   }
 
   const ModelConfig& config_;
   const ModelWeights& weights_;
-  SessionBuffers buffers_;
+  EngineBuffers buffers_;
   const SessionMemory memory_;
   ThreadTeam team_;
   const RopeTable rope_;
@@ -268,7 +312,10 @@ class CpuBackend final : public Backend {
   ForwardPass pass_;
   HeadItems head_items_, draft_items_;
   double distinct_experts_ = 0;
-  int mtp_current_ = 0;  // of buffers_.mtp_hidden
+  int mtp_current_ = 0;               // of buffers_.mtp_hidden
+  std::vector<RowView> head_inputs_;  // [rows of the head's run]
+  std::vector<Span> trunk_spans_;     // of the MTP layer's pass
+  std::vector<int> output_rows_;      // rows of the MTP layer's pass that go through all of it
 };
 
 }  // namespace
@@ -278,7 +325,7 @@ std::unique_ptr<Backend> make_cpu_backend(const Model& model, const SessionOptio
 }
 
 SessionMemory cpu_memory_needed(const Model& model, const SessionOptions& options) {
-  return SessionBuffers(model.config(), options).memory(model.config(), options);
+  return EngineBuffers(model.config(), options).memory(model.config(), options);
 }
 
 }  // namespace foretoken

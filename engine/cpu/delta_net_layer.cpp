@@ -24,85 +24,150 @@ const float* raw_before(const FloatRows& history, const Slot& old_slot, int kept
 
 }  // namespace
 
-void ForwardPass::delta_net(const DeltaNetWeights& weights, RecurrentState& state, int recurrent_idx, bool in_slot) {
-  RecurrentState::Layer& layer = state.layer(recurrent_idx);
-  const Slot& old_slot = state.old_slot(layer);
-  Slot& slot = in_slot ? state.new_slot(layer) : buffers_.wide;
-  const int64_t size = config_.state_size, key_dim = config_.key_dim();
-  const int kept = state.kept(), replay = state.replay(), taps = config_.conv_taps;
-  const int key_heads = config_.num_key_heads, value_heads = config_.num_value_heads;
+DeltaRow ForwardPass::delta_row(const Slot& slot, int r, int64_t head, float* out) const {
+  const int64_t size = config_.state_size, key_dim = config_.key_dim(), key_head = head % config_.num_key_heads;
+  const float* mixed = slot.mixed.row(r);
+  return {mixed + key_head * size,
+          mixed + key_dim + key_head * size,
+          mixed + 2 * key_dim + head * size,
+          slot.decay.row(r)[head],
+          slot.beta.row(r)[head],
+          out};
+}
 
+void ForwardPass::advance_state(RecurrentState::Layer& layer, int64_t head, const std::vector<DeltaRow>& rows,
+                                int num_committed, int thread_idx) {
+  const int size = config_.state_size;
+  float* state = layer.state.data<float>() + head * size * size;
+  for (int column = 0; column < size; column += kColumns) {
+    foretoken::delta_net(isa_, state, size, rows.data(), static_cast<int>(rows.size()), num_committed, column,
+                         std::min(column + kColumns, size), buffers_.delta_scratch.row(thread_idx));
+  }
+}
+
+ForwardPass::SlotRow ForwardPass::slot_row(const Span& span, RecurrentState::Layer& layer, int r) {
+  if (!span.is_window) return {&buffers_.chunk, r};
+  return {&layer.new_slot(span.sequence->turn), r - span.first_row};
+}
+
+void ForwardPass::delta_net(const DeltaNetWeights& weights, int recurrent_idx) {
+  const auto layer_of = [&](const Span& span) -> RecurrentState::Layer& {
+    return recurrent_.layer(recurrent_idx, span.sequence->slot);
+  };
+  raw_rows_.clear();
+  for (int r = 0; r < num_rows_; ++r) {
+    const SlotRow at = slot_row(span_of(r), layer_of(span_of(r)), r);
+    raw_rows_.push_back(at.slot->raw.row(at.row));
+  }
   project(Work::kDeltaProjections, buffers_.normed,
-          {{weights.qkv, slot.raw},
+          {{weights.qkv, raw_rows_},
            {weights.gate, buffers_.z},
            {weights.beta, buffers_.b},
            {weights.alpha, buffers_.alpha}});
 
   // Convolution and normalisation, an item for each head of q, k and v; one more item for the gates.
-  for_items(2 * key_heads + value_heads + 1, [&](int64_t head, int) {
-    if (head == 2 * key_heads + value_heads) {
-      for (int64_t r = 0; r < num_rows_; ++r) {
-        delta_gates(buffers_.b.row(r), buffers_.alpha.row(r), weights.a, weights.dt, value_heads, slot.beta.row(r),
-                    slot.decay.row(r));
-      }
+  const auto num_spans = static_cast<int64_t>(spans_.size());
+  const int64_t num_heads = 2 * config_.num_key_heads + config_.num_value_heads;
+  for_items(num_spans * (num_heads + 1), [&](int64_t item, int) {
+    const Span& span = spans_[static_cast<size_t>(item / (num_heads + 1))];
+    RecurrentState::Layer& layer = layer_of(span);
+    const int64_t head = item % (num_heads + 1);
+    if (head < num_heads) {
+      convolve_head(weights, span, layer, head);
       return WorkDone{Work::kDeltaRecurrence, 0};
     }
-    const int64_t begin = head * size, end = begin + size;
-    thread_local std::vector<const float*> u;
-    u.resize(static_cast<size_t>(taps));
-    for (int r = 0; r < num_rows_; ++r) {
-      for (int j = 0; j < taps; ++j) {
-        const int at = r - (taps - 1) + j;
-        u[static_cast<size_t>(j)] = at >= 0 ? slot.raw.row(at) : raw_before(layer.history, old_slot, kept, taps, -at);
-      }
-      causal_conv(isa_, weights.conv, taps, u.data(), begin, end, slot.mixed.row(r));
-      float* channels = slot.mixed.row(r) + begin;
-      if (head < 2 * key_heads) l2_norm(isa_, channels, size, config_.norm_eps, channels);
-    }
-    // This head's channels of the history move to where the next pass needs them: before slot new for a window
-    // (invariant 1), behind the last row for a prompt chunk. Source rows are never older than their destination, so
-    // rising order is safe in place.
-    const int moved = in_slot ? 0 : num_rows_;
-    for (int j = 0; j < taps - 1; ++j) {
-      const int at = moved - (taps - 1) + j;
-      const float* from = at >= 0 ? slot.raw.row(at) : raw_before(layer.history, old_slot, kept, taps, -at);
-      float* to = layer.history.row(j);
-      if (from != to) std::memcpy(to + begin, from + begin, static_cast<size_t>(size) * sizeof(float));
+    for (int r = span.first_row; r < span.end_row(); ++r) {
+      const SlotRow at = slot_row(span, layer, r);
+      delta_gates(buffers_.b.row(r), buffers_.alpha.row(r), weights.a, weights.dt, config_.num_value_heads,
+                  at.slot->beta.row(at.row), at.slot->decay.row(at.row));
     }
     return WorkDone{Work::kDeltaRecurrence, 0};
   });
 
-  const unsigned blocks = block_bits({&weights.out});
-  for_items(value_heads, [&](int64_t head, int thread_idx) {
-    const int64_t key_head = head % key_heads;
-    thread_local std::vector<DeltaRow> rows;
-    rows.clear();
-    const auto row_of = [&](const Slot& from, int r, float* out) {
-      const float* mixed = from.mixed.row(r);
-      return DeltaRow{mixed + key_head * size,
-                      mixed + key_dim + key_head * size,
-                      mixed + 2 * key_dim + head * size,
-                      from.decay.row(r)[head],
-                      from.beta.row(r)[head],
-                      out};
-    };
-    for (int r = kept - replay; r < kept; ++r) rows.push_back(row_of(old_slot, r, nullptr));
-    for (int r = 0; r < num_rows_; ++r) rows.push_back(row_of(slot, r, buffers_.delta_out.row(r) + head * size));
-    const int num_committed = replay + (in_slot ? 1 : num_rows_);
-    float* head_state = layer.state.data<float>() + head * size * size;
-    for (int column = 0; column < size; column += kColumns) {
-      foretoken::delta_net(isa_, head_state, static_cast<int>(size), rows.data(), static_cast<int>(rows.size()),
-                           num_committed, column, std::min(column + kColumns, static_cast<int>(size)),
-                           buffers_.delta_scratch.row(thread_idx));
-    }
-    for (int64_t r = 0; r < num_rows_; ++r) {
-      float* out = buffers_.delta_out.row(r) + head * size;
-      rms_norm_gated(isa_, out, weights.norm, buffers_.z.row(r) + head * size, size, config_.norm_eps, out);
-    }
-    return WorkDone{Work::kDeltaRecurrence, 2 * size * size * static_cast<int64_t>(sizeof(float))};
+  for_items(num_spans * config_.num_value_heads, [&](int64_t item, int thread_idx) {
+    const Span& span = spans_[static_cast<size_t>(item / config_.num_value_heads)];
+    advance_head(weights, span, layer_of(span), item % config_.num_value_heads, thread_idx);
+    return WorkDone{Work::kDeltaRecurrence,
+                    2 * int64_t{config_.state_size} * config_.state_size * static_cast<int64_t>(sizeof(float))};
   });
+  const unsigned blocks = block_bits({&weights.out});
   for_rows([&](int64_t r, int) { quantise_forms(isa_, buffers_.delta_out, r, blocks); });
   project(Work::kDeltaProjections, buffers_.delta_out, {{weights.out, buffers_.mixed}});
+}
+
+void ForwardPass::settle(SequenceState& sequence) {
+  const SlotTurn& turn = sequence.turn;
+  const int taps = config_.conv_taps;
+  for (int i = 0; i < recurrent_.num_layers() && turn.kept > 0; ++i) {
+    RecurrentState::Layer& layer = recurrent_.layer(i, sequence.slot);
+    const Slot& slot = layer.old_slot(turn);
+    if (turn.replay > 0) {
+      team_.parallel_for(config_.num_value_heads, [&](int64_t head, int thread_idx) {
+        std::vector<DeltaRow> rows;
+        for (int r = turn.kept - turn.replay; r < turn.kept; ++r) rows.push_back(delta_row(slot, r, head, nullptr));
+        advance_state(layer, head, rows, static_cast<int>(rows.size()), thread_idx);
+      });
+    }
+    // The history moves to before the next row; see convolve_head.
+    for (int j = 0; j < taps - 1; ++j) {
+      const float* from = raw_before(layer.history, slot, turn.kept, taps, taps - 1 - j);
+      if (from != layer.history.row(j))
+        std::memcpy(layer.history.row(j), from, static_cast<size_t>(config_.conv_channels()) * sizeof(float));
+    }
+  }
+  sequence.turn.reset();
+}
+
+// Convolution of one head's channels of q, k or v, and the normalisation of q and k.
+void ForwardPass::convolve_head(const DeltaNetWeights& weights, const Span& span, RecurrentState::Layer& layer,
+                                int64_t head) {
+  const SlotTurn& turn = span.sequence->turn;
+  const Slot& old_slot = layer.old_slot(turn);
+  const int64_t size = config_.state_size, begin = head * size, end = begin + size;
+  const int taps = config_.conv_taps;
+  const SlotRow first = slot_row(span, layer, span.first_row);
+  // Raw row r of the span; before its first row (r < 0) a row of the passes before.
+  const auto raw = [&](int r) -> const float* {
+    return r >= 0 ? first.slot->raw.row(first.row + r) : raw_before(layer.history, old_slot, turn.kept, taps, -r);
+  };
+  thread_local std::vector<const float*> u;
+  u.resize(static_cast<size_t>(taps));
+  for (int r = 0; r < span.num_rows; ++r) {
+    for (int j = 0; j < taps; ++j) u[static_cast<size_t>(j)] = raw(r - (taps - 1) + j);
+    float* mixed = first.slot->mixed.row(first.row + r);
+    causal_conv(isa_, weights.conv, taps, u.data(), begin, end, mixed);
+    if (head < 2 * config_.num_key_heads) l2_norm(isa_, mixed + begin, size, config_.norm_eps, mixed + begin);
+  }
+  // This head's channels of the history move to where the next pass needs them: before slot new for a window
+  // (invariant 1), behind the last row for a prompt chunk. Source rows are never older than their destination, so
+  // rising order is safe in place.
+  const int moved = span.is_window ? 0 : span.num_rows;
+  for (int j = 0; j < taps - 1; ++j) {
+    const float* from = raw(moved - (taps - 1) + j);
+    float* to = layer.history.row(j);
+    if (from != to) std::memcpy(to + begin, from + begin, static_cast<size_t>(size) * sizeof(float));
+  }
+}
+
+// Brings one value head's state forward through the replayed rows and the first row of a window, or all rows of a
+// chunk, and computes the outputs of all rows.
+void ForwardPass::advance_head(const DeltaNetWeights& weights, const Span& span, RecurrentState::Layer& layer,
+                               int64_t head, int thread_idx) {
+  const SlotTurn& turn = span.sequence->turn;
+  const int64_t size = config_.state_size;
+  thread_local std::vector<DeltaRow> rows;
+  rows.clear();
+  for (int r = turn.kept - turn.replay; r < turn.kept; ++r)
+    rows.push_back(delta_row(layer.old_slot(turn), r, head, nullptr));
+  for (int r = span.first_row; r < span.end_row(); ++r) {
+    const SlotRow at = slot_row(span, layer, r);
+    rows.push_back(delta_row(*at.slot, at.row, head, buffers_.delta_out.row(r) + head * size));
+  }
+  advance_state(layer, head, rows, turn.replay + (span.is_window ? 1 : span.num_rows), thread_idx);
+  for (int r = span.first_row; r < span.end_row(); ++r) {
+    float* out = buffers_.delta_out.row(r) + head * size;
+    rms_norm_gated(isa_, out, weights.norm, buffers_.z.row(r) + head * size, size, config_.norm_eps, out);
+  }
 }
 
 }  // namespace foretoken

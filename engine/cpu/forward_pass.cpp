@@ -16,10 +16,6 @@ namespace {
 constexpr int64_t kItemBytes = 128 << 10;
 constexpr int kItemsPerThread = 4;
 
-int64_t attention_splits(int64_t ctx_size) {
-  return (ctx_size + kAttentionSplit - 1) / kAttentionSplit;
-}
-
 MoeShape moe_shape(const ModelConfig& c) {
   return {c.hidden_dim, c.num_experts, c.experts_per_token, c.expert_dim, c.shared_expert_dim};
 }
@@ -35,13 +31,14 @@ PassBuffers::PassBuffers(const ModelConfig& c, int max_rows, int max_window, int
       v(max_rows, int64_t{c.num_kv_heads} * c.head_dim),
       attended(max_rows, int64_t{c.num_heads} * c.head_dim),
       queries(max_rows, int64_t{c.num_heads} * c.head_dim),
-      partials(max_window * c.num_heads * attention_splits(ctx_size), c.head_dim),
+      partials(max_window * c.num_heads * pages_of(ctx_size), c.head_dim),
+      partial_queries(static_cast<size_t>(max_window * c.num_heads * pages_of(ctx_size))),
       moe(moe_shape(c), max_rows, num_threads) {
   if (c.state_size == 0) return;
-  wide.raw = FloatRows(max_rows, c.conv_channels());
-  wide.mixed = FloatRows(max_rows, c.conv_channels());
-  wide.beta = FloatRows(max_rows, c.num_value_heads);
-  wide.decay = FloatRows(max_rows, c.num_value_heads);
+  chunk.raw = FloatRows(max_rows, c.conv_channels());
+  chunk.mixed = FloatRows(max_rows, c.conv_channels());
+  chunk.beta = FloatRows(max_rows, c.num_value_heads);
+  chunk.decay = FloatRows(max_rows, c.num_value_heads);
   z = FloatRows(max_rows, c.value_dim());
   b = FloatRows(max_rows, c.num_value_heads);
   alpha = FloatRows(max_rows, c.num_value_heads);
@@ -50,10 +47,10 @@ PassBuffers::PassBuffers(const ModelConfig& c, int max_rows, int max_window, int
 }
 
 size_t PassBuffers::size_bytes() const {
-  size_t bytes =
-      residual.size_bytes() + normed.size_bytes() + attended.size_bytes() + delta_out.size_bytes() + moe.size_bytes();
-  for (const FloatRows* rows : {&mixed, &q, &k, &v, &queries, &partials, &wide.raw, &wide.mixed, &wide.beta,
-                                &wide.decay, &z, &b, &alpha, &delta_scratch}) {
+  size_t bytes = residual.size_bytes() + normed.size_bytes() + attended.size_bytes() + delta_out.size_bytes() +
+                 moe.size_bytes() + partial_queries.size() * sizeof(AttentionQuery);
+  for (const FloatRows* rows : {&mixed, &q, &k, &v, &queries, &partials, &chunk.raw, &chunk.mixed, &chunk.beta,
+                                &chunk.decay, &z, &b, &alpha, &delta_scratch}) {
     bytes += rows->size_bytes();
   }
   return bytes;
@@ -74,22 +71,33 @@ void quantise_forms(Isa isa, RowBuffer& rows, int64_t r, unsigned blocks) {
 }
 
 ForwardPass::ForwardPass(const ModelConfig& config, const SessionOptions& options, ThreadTeam& team,
-                         const RopeTable& rope, PassBuffers& buffers, WorkProfile* profile)
+                         const RopeTable& rope, KvPages& kv, RecurrentState& recurrent, PassBuffers& buffers,
+                         WorkProfile* profile)
     : config_(config),
       isa_(options.isa),
       verify_(options.moe_verify),
       team_(team),
       rope_(rope),
+      kv_(kv),
+      recurrent_(recurrent),
       buffers_(buffers),
       profile_(profile),
+      stop_(options.stop),
       max_window_(options.max_window),
       attention_scratch_(static_cast<size_t>(team.num_threads()),
                          std::vector<float>(static_cast<size_t>(kAttentionSplit + config.head_dim))) {}
 
-void ForwardPass::begin(int num_rows, int64_t position, bool is_mtp) {
-  num_rows_ = num_rows;
-  position_ = position;
+void ForwardPass::begin(std::span<const Span> spans, bool is_mtp) {
   is_mtp_ = is_mtp;
+  spans_.assign(spans.begin(), spans.end());
+  row_spans_.clear();
+  for (size_t s = 0; s < spans_.size(); ++s) {
+    FT_CHECK_EQ(spans_[s].first_row, static_cast<int>(row_spans_.size()));
+    row_spans_.insert(row_spans_.end(), static_cast<size_t>(spans_[s].num_rows), static_cast<int>(s));
+  }
+  num_rows_ = static_cast<int>(row_spans_.size());
+  FT_CHECK(num_rows_ > 0 && num_rows_ <= buffers_.residual.max_rows());
+  plan_attention();
 }
 
 void ForwardPass::embed(const MatrixView& embed, std::span<const TokenId> ids) {
@@ -100,7 +108,12 @@ void ForwardPass::embed(const MatrixView& embed, std::span<const TokenId> ids) {
   });
 }
 
+void ForwardPass::check_stop() const {
+  if (stop_ != nullptr && stop_->load(std::memory_order_relaxed)) throw Interrupted();
+}
+
 void ForwardPass::norm_to(const float* weight, unsigned blocks, RowBuffer& to) {
+  check_stop();
   for_rows([&](int64_t r, int) {
     rms_norm(isa_, buffers_.residual.row(r), weight, config_.hidden_dim, config_.norm_eps, to.row(r));
     quantise_forms(isa_, to, r, blocks);
@@ -112,6 +125,7 @@ void ForwardPass::norm(const float* weight, unsigned blocks) {
 }
 
 void ForwardPass::add_and_norm(const float* weight, unsigned blocks) {
+  check_stop();
   for_rows([&](int64_t r, int) {
     add(isa_, buffers_.mixed.row(r), config_.hidden_dim, buffers_.residual.row(r));
     rms_norm(isa_, buffers_.residual.row(r), weight, config_.hidden_dim, config_.norm_eps, buffers_.normed.row(r));
@@ -136,7 +150,7 @@ void ForwardPass::project(Work work, const RowBuffer& input, std::initializer_li
     const Projection* p = projections.begin() + matrix;
     thread_local std::vector<float*> outputs;
     outputs.resize(static_cast<size_t>(num_rows_));
-    for (int r = 0; r < num_rows_; ++r) outputs[static_cast<size_t>(r)] = p->output.row(r) + begin;
+    for (int r = 0; r < num_rows_; ++r) outputs[static_cast<size_t>(r)] = p->output(r) + begin;
     matmul_rows(isa_, p->matrix, begin, end, inputs_.data(), num_rows_, outputs.data());
     return WorkDone{work, (end - begin) * static_cast<int64_t>(p->matrix.row_bytes())};
   });

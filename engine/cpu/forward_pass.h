@@ -10,10 +10,12 @@
 #include "engine/model/weights.h"
 #include "engine/options.h"
 #include "engine/sequence/float_rows.h"
-#include "engine/sequence/kv_cache.h"
+#include "engine/sequence/kv_pages.h"
 #include "engine/sequence/recurrent_state.h"
+#include "engine/sequence/sequence_state.h"
 #include "engine/text/tokenizer.h"
 #include "kernels/attention/rope.h"
+#include "kernels/delta_net/delta_net.h"
 #include "kernels/rows/row_buffer.h"
 #include "kernels/threads/row_items.h"
 #include "kernels/threads/thread_team.h"
@@ -31,31 +33,32 @@ struct PassBuffers {
   RowBuffer normed;    // [hidden_dim] what a layer's matrices read
   FloatRows mixed;     // [hidden_dim] what attention or delta net adds to the residual
   // Attention.
-  FloatRows q, k, v;   // [heads * head_dim], q with its gates between
-  RowBuffer attended;  // [num_heads * head_dim]
-  FloatRows queries;   // [num_heads * head_dim] after norm and rotation
-  FloatRows partials;  // [max_window * num_heads * splits, head_dim]: splits computed apart
+  FloatRows q, k, v;                            // [heads * head_dim], q with its gates between
+  RowBuffer attended;                           // [num_heads * head_dim]
+  FloatRows queries;                            // [num_heads * head_dim] after norm and rotation
+  FloatRows partials;                           // [partial_queries, head_dim]: splits computed apart
+  std::vector<AttentionQuery> partial_queries;  // [max_window * num_heads * splits of a whole context]
   // Delta net.
-  RecurrentState::Slot wide;  // for passes wider than a window
-  FloatRows z;                // [value_dim]
-  FloatRows b, alpha;         // [num_value_heads]
-  RowBuffer delta_out;        // [value_dim]
-  FloatRows delta_scratch;    // [num_threads, state_size * columns]
+  RecurrentState::Slot chunk;  // what a window would leave in its sequence's slot: of prompt chunks
+  FloatRows z;                 // [value_dim]
+  FloatRows b, alpha;          // [num_value_heads]
+  RowBuffer delta_out;         // [value_dim]
+  FloatRows delta_scratch;     // [num_threads, state_size * columns]
   // Feed-forward.
   MoeScratch moe;
 };
 
 /// One pass of rows through layers: who computes, where the rows stand, and the operations that a model family is
-/// written in. Every operation works on rows [0, num_rows) and gives each row the bits it would have alone.
+/// written in. Every operation works on rows [0, num_rows) of all spans and gives each row the bits it would have
+/// alone.
 class ForwardPass {
  public:
   /// `profile` may be nullptr.
   ForwardPass(const ModelConfig& config, const SessionOptions& options, ThreadTeam& team, const RopeTable& rope,
-              PassBuffers& buffers, WorkProfile* profile);
+              KvPages& kv, RecurrentState& recurrent, PassBuffers& buffers, WorkProfile* profile);
 
-  /// The next operations work on `num_rows` rows at positions [position, position + num_rows). is_mtp: of the MTP layer
-  /// (for the profile).
-  void begin(int num_rows, int64_t position, bool is_mtp = false);
+  /// The next operations work on the rows of these spans. is_mtp: of the MTP layer (for the profile).
+  void begin(std::span<const Span> spans, bool is_mtp = false);
   [[nodiscard]] int num_rows() const { return num_rows_; }
 
   /// residual[r] = row ids[r] of `embed`.
@@ -68,23 +71,35 @@ class ForwardPass {
   /// to = rms_norm(residual) * weight, in the forms of `blocks`.
   void norm_to(const float* weight, unsigned blocks, RowBuffer& to);
 
-  /// mixed = attention of `normed` over the layer's cache, whose rows at this pass's positions are written first.
-  void attention(const AttentionWeights& weights, KvCache& cache, int cache_layer);
-  /// The first half of attention(): keys and values of `normed` into the cache.
-  void store_keys_and_values(const AttentionWeights& weights, KvCache& cache, int cache_layer);
-  /// The second half: mixed = attention of `normed`, whose keys and values are in the cache.
-  void attend_stored(const AttentionWeights& weights, const KvCache& cache, int cache_layer);
+  /// mixed = attention of `normed` over the layer's keys and values, those at this pass's positions stored first.
+  void attention(const AttentionWeights& weights, int kv_layer);
+  /// The first half of attention(): stores the keys and values of `normed`.
+  void store_keys_and_values(const AttentionWeights& weights, int kv_layer);
+  /// The second half: mixed = attention of `normed`, whose keys and values are stored.
+  void attend_stored(const AttentionWeights& weights, int kv_layer);
 
-  /// mixed = gated delta net of `normed`; brings the layer's state forward (see RecurrentState).
-  void delta_net(const DeltaNetWeights& weights, RecurrentState& state, int recurrent_idx, bool in_slot);
+  /// mixed = gated delta net of `normed`; brings the layer's states forward (see RecurrentState).
+  void delta_net(const DeltaNetWeights& weights, int recurrent_idx);
+
+  /// Brings a sequence's recurrent states up to its committed end: nothing is left to replay.
+  void settle(SequenceState& sequence);
 
   /// residual += feed-forward part of `normed`.
   void feed_forward(const MoeWeights& weights);
 
   /// One or more matrices over the same rows, in one parallel loop: output[r] = matrix . input[r].
   struct Projection {
+    Projection(const MatrixView& of, FloatRows& to) : matrix(of), rows(&to) {}
+    /// pointers[r]: where row r goes.
+    Projection(const MatrixView& of, std::vector<float*>& to) : matrix(of), pointers(&to) {}
+
+    [[nodiscard]] float* output(int r) const {
+      return rows != nullptr ? rows->row(r) : (*pointers)[static_cast<size_t>(r)];
+    }
+
     const MatrixView& matrix;
-    FloatRows& output;
+    FloatRows* rows = nullptr;
+    std::vector<float*>* pointers = nullptr;
   };
   void project(Work work, const RowBuffer& input, std::initializer_list<Projection> projections);
 
@@ -112,24 +127,74 @@ class ForwardPass {
   [[nodiscard]] PassBuffers& buffers() { return buffers_; }
 
  private:
-  void store_row(const AttentionWeights& weights, KvCache& cache, int cache_layer, int64_t r);
+  // Throws Interrupted if somebody asked for it.
+  void check_stop() const;
+
+  /// A part of the attention of one span and key-value head: a block of rows over all their splits, or all rows over
+  /// one split (`first_partial` is where its results start in PassBuffers::partials).
+  struct AttendItem {
+    int span = 0;
+    int kv_head = 0;
+    int row_begin = 0, row_end = 0;
+    int64_t split = -1;  // -1: all
+    int64_t first_partial = 0;
+  };
+  /// A query whose splits were computed apart.
+  struct MergeItem {
+    int row = 0, head = 0;
+    int64_t num_splits = 0;
+    int64_t first_partial = 0, partials_per_split = 0;
+  };
+
+  void plan_attention();
+  void plan_rows(int span_idx);
+  void plan_splits(int span_idx, int64_t num_splits, int64_t first_partial);
+  void store_row(const AttentionWeights& weights, int kv_layer, int64_t r);
   void rotate_queries(const AttentionWeights& weights, int64_t r);
-  void attend_and_output(const AttentionWeights& weights, const KvCache& cache, int cache_layer);
-  void attend(const KvCache& cache, int cache_layer);
-  void attend_by_rows(const KvCache& cache, int cache_layer);
-  void attend_by_splits(const KvCache& cache, int cache_layer, int64_t num_splits);
+  void attend_and_output(const AttentionWeights& weights, int kv_layer);
+  void attend(int kv_layer);
+  WorkDone attend_item(const AttendItem& item, int kv_layer, int thread_idx);
+  void merge_splits(const MergeItem& item);
+  void convolve_head(const DeltaNetWeights& weights, const Span& span, RecurrentState::Layer& layer, int64_t head);
+  void advance_head(const DeltaNetWeights& weights, const Span& span, RecurrentState::Layer& layer, int64_t head,
+                    int thread_idx);
+  /// Row r of `slot` as the recurrence of one value head takes it.
+  [[nodiscard]] DeltaRow delta_row(const RecurrentState::Slot& slot, int r, int64_t head, float* out) const;
+  /// One value head's state through `rows`, of which the first num_committed stay in it.
+  void advance_state(RecurrentState::Layer& layer, int64_t head, const std::vector<DeltaRow>& rows, int num_committed,
+                     int thread_idx);
+  /// Where row r of a pass keeps what the delta net needs of it later, and its row there.
+  struct SlotRow {
+    RecurrentState::Slot* slot;
+    int row;
+  };
+  [[nodiscard]] SlotRow slot_row(const Span& span, RecurrentState::Layer& layer, int r);
+  [[nodiscard]] const Span& span_of(int64_t r) const {
+    return spans_[static_cast<size_t>(row_spans_[static_cast<size_t>(r)])];
+  }
+  [[nodiscard]] int64_t position_of(int64_t r) const {
+    const Span& span = span_of(r);
+    return span.position + r - span.first_row;
+  }
 
   const ModelConfig& config_;
   const Isa isa_;
   const MoeVerify verify_;
   ThreadTeam& team_;
   const RopeTable& rope_;
+  KvPages& kv_;
+  RecurrentState& recurrent_;
   PassBuffers& buffers_;
   WorkProfile* const profile_;
+  const std::atomic<bool>* const stop_;
   int num_rows_ = 0;
   bool is_mtp_ = false;
-  int64_t position_ = 0;
   int max_window_ = 1;
+  std::vector<Span> spans_;
+  std::vector<int> row_spans_;  // [num_rows]
+  std::vector<AttendItem> attend_items_;
+  std::vector<MergeItem> merge_items_;
+  std::vector<float*> raw_rows_;  // [num_rows] where the delta net's projections go
   int64_t distinct_experts_ = 0;
   int64_t expert_layers_ = 0;
   std::vector<RowView> inputs_;
@@ -146,8 +211,7 @@ void quantise_forms(Isa isa, RowBuffer& rows, int64_t r, unsigned blocks);
 
 /// The trunk of one family over the rows whose embeddings are in `residual`; leaves residual complete (before the final
 /// norm).
-void run_qwen35_trunk(ForwardPass& pass, const ModelWeights& weights, KvCache& cache, RecurrentState& state,
-                      bool in_slot);
-void run_qwen3moe_trunk(ForwardPass& pass, const ModelWeights& weights, KvCache& cache);
+void run_qwen35_trunk(ForwardPass& pass, const ModelWeights& weights);
+void run_qwen3moe_trunk(ForwardPass& pass, const ModelWeights& weights);
 
 }  // namespace foretoken

@@ -26,7 +26,7 @@ class CudaBackend final : public Backend {
         engine_(model, options_, team_),
         hidden_(float_rows(pass_rows(options_), engine_.config.hidden_dim)),
         logits_(float_rows(logits_rows(options_), engine_.config.vocab_size)) {
-    if (options_.max_window <= kMaxWindow) cycle_.emplace(engine_, length_);
+    if (options_.max_window <= kMaxWindow) cycle_.emplace(engine_);
     if (!options_.with_mtp) return;
     follow_hidden_ = float_rows(pass_rows(options_), engine_.config.hidden_dim);
     for (PinnedBuffer& rows : mtp_hidden_) rows = float_rows(pass_rows(options_), engine_.config.hidden_dim);
@@ -39,24 +39,24 @@ class CudaBackend final : public Backend {
 
   SessionMemory memory() const override { return engine_.memory(); }
   ThreadTeam& team() override { return team_; }
-  ExpertReads*& expert_reads() override { return no_reads_; }
+  void count_expert_reads(ExpertReads*) override {}  // reads on the device are not counted
+  int num_pages() const override { return static_cast<int>(pages_of(options_.ctx_size)); }
   ExpertPlaces expert_places() const override { return engine_.shared->hot.reads(); }
   DeviceCycle* device_cycle() override { return cycle_ ? &*cycle_ : nullptr; }
 
-  void reset() override {
-    length_ = 0;
-    engine_.reset();
-  }
+  void reset(int) override { engine_.reset(); }
 
-  void forward(std::span<const TokenId> ids, bool in_slot) override {
+  void forward(std::span<const Span> spans, std::span<const TokenId> ids) override {
+    FT_CHECK_EQ(spans.size(), size_t{1});
+    const Span& span = spans[0];
     CudaEngine& e = engine_;
     num_rows_ = static_cast<int>(ids.size());
     e.stream.synchronize();
     e.begin_pass();
-    e.host.command.data<Command>()->window = e.window_scalars(num_rows_, length_);
+    e.host.command.data<Command>()->window = window_scalars(*span.sequence, num_rows_);
     copy_to_device(e.stream, &e.command->window, e.host.command.data(), sizeof(PassScalars));
     send_ids(ids, e.ids);
-    e.run_trunk(num_rows_, in_slot);
+    e.run_trunk(num_rows_, span.is_window);
     copy_to_host(e.stream, e.host.num_buckets.data(), e.buffers.num_buckets, e.host.num_buckets.size_bytes());
     has_hidden_ = false;
   }
@@ -72,9 +72,9 @@ class CudaBackend final : public Backend {
     return hidden_.data<float>() + row * engine_.config.hidden_dim;
   }
 
-  void compute_logits(int row_begin, int row_end) override {
-    num_logits_ = row_end - row_begin;
-    engine_.run_head(row_begin, num_logits_);
+  void compute_logits(std::span<const int32_t> rows) override {
+    num_logits_ = static_cast<int>(rows.size());
+    engine_.run_head(rows[0], num_logits_);
     has_logits_ = false;
   }
 
@@ -84,13 +84,11 @@ class CudaBackend final : public Backend {
     return logits_.data<float>() + index * engine_.config.vocab_size;
   }
 
-  void commit(int num_rows, bool in_slot) override {
-    engine_.commit(num_rows, in_slot);
-    length_ += num_rows;
-  }
-
-  void mtp_forward(std::span<const TokenId> ids, int64_t position, std::span<const float* const> hidden,
-                   int first_output) override {
+  void mtp_forward(std::span<const MtpSpan> spans, std::span<const TokenId> ids,
+                   std::span<const float* const> hidden) override {
+    FT_CHECK_EQ(spans.size(), size_t{1});
+    const int64_t position = spans[0].position;
+    const int first_output = spans[0].first_output;
     CudaEngine& e = engine_;
     const int num_rows = static_cast<int>(ids.size());
     const int64_t dim = e.config.hidden_dim;
@@ -122,11 +120,11 @@ class CudaBackend final : public Backend {
     return rows.data<float>() + output * engine_.config.hidden_dim;
   }
 
-  void mtp_compute_logits(int output_begin, int output_end) override {
+  void mtp_compute_logits(std::span<const int32_t> outputs) override {
     engine_.stream.synchronize();
     engine_.send_groups();
-    num_mtp_logits_ = output_end - output_begin;
-    engine_.run_draft_head(output_begin, num_mtp_logits_);
+    num_mtp_logits_ = static_cast<int>(outputs.size());
+    engine_.run_draft_head(outputs[0], num_mtp_logits_);
     has_mtp_logits_ = false;
   }
 
@@ -143,6 +141,14 @@ class CudaBackend final : public Backend {
   }
 
   void add_draft_group(int32_t group) override { engine_.add_group(group); }
+
+  void settle(SequenceState&) override { FT_CHECK(false); }
+  size_t state_bytes() const override { return 0; }
+  void read_state(int, std::span<std::byte>) override { FT_CHECK(false); }
+  void write_state(int, std::span<const std::byte>) override { FT_CHECK(false); }
+  size_t page_bytes() const override { return 0; }
+  void read_page(int32_t, std::span<std::byte>) override { FT_CHECK(false); }
+  void write_page(int32_t, std::span<const std::byte>) override { FT_CHECK(false); }
 
  private:
   static PinnedBuffer float_rows(int64_t num_rows, int64_t num_cols) {
@@ -177,7 +183,6 @@ class CudaBackend final : public Backend {
   ThreadTeam team_;  // for the host's experts of a split
   CudaEngine engine_;
   std::optional<CudaCycle> cycle_;
-  ExpertReads* no_reads_ = nullptr;  // reads on the device are not counted
 
   // The host's copies of the last results, and whether they have come.
   PinnedBuffer hidden_, logits_;

@@ -8,9 +8,8 @@
 
 namespace foretoken::cuda {
 
-CudaCycle::CudaCycle(CudaEngine& engine, int64_t& length)
+CudaCycle::CudaCycle(CudaEngine& engine)
     : engine_(engine),
-      length_(length),
       draft_(static_cast<size_t>(engine.options.max_window)),
       decide_(draft_.size()),
       refresh_(draft_.size()) {
@@ -21,8 +20,9 @@ int CudaCycle::deferred_capacity() const {
   return std::min(kMaxDeferred, pass_rows(engine_.options));
 }
 
-void CudaCycle::begin(const SamplingOptions& sampling, TokenId first, int row) {
-  FT_CHECK(supports(sampling) && length_ > 0);
+void CudaCycle::begin(SequenceState& sequence, const SamplingOptions& sampling, TokenId first, int row) {
+  FT_CHECK(supports(sampling) && sequence.length > 0);
+  sequence_ = &sequence;
   CudaEngine& e = engine_;
   e.stream.synchronize();
   *e.host.sampling.data<SamplingScalars>() = {sampling.temperature, sampling.seed};
@@ -42,9 +42,9 @@ void CudaCycle::catch_up() {
   const int count = static_cast<int>(deferred_.size());
   FollowScalars follow;
   follow.rows.num_rows = count;
-  follow.rows.position = static_cast<int32_t>(length_ + 1 - count);
+  follow.rows.position = static_cast<int32_t>(sequence_->length + 1 - count);
   follow.outputs.num_rows = 1;
-  follow.outputs.position = static_cast<int32_t>(length_);
+  follow.outputs.position = static_cast<int32_t>(sequence_->length);
   follow.first_output = count - 1;
   *e.host.follow.data<FollowScalars>() = follow;
   copy_to_device(e.stream, e.follow, e.host.follow.data(), sizeof follow);
@@ -76,11 +76,11 @@ void CudaCycle::fetch_result() {
 void CudaCycle::send_command(const Window& window) {
   CudaEngine& e = engine_;
   auto& command = *e.host.command.data<Command>();
-  command.window = e.window_scalars(window.num_drafts + 1, length_);
+  command.window = window_scalars(*sequence_, window.num_drafts + 1);
   for (int i = 1; i < window.num_drafts; ++i) {
     command.steps[i] = {};
     command.steps[i].num_rows = 1;
-    command.steps[i].position = static_cast<int32_t>(length_ + i);
+    command.steps[i].position = static_cast<int32_t>(sequence_->length + i);
   }
   command.last = window.last;
   command.deferred_row = static_cast<int32_t>(deferred_.size());
@@ -137,7 +137,7 @@ const DeviceCycle::Outcome& CudaCycle::run(const Window& window) {
   CudaEngine& e = engine_;
   const int k = window.num_drafts;
   FT_CHECK(k >= 0 && k < e.options.max_window && (k == 0 || e.options.with_mtp));
-  FT_CHECK(length_ + k + 1 < e.options.ctx_size);
+  FT_CHECK(sequence_->length + k + 1 < e.options.ctx_size);
   const bool waits = !deferred_.empty();
   if (waits && (k > 0 || static_cast<int>(deferred_.size()) == deferred_capacity())) catch_up();
   FT_CHECK(k == 0 || has_draft_);
@@ -168,8 +168,7 @@ const DeviceCycle::Outcome& CudaCycle::run(const Window& window) {
   outcome_.verify_ms = verified_.milliseconds_since(drafted_);
   outcome_.refresh_ms = refreshed_.milliseconds_since(verified_);
 
-  e.commit(outcome_.num_accepted + 1, /*in_slot=*/true);
-  length_ += outcome_.num_accepted + 1;
+  sequence_->commit(outcome_.num_accepted + 1, /*is_window=*/true);
   has_draft_ = k > 0;
   if (k == 0 && e.options.with_mtp) deferred_.push_back(outcome_.choices[0]);
   return outcome_;

@@ -18,10 +18,9 @@ namespace foretoken::cuda {
 /// A window of no drafts has no refresh: its hidden row is put by (follow_hidden), its token waits here on the host.
 class CudaCycle final : public DeviceCycle {
  public:
-  /// `length` is the backend's count of committed rows, which a cycle moves on.
-  CudaCycle(CudaEngine& engine, int64_t& length);
+  explicit CudaCycle(CudaEngine& engine);
 
-  void begin(const SamplingOptions& sampling, TokenId first, int row) override;
+  void begin(SequenceState& sequence, const SamplingOptions& sampling, TokenId first, int row) override;
   float first_confidence() const override { return has_draft_ ? host_result().next_share : -1.0f; }
   const Outcome& run(const Window& window) override;
 
@@ -37,7 +36,7 @@ class CudaCycle final : public DeviceCycle {
   [[nodiscard]] int deferred_capacity() const;
 
   CudaEngine& engine_;
-  int64_t& length_;
+  SequenceState* sequence_ = nullptr;               // that runs
   std::vector<Recorded> draft_, decide_, refresh_;  // by number of drafts
   Event began_, drafted_, verified_, refreshed_;
   std::vector<TokenId> deferred_;  // tokens that the MTP layer has not followed; their hiddens are in follow_hidden

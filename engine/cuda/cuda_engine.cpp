@@ -238,7 +238,6 @@ void CudaEngine::send_groups() {
 }
 
 void CudaEngine::reset() {
-  turn_.reset();
   state.recurrent_memory.clear(stream);
 }
 

@@ -13,7 +13,7 @@
 #include "engine/cuda/cuda_weights.h"
 #include "engine/model/model.h"
 #include "engine/options.h"
-#include "engine/sequence/recurrent_state.h"
+#include "engine/sequence/sequence_state.h"
 #include "engine/session_memory.h"
 #include "kernels/cuda/cuda_runtime_wrap.h"
 #include "kernels/select/choose_cuda.h"
@@ -55,6 +55,12 @@ struct CycleResult {
   float next_share = 0;
 };
 
+/// Scalars of a sequence's next pass of the trunk.
+[[nodiscard]] inline PassScalars window_scalars(const SequenceState& sequence, int num_rows) {
+  const SlotTurn& turn = sequence.turn;
+  return {num_rows, static_cast<int32_t>(sequence.length), turn.old_slot, turn.kept, turn.replay};
+}
+
 /// Memory and work of a session on the device, shared by the host's calls (CudaBackend) and the cycle (CudaCycle).
 /// All device memory is taken in the constructor, after a check that it is there.
 class CudaEngine {
@@ -87,12 +93,6 @@ class CudaEngine {
   void add_group(int32_t group);
   [[nodiscard]] std::span<const int32_t> groups() const { return groups_; }
 
-  /// Scalars of the next pass of the trunk.
-  [[nodiscard]] PassScalars window_scalars(int num_rows, int64_t position) const {
-    return {num_rows, static_cast<int32_t>(position), turn_.old_slot, turn_.kept, turn_.replay};
-  }
-  /// The running pass of the trunk is over; see SlotTurn.
-  void commit(int kept, bool in_slot) { turn_.commit(kept, in_slot); }
   /// Forgets the recurrent states.
   void reset();
 
@@ -142,7 +142,6 @@ class CudaEngine {
   std::optional<Blas> blas_;                        // with options.cublas, if the model has matrices for it
   std::vector<Recorded> trunk_;                     // [max_window + 1]
   std::vector<std::vector<Recorded>> split_trunk_;  // [max_window + 1][2 * split layers + 1] the trunk in pieces
-  SlotTurn turn_;
 };
 
 }  // namespace foretoken::cuda

@@ -5,10 +5,11 @@
 #include <algorithm>
 #include <string_view>
 
+#include "engine/backend.h"
 #include "engine/cpu/forward_pass.h"
 #include "engine/gguf/tensor_name.h"
 #include "engine/sequence/float_rows.h"
-#include "engine/sequence/kv_cache.h"
+#include "engine/sequence/kv_pages.h"
 #include "engine/sequence/recurrent_state.h"
 #include "kernels/base/error.h"
 #include "kernels/cuda/cuda_matrix.h"
@@ -376,8 +377,9 @@ SessionMemory session_memory(const ModelConfig& c, const SessionOptions& o) {
   const auto attention_layers = static_cast<int>(std::count(c.recurrent.begin(), c.recurrent.end(), false));
   const int kv_layers = attention_layers + (o.with_mtp ? c.num_mtp_layers : 0);
   SessionMemory memory;
-  memory.kv_bytes = KvCache(kv_layers, c.num_kv_heads, c.head_dim, o.ctx_size, o.kv_type).size_bytes();
-  memory.recurrent_bytes = RecurrentState(c, o.max_window).size_bytes();
+  const int64_t page_bytes = KvShape{kv_layers, c.num_kv_heads, c.head_dim, o.kv_type}.page_bytes();
+  memory.kv_bytes = static_cast<size_t>(kv_pages(o, page_bytes) * page_bytes);
+  memory.recurrent_bytes = RecurrentState(c, o.max_window, o.parallel).size_bytes();
   // Rows of logits: 16 or a window's, twice where there are drafts. Slots that a split's host sends.
   const int logits_rows = std::max(o.max_window, std::min(max_rows, 16));
   memory.work_bytes = PassBuffers(c, max_rows, o.max_window, o.ctx_size, /*num_threads=*/1).size_bytes() +

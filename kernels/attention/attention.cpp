@@ -18,7 +18,7 @@ float load_kv(const void* data, KvType type, int64_t i) {
                               : static_cast<const float*>(data)[i];
 }
 
-void scalar_attention_split(const KvHead& kv, int head_dim, float scale, int64_t split, AttentionQuery* queries,
+void scalar_attention_split(const KvSplit& kv, int head_dim, float scale, int64_t split, AttentionQuery* queries,
                             int num_queries, float* scratch) {
   float* scores = scratch;                    // [kAttentionSplit]
   float* values = scratch + kAttentionSplit;  // [head_dim]
@@ -31,7 +31,7 @@ void scalar_attention_split(const KvHead& kv, int head_dim, float scale, int64_t
       float lanes[kFloatLanes] = {};
       for (int i = 0; i < head_dim; ++i) {
         float& lane = lanes[i % kFloatLanes];
-        lane = math::fma(query->q[i], load_kv(kv.keys, kv.type, (begin + j) * head_dim + i), lane);
+        lane = math::fma(query->q[i], load_kv(kv.keys, kv.type, j * head_dim + i), lane);
       }
       for (int half = kFloatLanes / 2; half > 0; half /= 2) {
         for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
@@ -51,7 +51,7 @@ void scalar_attention_split(const KvHead& kv, int head_dim, float scale, int64_t
     for (int i = 0; i < head_dim; ++i) {
       float sum = 0.0f;
       for (int64_t j = 0; j < count; ++j) {
-        sum = math::fma(scores[j], load_kv(kv.values, kv.type, (begin + j) * head_dim + i), sum);
+        sum = math::fma(scores[j], load_kv(kv.values, kv.type, j * head_dim + i), sum);
       }
       values[i] = sum;
     }
@@ -67,7 +67,7 @@ void attention_reset(AttentionQuery& query, int head_dim) {
   std::fill_n(query.out, head_dim, 0.0f);
 }
 
-void attention_split(Isa isa, const KvHead& kv, int head_dim, float scale, int64_t split, AttentionQuery* queries,
+void attention_split(Isa isa, const KvSplit& kv, int head_dim, float scale, int64_t split, AttentionQuery* queries,
                      int num_queries, float* scratch) {
   FT_CHECK(head_dim > 0 && split >= 0);
   if (head_dim > kMaxTiledHeadDim) isa = Isa::kScalar;

@@ -303,14 +303,15 @@ FT_INLINE void add_values(const T* values, const T* next_keys, int head_dim, int
 }
 
 template <class V, class T>
-FT_INLINE void attend_group(const T* keys, const T* values, int head_dim, int padded, float scale,
-                            AttentionGroup& group) {
+FT_INLINE void attend_group(const KvSplit& kv, int head_dim, int padded, float scale, AttentionGroup& group) {
+  const T* const keys = static_cast<const T*>(kv.keys);
+  const T* const values = static_cast<const T*>(kv.values);
   score_group<V>(keys, values, head_dim, padded, scale, group);
   for (int r = 0; r < group.size; ++r) {
     exponentiate<V>(group.scores[r], group.counts[r], group.largest[r], group.sums[r]);
   }
   // Where there is no next split, the values themselves: they are here already.
-  const T* next_keys = group.ends ? values : keys + static_cast<int64_t>(kAttentionSplit) * head_dim;
+  const T* next_keys = group.ends || kv.next_keys == nullptr ? values : static_cast<const T*>(kv.next_keys);
   add_values<V>(values, next_keys, head_dim, padded, group);
   for (int r = 0; r < group.size; ++r) {
     join_split(group.largest[r], group.sums[r], group.work + r * padded, head_dim, *group.queries[r]);
@@ -318,8 +319,8 @@ FT_INLINE void attend_group(const T* keys, const T* values, int head_dim, int pa
 }
 
 template <class V>
-FT_INLINE void attention_split_with(const KvHead& kv, int head_dim, float scale, int64_t split, AttentionQuery* queries,
-                                    int num_queries) {
+FT_INLINE void attention_split_with(const KvSplit& kv, int head_dim, float scale, int64_t split,
+                                    AttentionQuery* queries, int num_queries) {
   const int64_t first = split * kAttentionSplit;
   const int padded = (head_dim + kLanes - 1) / kLanes * kLanes;
   const int group_size = min_of(kMaxGroup, kWorkFloats / padded);
@@ -339,11 +340,9 @@ FT_INLINE void attention_split_with(const KvHead& kv, int head_dim, float scale,
     }
     if (group.size == 0) continue;
     if (kv.type == KvType::kF16) {
-      attend_group<V>(static_cast<const uint16_t*>(kv.keys) + first * head_dim,
-                      static_cast<const uint16_t*>(kv.values) + first * head_dim, head_dim, padded, scale, group);
+      attend_group<V, uint16_t>(kv, head_dim, padded, scale, group);
     } else {
-      attend_group<V>(static_cast<const float*>(kv.keys) + first * head_dim,
-                      static_cast<const float*>(kv.values) + first * head_dim, head_dim, padded, scale, group);
+      attend_group<V, float>(kv, head_dim, padded, scale, group);
     }
   }
 }

@@ -18,6 +18,13 @@ class UsageError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// Somebody asked the work to stop (SessionOptions::stop, LoadOptions::stop): a signal. Programs end with exit code
+/// 130.
+class Interrupted : public std::runtime_error {
+ public:
+  Interrupted() : std::runtime_error("interrupted") {}
+};
+
 /// A fault of our own: prints expression, both values, file and line, and aborts.
 [[noreturn]] void check_failed(const char* file, int line, const char* expression, const std::string& values);
 

@@ -29,9 +29,9 @@ void FT_KERNEL(avx512_float_matmul_rows)(WeightType type, const std::byte* weigh
                                          int64_t num_cols, const RowView* x, int num_rows, float* const* y);
 
 // REQUIRES: head_dim <= kMaxTiledHeadDim.
-void avx2_attention_split(const KvHead& kv, int head_dim, float scale, int64_t split, AttentionQuery* queries,
+void avx2_attention_split(const KvSplit& kv, int head_dim, float scale, int64_t split, AttentionQuery* queries,
                           int num_queries);
-void FT_KERNEL(avx512_attention_split)(const KvHead& kv, int head_dim, float scale, int64_t split,
+void FT_KERNEL(avx512_attention_split)(const KvSplit& kv, int head_dim, float scale, int64_t split,
                                        AttentionQuery* queries, int num_queries);
 void avx2_attention_merge(const AttentionQuery& part, int head_dim, AttentionQuery& whole);
 void avx2_divide(float* x, int64_t n, float divisor);

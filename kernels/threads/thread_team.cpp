@@ -123,6 +123,7 @@ struct ThreadTeam::State {
   std::vector<Group> groups;
   std::vector<size_t> group_of;  // by member
   NumaNodes nodes;
+  const std::atomic<bool>* asked_to_stop = nullptr;  // set before the first loop
 
   // The caller's.
   alignas(64) bool in_loop = false;
@@ -159,6 +160,10 @@ struct ThreadTeam::State {
     begins.back() = first;
   }
 
+  [[nodiscard]] bool is_asked_to_stop() const {
+    return asked_to_stop != nullptr && asked_to_stop->load(std::memory_order_relaxed);
+  }
+
   [[nodiscard]] const NumaNode* node_to_pin(int thread_idx) const {
     if (nodes.count() == 1) return nullptr;
     return &nodes.nodes()[static_cast<size_t>(groups[group_of[static_cast<size_t>(thread_idx)]].node)];
@@ -183,7 +188,7 @@ struct ThreadTeam::State {
         const uint64_t mine = (seen & ~kCount) == current ? seen & kCount : 0;
         if (static_cast<int64_t>(mine) >= size) break;
         if (!word.compare_exchange_weak(seen, current | (mine + 1), std::memory_order_relaxed)) continue;
-        fn(fn_context, begin + static_cast<int64_t>(mine), thread_idx);
+        if (!is_asked_to_stop()) fn(fn_context, begin + static_cast<int64_t>(mine), thread_idx);
         seen = word.load(std::memory_order_relaxed);
       }
     }
@@ -267,6 +272,10 @@ const NumaNodes& ThreadTeam::nodes() const {
   return state_->nodes;
 }
 
+void ThreadTeam::set_stop(const std::atomic<bool>* stop) {
+  state_->asked_to_stop = stop;
+}
+
 int ThreadTeam::node_of(int thread_idx) const {
   return state_->groups[state_->group_of[static_cast<size_t>(thread_idx)]].node;
 }
@@ -283,7 +292,7 @@ void ThreadTeam::run(int64_t num_items, std::span<const int64_t> node_ends, void
   state.in_loop = true;
   if (state.workers.empty() || num_items <= 1) {
     [&]() noexcept {
-      for (int64_t item = 0; item < num_items; ++item) body(context, item, 0);
+      for (int64_t item = 0; item < num_items && !state.is_asked_to_stop(); ++item) body(context, item, 0);
     }();
   } else {
     state.open(num_items, node_ends, context, body);

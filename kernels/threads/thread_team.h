@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -33,6 +34,10 @@ class ThreadTeam {
   /// Nodes that loops are shared out over: one if the team has one member only.
   [[nodiscard]] const NumaNodes& nodes() const;
   [[nodiscard]] int node_of(int thread_idx) const;
+
+  /// While *stop is true, loops end without calling their bodies for the items that are left: whoever waits for them
+  /// looks at it too, and throws the results away. nullptr: never.
+  void set_stop(const std::atomic<bool>* stop);
 
   /// Calls body(item, thread_idx) once for each item in [0, num_items), spread over the team; returns when all are
   /// done. What the bodies wrote is visible after it. Items of a member's range start in rising order: put big ones

@@ -177,13 +177,14 @@ class ArmRunner {
     DecodeOptions options = decode_options(arms_[arm_idx], 0);
     bool first = true;
     options.on_token = [&](TokenId) {
-      if (first) session.profile()->clear();  // the prompt is another story
+      if (first) session.engine().profile()->clear();  // the prompt is another story
       first = false;
       return true;
     };
     const DecodeResult result = decode(session, prompts_[0], options);
-    json["profile"] = profile_json(*session.profile(), result.statistics);
-    return fmt::format("\n{}\n{}", arms_[arm_idx].name, describe_profile(*session.profile(), result.statistics));
+    json["profile"] = profile_json(*session.engine().profile(), result.statistics);
+    return fmt::format("\n{}\n{}", arms_[arm_idx].name,
+                       describe_profile(*session.engine().profile(), result.statistics));
   }
 
   [[nodiscard]] const std::vector<ArmMemory>& memory() const { return memory_; }

@@ -28,8 +28,6 @@ std::string summary(const std::string& path, const SynthSpec& spec, const SynthR
   return text;
 }
 
-struct Interrupted {};
-
 }  // namespace
 
 int run_synth(int argc, const char* const* argv) {

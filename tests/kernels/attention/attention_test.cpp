@@ -7,22 +7,23 @@
 #include "kernels/base/float_isa.h"
 #include "kernels/base/half.h"
 #include "kernels/base/math.h"
+#include "tests/kernels/attention/contiguous_kv.h"
 #include "tests/kernels/base/float_test.h"
 
 namespace foretoken {
 #ifdef FORETOKEN_HAVE_EMULATION
-void emulated_avx512_attention_split(const KvHead& kv, int head_dim, float scale, int64_t split,
+void emulated_avx512_attention_split(const KvSplit& kv, int head_dim, float scale, int64_t split,
                                      AttentionQuery* queries, int num_queries);
 #endif
 
 namespace test {
 namespace {
 
-using SplitFunction = std::function<void(const KvHead& kv, int head_dim, float scale, int64_t split,
+using SplitFunction = std::function<void(const KvSplit& kv, int head_dim, float scale, int64_t split,
                                          AttentionQuery* queries, int num_queries)>;
 
 SplitFunction split_on(Isa isa) {
-  return [isa](const KvHead& kv, int head_dim, float scale, int64_t split, AttentionQuery* queries, int num_queries) {
+  return [isa](const KvSplit& kv, int head_dim, float scale, int64_t split, AttentionQuery* queries, int num_queries) {
     std::vector<float> scratch(static_cast<size_t>(kAttentionSplit + head_dim));
     attention_split(isa, kv, head_dim, scale, split, queries, num_queries, scratch.data());
   };
@@ -37,7 +38,7 @@ std::vector<Variant> fast_variants() {
   std::vector<Variant> variants;
   for (Isa isa : fast_isas()) variants.push_back({std::string(isa_name(isa)), split_on(isa)});
 #ifdef FORETOKEN_HAVE_EMULATION
-  variants.push_back({"emulated avx512", [](const KvHead& kv, int head_dim, float scale, int64_t split,
+  variants.push_back({"emulated avx512", [](const KvSplit& kv, int head_dim, float scale, int64_t split,
                                             AttentionQuery* queries, int num_queries) {
                         if (head_dim > kMaxTiledHeadDim)
                           return split_on(Isa::kScalar)(kv, head_dim, scale, split, queries, num_queries);
@@ -52,7 +53,7 @@ std::vector<Variant> fast_variants() {
 struct Cache {
   std::vector<uint16_t> half_keys, half_values;
   std::vector<float> float_keys, float_values;
-  KvHead head;
+  ContiguousKv head;
   double key(int64_t i) const {
     return head.type == KvType::kF16 ? half_to_float(half_keys[static_cast<size_t>(i)])
                                      : float_keys[static_cast<size_t>(i)];
@@ -134,7 +135,8 @@ struct Problem {
   Queries run(const SplitFunction& split) const {
     Queries queries = this->queries();
     for (int64_t s = 0; s < num_splits; ++s) {
-      split(cache->head, head_dim, scale, s, queries.list.data(), static_cast<int>(queries.list.size()));
+      split(cache->head.split(s, head_dim), head_dim, scale, s, queries.list.data(),
+            static_cast<int>(queries.list.size()));
     }
     return queries;
   }
@@ -188,8 +190,8 @@ TEST_CASE("attention gives the same bits however queries are batched") {
             Queries parts = problem.queries();
             for (int64_t s = 0; s < problem.num_splits; ++s) {
               for (int begin = 0; begin < rows * heads; begin += batch) {
-                variant.split(problem.cache->head, problem.head_dim, problem.scale, s, parts.list.data() + begin,
-                              std::min(batch, rows * heads - begin));
+                variant.split(problem.cache->head.split(s, problem.head_dim), problem.head_dim, problem.scale, s,
+                              parts.list.data() + begin, std::min(batch, rows * heads - begin));
               }
             }
             parts.require_same(want);
@@ -235,7 +237,8 @@ TEST_CASE("splits merged in order give the bits of splits run in turn") {
     Queries whole = problem.queries();
     for (int64_t s = 0; s < problem.num_splits; ++s) {
       Queries part = problem.queries();
-      split_on(isa)(problem.cache->head, problem.head_dim, problem.scale, s, part.list.data(), 4);
+      split_on(isa)(problem.cache->head.split(s, problem.head_dim), problem.head_dim, problem.scale, s,
+                    part.list.data(), 4);
       for (size_t r = 0; r < 4; ++r) attention_merge(isa, part.list[r], problem.head_dim, whole.list[r]);
     }
     INFO(isa_name(isa));

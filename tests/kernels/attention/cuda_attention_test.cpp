@@ -6,10 +6,13 @@
 #include "kernels/attention/rope.h"
 #include "kernels/rows/elementwise.h"
 #include "kernels/rows/rms_norm.h"
+#include "tests/kernels/attention/contiguous_kv.h"
 #include "tests/kernels/cuda/cuda_test_support.h"
 
 namespace foretoken::cuda {
 namespace {
+
+using foretoken::test::ContiguousKv;
 
 using test::random_values;
 using test::same_bits;
@@ -86,9 +89,10 @@ void check_window(const Shape& s, int before, int num_rows, bool apart) {
       AttentionQuery attending{query.data(), before + r + 1, 0, 0, out};
       attention_reset(attending, s.head_dim);
       std::vector<float> scratch(static_cast<size_t>(kAttentionSplit + s.head_dim));
-      const KvHead head{cache.at(cache.keys, h / group, 0), cache.at(cache.values, h / group, 0), s.type};
+      const ContiguousKv head{cache.at(cache.keys, h / group, 0), cache.at(cache.values, h / group, 0), s.type};
       for (int64_t split = 0; split * kAttentionSplit < before + r + 1; ++split) {
-        attention_split(Isa::kScalar, head, s.head_dim, scale, split, &attending, 1, scratch.data());
+        attention_split(Isa::kScalar, head.split(split, s.head_dim), s.head_dim, scale, split, &attending, 1,
+                        scratch.data());
       }
       attention_finish(Isa::kScalar, attending, s.head_dim);
       if (s.gated)

@@ -20,6 +20,7 @@
 #include "kernels/rows/elementwise.h"
 #include "kernels/rows/rms_norm.h"
 #include "kernels/select/softmax.h"
+#include "tests/kernels/attention/contiguous_kv.h"
 
 namespace foretoken {
 namespace {
@@ -103,7 +104,7 @@ void bench_attention(Isa isa) {
     const size_t count = static_cast<size_t>(2 * kv_len * head_dim);
     type == KvType::kF16 ? fill_half(cache.data<uint16_t>(), count) : fill(cache.data<float>(), count);
     const size_t half_bytes = count / 2 * (type == KvType::kF16 ? 2 : 4);
-    const KvHead head{cache.data(), cache.data() + half_bytes, type};
+    const test::ContiguousKv head{cache.data(), cache.data() + half_bytes, type};
     for (int rows : {0, 1, 2, 4, 8}) {
       const int num_queries = rows == 0 ? 1 : rows * heads;
       std::vector<AttentionQuery> queries;
@@ -114,7 +115,8 @@ void bench_attention(Isa isa) {
       }
       const double t = seconds([&] {
         for (int64_t s = 0; s < kv_len / kAttentionSplit; ++s) {
-          attention_split(isa, head, head_dim, 0.0625f, s, queries.data(), num_queries, scratch.data());
+          attention_split(isa, head.split(s, head_dim), head_dim, 0.0625f, s, queries.data(), num_queries,
+                          scratch.data());
         }
       });
       fmt::print("attention {} queries={:<2}  {:6.2f} GB/s  {:6.2f} Gfma/s\n", type == KvType::kF16 ? "F16" : "F32",

@@ -70,7 +70,7 @@ class Subject {
     options.with_mtp = at.k > 0;
     options.max_window = at.k + 1;
     Session session(model(), options);
-    REQUIRE(session.device_cycle() != nullptr);
+    REQUIRE(session.engine().device_cycle() != nullptr);
     INFO("k " << at.k << (at.sampled ? ", sampled" : ", greedy"));
     for (int i = 0; i < 2; ++i)
       CHECK(decode(session, prompt_, decode_options(at)).ids == reference(at.sampled).result.ids);

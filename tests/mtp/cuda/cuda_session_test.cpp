@@ -78,7 +78,7 @@ class Subject {
     on_device.with_mtp = options.mtp > 0;
     on_device.max_window = options.mtp + 1;
     Session session(*model_, on_device);
-    REQUIRE(session.device_cycle() != nullptr);
+    REQUIRE(session.engine().device_cycle() != nullptr);
     const bool sampled = options.sampling.temperature > 0;
     INFO("k " << options.mtp << ", chunk " << prompt_chunk << (sampled ? ", sampled" : ", greedy"));
     const DecodeResult first = decode(session, prompt_, options), again = decode(session, prompt_, options);
@@ -218,8 +218,8 @@ TEST_CASE("device session: drafting rests and begins again") {
       const float* last = device.hidden(static_cast<int>(ids.size()) - 1);
       previous.assign(last, last + zeros.size());
     }
-    DeviceCycle& cycle = *device.device_cycle();
-    cycle.begin({}, known[0], prompt_chunk - 1);
+    DeviceCycle& cycle = *device.engine().device_cycle();
+    cycle.begin(device.sequence().state_for_device(), {}, known[0], prompt_chunk - 1);
     CHECK(cycle.first_confidence() < 0);
     std::vector<TokenId> got{known[0]};
     for (const int k : {0, 0, 2, 1, 0, 3, 3, 0, 0, 0, 0, 0, 2}) {

@@ -90,13 +90,13 @@ class SplitModel {
     options.with_mtp = at.k > 0;
     options.max_window = at.k + 1;
     Session session(*model_, options);
-    REQUIRE(session.device_cycle() != nullptr);
+    REQUIRE(session.engine().device_cycle() != nullptr);
     INFO("experts " << at.experts[0] << " " << at.experts[1] << " slots " << at.slots << " k " << at.k);
     for (int i = 0; i < 3; ++i) {
       const DecodeResult got = decode(session, prompt_, decode_options(at));
       CHECK(got.ids == references_[at.sampled ? 1 : 0].result.ids);
     }
-    return session.expert_places();
+    return session.engine().expert_places();
   }
 
   const Model& model() const { return *model_; }
