@@ -7,6 +7,7 @@
 
 #include "engine/cuda/placement.h"
 #include "engine/gguf/gguf.h"
+#include "engine/model/model.h"
 #include "engine/model/model_config.h"
 #include "kernels/base/error.h"
 #include "kernels/cuda/cuda_device.h"
@@ -90,8 +91,8 @@ TensorUse use_of(const GgufFile& file, const GgufTensor& tensor) {
 /// All that the report says about a file, gathered first so that text and JSON agree.
 struct Inspection {
   const GgufFile& file;
-  std::optional<ModelConfig> config;
-  std::string refusal;  // why it cannot be run; empty if nothing speaks against it
+  std::optional<ModelConfig> config;  // nothing where not even the metadata can be used
+  std::string refusal;                // why it cannot be run, as `decode` says it; empty if nothing speaks against it
   std::vector<const GgufTensor*> unsupported;
 };
 
@@ -99,16 +100,12 @@ Inspection inspect(const GgufFile& file) {
   Inspection result{file, std::nullopt, "", {}};
   try {
     result.config = ModelConfig::read(file);
+    Model::check(file);
   } catch (const InputError& error) {
     result.refusal = error.what();
   }
   for (const GgufTensor& tensor : file.tensors()) {
     if (!tensor.type()) result.unsupported.push_back(&tensor);
-  }
-  if (result.refusal.empty() && !result.unsupported.empty()) {
-    const GgufTensor& first = *result.unsupported[0];
-    result.refusal = fmt::format("{}: {} tensors of unsupported type, the first is {} of {}", file.path(),
-                                 result.unsupported.size(), first.name, gguf_type_name(first.type_id));
   }
   return result;
 }
@@ -215,7 +212,8 @@ std::string describe_costs(const Costs& costs) {
     text += fmt::format("  n={}  U(n) {:.2f} / {:.2f}  {:>9} / {:>9}\n", n, independent, published,
                         format_bytes(costs.pass(independent).total()), format_bytes(costs.pass(published).total()));
   }
-  if (costs.config.num_mtp_layers == 0) return text + "\nno MTP layer: --mtp cannot gain anything with this file\n";
+  if (costs.config.num_mtp_layers == 0)
+    return text + fmt::format("\n--mtp cannot gain anything here: {}\n", costs.config.mtp_absence);
 
   const int64_t draft_vocab = costs.draft_rows;
   text += fmt::format("\none draft reads {} with the full head, {} with one of {} rows\n", format_bytes(costs.draft(0)),
@@ -374,7 +372,7 @@ int run_inspect(int argc, const char* const* argv) {
 
   std::optional<Costs> costs;
   std::optional<Plan> plan;
-  if (inspection.config) {
+  if (inspection.refusal.empty()) {
     const double bandwidth = flags.model.measure_bandwidth();
     costs.emplace(file, *inspection.config, flags, bandwidth);
     plan = make_plan(file, *inspection.config, flags, bandwidth);

@@ -4,6 +4,9 @@
 
 #include <chrono>
 
+#include "engine/model/metadata.h"
+#include "engine/model/mtp_layout.h"
+#include "engine/model/unread_tensors.h"
 #include "engine/model/weight_loader.h"
 #include "engine/model/weights.h"
 #include "kernels/base/error.h"
@@ -108,7 +111,35 @@ void declare_mtp(WeightLoader& load, const ModelConfig& c, MtpWeights& to) {
     load.head(block + "shared_head_head.weight", c.vocab_size, c.hidden_dim, to.head);
 }
 
+// Everything that the headers say about whether the model can be run. Throws InputError.
+void declare_model(WeightLoader& load, const GgufFile& file, const ModelConfig& c, const Tokenizer& tokenizer,
+                   ModelWeights& w) {
+  if (tokenizer.vocab_size() != c.vocab_size) {
+    throw InputError(
+        fmt::format("{}: tokenizer.ggml.tokens: {} tokens; token_embd.weight has {} rows, they must be as many",
+                    file.path(), tokenizer.vocab_size(), c.vocab_size));
+  }
+  load.lookup("token_embd.weight", c.vocab_size, c.hidden_dim, w.embed);
+  load.vector("output_norm.weight", c.hidden_dim, w.output_norm);
+  // Without a head of its own the model uses its embeddings (tied).
+  load.head(load.has("output.weight") ? "output.weight" : "token_embd.weight", c.vocab_size, c.hidden_dim, w.head);
+  w.layers.resize(static_cast<size_t>(c.num_layers));
+  for (int i = 0; i < c.num_layers; ++i) {
+    declare_layer(load, c, i, c.recurrent[static_cast<size_t>(i)], w.layers[static_cast<size_t>(i)]);
+  }
+  if (c.num_mtp_layers > 0) declare_mtp(load, c, w.mtp);
+  check_unread_tensors(file, c, load.declared());
+}
+
 }  // namespace
+
+void Model::check(const GgufFile& file) {
+  const ModelConfig config = ModelConfig::read(file);
+  const Tokenizer tokenizer = Tokenizer::load(file);
+  ModelWeights weights;
+  WeightLoader loader(file, LoadOptions(), weights);
+  declare_model(loader, file, config, tokenizer, weights);
+}
 
 Model::Model() = default;
 Model::~Model() = default;
@@ -120,26 +151,11 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
   Model model;
   model.impl_ = std::make_unique<Impl>(GgufFile::open(path));
   Impl& m = *model.impl_;
-  const ModelConfig& c = m.config;
-  if (m.tokenizer.vocab_size() != c.vocab_size) {
-    throw InputError(
-        fmt::format("{}: tokenizer.ggml.tokens: {} tokens; token_embd.weight has {} rows, they must be as many", path,
-                    m.tokenizer.vocab_size(), c.vocab_size));
-  }
   m.fingerprint = m.file.fingerprint();
-
   ModelWeights& w = m.weights;
-  WeightLoader load(m.file, options, w);
-  load.lookup("token_embd.weight", c.vocab_size, c.hidden_dim, w.embed);
-  load.vector("output_norm.weight", c.hidden_dim, w.output_norm);
-  // Without a head of its own the model uses its embeddings (tied).
-  load.head(load.has("output.weight") ? "output.weight" : "token_embd.weight", c.vocab_size, c.hidden_dim, w.head);
-  w.layers.resize(static_cast<size_t>(c.num_layers));
-  for (int i = 0; i < c.num_layers; ++i) {
-    declare_layer(load, c, i, c.recurrent[static_cast<size_t>(i)], w.layers[static_cast<size_t>(i)]);
-  }
-  if (c.num_mtp_layers > 0) declare_mtp(load, c, w.mtp);
-  load.load();
+  WeightLoader loader(m.file, options, w);
+  declare_model(loader, m.file, m.config, m.tokenizer, w);
+  loader.load();
 
   const auto finish = [](MoeWeights& moe) {
     if (moe.up.first_row > 0) moe.up.all = moe.gate.all;
@@ -163,6 +179,16 @@ const ModelWeights& Model::weights() const {
 }
 const std::string& Model::path() const {
   return impl_->file.path();
+}
+std::string Model::mtp_absence() const {
+  const std::string& reason = impl_->config.mtp_absence;
+  const std::vector<std::string> beside = find_mtp_files(path());
+  if (reason.empty() || beside.empty()) return reason;
+  return fmt::format("{} ({} beside it may hold one: an MTP layer in a file of its own is not supported)", reason,
+                     fmt::join(beside, " or "));
+}
+std::vector<std::string> Model::notes() const {
+  return metadata_notes(impl_->file);
 }
 const std::string& Model::fingerprint() const {
   return impl_->fingerprint;

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "engine/gguf/gguf.h"
 #include "engine/model/model_config.h"
@@ -19,6 +20,8 @@ class Model {
   /// Loads and checks a GGUF file. Throws InputError: unsupported architecture or tensor type, missing tensor, wrong
   /// shape, NaN scale, too little memory (checked before anything is allocated).
   [[nodiscard]] static Model load(const std::string& path, const LoadOptions& options);
+  /// What load() does before it reads any weights: throws the same InputError, from the headers alone.
+  static void check(const GgufFile& file);
   ~Model();
   Model(Model&&) noexcept;
   Model& operator=(Model&&) noexcept;
@@ -30,6 +33,10 @@ class Model {
   [[nodiscard]] const std::string& fingerprint() const;  // GgufFile::fingerprint, reported as model_sha256
   [[nodiscard]] size_t file_bytes() const;
   [[nodiscard]] double load_seconds() const;  // reading, checking and repacking
+  /// What the file says to its user and no part of the program applies: recommended sampling and the like, a line each.
+  [[nodiscard]] std::vector<std::string> notes() const;
+  /// Why the file has no MTP layer; empty if it has one.
+  [[nodiscard]] std::string mtp_absence() const;
   [[nodiscard]] bool has_mtp() const { return config().num_mtp_layers > 0; }
 
  private:

@@ -15,7 +15,8 @@ struct ModelConfig {
   std::string architecture;    // general.architecture: qwen35moe, qwen35 or qwen3moe
   std::string name;            // general.name, may be empty
   int num_layers = 0;          // trunk layers: block_count - nextn_predict_layers
-  int num_mtp_layers = 0;      // nextn_predict_layers: 0 or 1
+  int num_mtp_layers = 0;      // 1: the file has the MTP layer that nextn_predict_layers declares
+  std::string mtp_absence;     // why there is none; empty if there is one
   int64_t hidden_dim = 0;      // embedding_length
   int64_t vocab_size = 0;      // from token_embd.weight
   int64_t context_length = 0;  // context_length

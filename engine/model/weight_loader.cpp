@@ -37,7 +37,7 @@ void WeightLoader::fail(const std::string& name, const std::string& what) const 
   throw InputError(fmt::format("{}: tensor {}: {}", file_.path(), name, what));
 }
 
-const GgufTensor& WeightLoader::find(const std::string& name, const std::vector<int64_t>& shape) const {
+const GgufTensor& WeightLoader::find(const std::string& name, const std::vector<int64_t>& shape) {
   const GgufTensor* tensor = file_.find_tensor(name);
   if (tensor == nullptr) fail(name, "is missing; the file does not hold the whole model that its metadata describes");
   if (!tensor->type()) {
@@ -51,6 +51,7 @@ const GgufTensor& WeightLoader::find(const std::string& name, const std::vector<
     fail(name,
          fmt::format("shape [{}]; the metadata asks for [{}]", fmt::join(tensor->shape, ", "), fmt::join(shape, ", ")));
   }
+  declared_.insert(tensor->name);
   return *tensor;
 }
 
@@ -98,14 +99,25 @@ void WeightLoader::vector(const std::string& name, int64_t count, const float*& 
     fail(name, fmt::format("shape [{}], {} values; the metadata asks for {}", fmt::join(named->shape, ", "),
                            named->num_values(), count));
   }
-  auto values = std::make_unique<float[]>(static_cast<size_t>(count));
-  decode_row(*named->type(), named->data, count, values.get());
-  for (int64_t i = 0; i < count; ++i) {
-    if (!std::isfinite(values[static_cast<size_t>(i)]))
-      fail(name, fmt::format("value {} is not finite; the file is damaged", i));
+  declared_.insert(named->name);
+  vectors_.push_back({named, &to});
+}
+
+void WeightLoader::load_vectors() {
+  for (const Vector& vector : vectors_) {
+    const int64_t count = vector.tensor->num_values();
+    auto values = std::make_unique<float[]>(static_cast<size_t>(count));
+    decode_row(*vector.tensor->type(), vector.tensor->data, count, values.get());
+    const float* end = values.get() + count;
+    const float* bad =
+        std::find_if_not(values.get(), const_cast<float*>(end), [](float v) { return std::isfinite(v); });
+    if (bad != end) {
+      fail(std::string(vector.tensor->name),
+           fmt::format("value {} is not finite; the file is damaged", bad - values.get()));
+    }
+    *vector.to = values.get();
+    weights_.vectors.push_back(std::move(values));
   }
-  to = values.get();
-  weights_.vectors.push_back(std::move(values));
 }
 
 size_t WeightLoader::bytes_needed() const {
@@ -172,6 +184,7 @@ void WeightLoader::load() {
         "--no-repack to compute from the mapped file",
         file_.path(), gib(needed), gib(available)));
   }
+  load_vectors();
   std::stable_sort(jobs_.begin(), jobs_.end(), [](const Job& a, const Job& b) {
     return std::pair(a.tensor->file_idx, a.tensor->file_offset) < std::pair(b.tensor->file_idx, b.tensor->file_offset);
   });

@@ -2,7 +2,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/gguf/gguf.h"
@@ -11,10 +13,10 @@
 
 namespace foretoken {
 
-/// Declares tensors, checks each against its expected shape, then brings all of them into memory in one parallel pass
-/// in file order: interleaved where type and shape fit, copied otherwise, with the file's pages released as it goes.
-/// With LoadOptions::repack false, or for a declaration in place, the views point into the mapped file where its
-/// alignment allows.
+/// Declares tensors, checks each against its expected shape by the file's headers alone, then brings all of them into
+/// memory in one parallel pass in file order: interleaved where type and shape fit, copied otherwise, with the file's
+/// pages released as it goes. With LoadOptions::repack false, or for a declaration in place, the views point into the
+/// mapped file where its alignment allows.
 ///
 /// Over several nodes of memory a matrix's rows are first written by threads of the node that is to hold them, the
 /// share that RowItems hands to that node's threads later: a page lies where it is first touched. What is not brought
@@ -37,8 +39,11 @@ class WeightLoader {
                        int parts = 1);
   /// A matrix of which single rows are looked up: stays in the mapped file.
   void lookup(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to);
-  /// A small tensor of `count` values, decoded to floats at once.
+  /// A small tensor of `count` values, decoded to floats.
   void vector(const std::string& name, int64_t count, const float*& to);
+
+  /// Names of the tensors that have been declared.
+  [[nodiscard]] const std::set<std::string_view, std::less<>>& declared() const { return declared_; }
 
   /// Bytes that load() will allocate.
   [[nodiscard]] size_t bytes_needed() const;
@@ -60,11 +65,16 @@ class WeightLoader {
     std::vector<RowRange> ranges;
     size_t size_bytes;
   };
-  const GgufTensor& find(const std::string& name, const std::vector<int64_t>& shape) const;
+  struct Vector {
+    const GgufTensor* tensor;
+    const float** to;
+  };
+  const GgufTensor& find(const std::string& name, const std::vector<int64_t>& shape);
   /// Parts of granule_rows are read by loops of their own.
   Job& declare(const GgufTensor& tensor, int64_t num_rows, int64_t granule_rows, int64_t num_cols, bool in_place,
                MatrixView& to);
   [[noreturn]] void fail(const std::string& name, const std::string& what) const;
+  void load_vectors();
   void allocate(Job& job, const NumaNodes& nodes);
   static void append_chunks(Job& job, const NumaNodes& nodes, int node, std::vector<Chunk>& chunks);
   void fill(Job& job, int64_t row_begin, int64_t row_end) const;
@@ -73,6 +83,8 @@ class WeightLoader {
   const LoadOptions& options_;
   ModelWeights& weights_;
   std::vector<Job> jobs_;
+  std::vector<Vector> vectors_;
+  std::set<std::string_view, std::less<>> declared_;
 };
 
 }  // namespace foretoken

@@ -323,6 +323,70 @@ TEST_CASE("inspect describes files that cannot be run, and says why", "[program]
                 {"odd.gguf", "blk.0.ffn_up_exps.weight", "IQ2_XXS"});
 }
 
+TEST_CASE("inspect refuses what decode refuses, in the same words", "[program][inspect]") {
+  const foretoken::test::GgufEdit good = foretoken::test::RandomModel().build();
+  const std::vector<std::pair<const char*, std::function<void(foretoken::test::GgufEdit&)>>> faults = {
+      {"", [](auto&) {}},  // none
+      {"blk.0.attn_qkv.weight", [](auto& file) { file.remove_tensor("blk.0.attn_qkv.weight"); }},
+      {"blk.2.nextn.eh_proj.weight", [](auto& file) { file.remove_tensor("blk.2.nextn.eh_proj.weight"); }},
+      {"nextn_predict_layers", [](auto& file) { file.remove_key("qwen35moe.nextn_predict_layers"); }},
+      {"tokenizer.ggml.pre", [](auto& file) { file.set_string("tokenizer.ggml.pre", "default"); }},
+      {"bos_token_id", [](auto& file) { file.set_uint32("tokenizer.ggml.bos_token_id", 151643); }},
+      {"rope.scaling.factor", [](auto& file) { file.set_float32("qwen35moe.rope.scaling.factor", 4); }},
+      {"ffn_gate_exps.scale",
+       [](auto& file) {
+         file.tensors.push_back({"blk.1.ffn_gate_exps.scale", 0, {8}, std::vector<std::byte>(8 * sizeof(float))});
+       }},
+  };
+  for (const auto& [word, change] : faults) {
+    INFO("fault: " << word);
+    const TempFolder folder;
+    const std::string path = folder.file("model.gguf");
+    auto file = good;
+    change(file);
+    file.write(path);
+    const Outcome inspect = run({"inspect", path, "--json", "-"});
+    REQUIRE(inspect.exit_code == 0);
+    const Json json = Json::parse(inspect.out);
+    const Outcome decode = run({"decode", "-m", path, "-p", "x", "-n", "1"});
+    CHECK(json["can_run"] == (decode.exit_code == 0));
+    if (*word == '\0') {
+      CHECK(json["refusal"].is_null());
+      continue;
+    }
+    const auto refusal = json["refusal"].get<std::string>();
+    INFO(refusal);
+    check_refused(decode, 1, {word});
+    CHECK(decode.err.find(refusal) != std::string::npos);
+    CHECK(run({"inspect", path}).out.find(refusal) != std::string::npos);
+  }
+}
+
+TEST_CASE("sampling that a file recommends is told and not applied", "[program]") {
+  const TempFolder folder;
+  auto file = foretoken::test::RandomModel().build();
+  file.write(folder.file("plain.gguf"));
+  file.set_float32("general.sampling.temp", 0.5f);
+  file.write(folder.file("sampled.gguf"));
+  const Outcome plain = run({"decode", "-m", folder.file("plain.gguf"), "-p", "x", "-n", "8"});
+  const Outcome sampled = run({"decode", "-m", folder.file("sampled.gguf"), "-p", "x", "-n", "8"});
+  CHECK(sampled.exit_code == 0);
+  CHECK(sampled.out == plain.out);
+  CHECK(sampled.err.find("temp 0.5") != std::string::npos);
+  CHECK(plain.err.find("recommends") == std::string::npos);
+}
+
+TEST_CASE("an MTP layer that is declared and absent", "[program][mtp]") {
+  const TempFolder folder;
+  const std::string path = folder.file("trunk.gguf");
+  auto file = foretoken::test::RandomModel().build();
+  std::erase_if(file.tensors, [](const auto& tensor) { return tensor.name.starts_with("blk.2."); });
+  file.write(path);
+  CHECK(run({"decode", "-m", path, "-p", "x", "-n", "2"}).exit_code == 0);
+  check_refused(run({"decode", "-m", path, "-p", "x", "-n", "2", "--mtp", "2"}), 1,
+                {"--mtp 2", "MTP layer", "nextn_predict_layers", "blk.2.nextn.*"});
+}
+
 TEST_CASE("Bad prompts exit 1 with one line", "[program][bad_input]") {
   const TempFolder folder;
   check_refused(run(demo({"-p", ""})), 1, {"empty"});

@@ -143,12 +143,16 @@ Model ModelFlags::load() {
     placement = plan_placement(sizes, placement_request(config, cuda::free_memory_bytes()));
     print_message("{}", describe(*placement, sizes, measure_speed(measure_bandwidth())));
   }
-  ProgressBar bar("loading");
   LoadOptions options;
   options.repack = !no_repack;
   options.nodes = nodes;
-  options.progress = [&bar](size_t done, size_t all) { bar.show(done, all); };
-  return Model::load(model_path, options);
+  Model model = [&] {
+    ProgressBar bar("loading");
+    options.progress = [&bar](size_t done, size_t all) { bar.show(done, all); };
+    return Model::load(model_path, options);
+  }();
+  for (const std::string& note : model.notes()) print_message("{}: {}", model_path, note);
+  return model;
 }
 
 SessionOptions ModelFlags::session_options(int mtp) const {
