@@ -10,6 +10,7 @@
 #include "engine/device_cycle.h"
 #include "engine/model/model.h"
 #include "engine/options.h"
+#include "engine/row_faults.h"
 #include "engine/sequence/sequence_state.h"
 #include "engine/session_memory.h"
 #include "kernels/threads/thread_team.h"
@@ -62,6 +63,9 @@ class Backend {
   [[nodiscard]] virtual DeviceCycle* device_cycle() { return nullptr; }
   [[nodiscard]] virtual ExpertPlaces expert_places() const { return {}; }
   [[nodiscard]] const SessionOptions& options() const { return options_; }
+  /// What is not finite in the rows of the last forward(), their logits included where those were computed.
+  [[nodiscard]] const RowFaults& faults() const { return faults_; }
+  [[nodiscard]] const RowFaults& mtp_faults() const { return mtp_faults_; }
 
   virtual void forward(std::span<const Span> spans, std::span<const TokenId> ids) = 0;
   [[nodiscard]] virtual double distinct_experts() = 0;
@@ -97,6 +101,7 @@ class Backend {
 
  protected:
   const SessionOptions options_;
+  RowFaults faults_, mtp_faults_;
 };
 
 /// Makes the backend for options.device == kCuda or kSplit.

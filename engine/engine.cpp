@@ -186,6 +186,18 @@ const float* Engine::hidden(int row) const {
   return impl_->backend->hidden(row);
 }
 
+void Engine::check_row(int row) const {
+  const RowFaults& faults = impl_->backend->faults();
+  if (row >= faults.num_rows()) return;  // a backend that does not look
+  const std::optional<RowFault> fault = faults.find(row);
+  if (!fault) return;
+  const auto span =
+      std::find_if(impl_->spans.begin(), impl_->spans.end(), [&](const Span& s) { return row < s.end_row(); });
+  FT_CHECK(span != impl_->spans.end());
+  throw InputError(fmt::format("{}: {}", model().path(),
+                               describe_fault(*fault, span->position + row - span->first_row, /*is_mtp=*/false)));
+}
+
 double Engine::distinct_experts() const {
   return impl_->backend->distinct_experts();
 }
@@ -227,6 +239,16 @@ void Engine::mtp_forward(std::span<const MtpInput> inputs) {
   e.backend->mtp_forward(e.mtp_spans, e.ids, e.hidden);
   e.num_outputs = num_outputs;
   e.num_mtp_logits = 0;
+}
+
+std::optional<std::string> Engine::mtp_fault(int input) const {
+  const RowFaults& faults = impl_->backend->mtp_faults();
+  const MtpSpan& span = impl_->mtp_spans.at(static_cast<size_t>(input));
+  for (int r = span.first_row; r < std::min(span.end_row(), faults.num_rows()); ++r) {
+    if (const std::optional<RowFault> fault = faults.find(r))
+      return describe_fault(*fault, span.position + r - span.first_row, /*is_mtp=*/true);
+  }
+  return std::nullopt;
 }
 
 int Engine::num_mtp_outputs() const {
@@ -301,6 +323,10 @@ void Sequence::reset() {
 
 void Sequence::commit(int num_rows) {
   FT_CHECK(num_rows >= (pending_is_window_ ? 1 : pending_) && num_rows <= pending_);
+  const auto& spans = engine_.impl_->spans;
+  const auto mine = std::find_if(spans.begin(), spans.end(), [&](const Span& s) { return s.sequence == &state_; });
+  FT_CHECK(mine != spans.end());
+  for (int r = 0; r < num_rows; ++r) engine_.check_row(mine->first_row + r);
   state_.commit(num_rows, pending_is_window_);
   pending_ = 0;
 }

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -85,6 +86,11 @@ class Engine {
   /// dense model.
   [[nodiscard]] double distinct_experts() const;
 
+  /// Throws InputError, naming the position and the layer, if something in row `row` of the last forward(), its logits
+  /// included, was not finite or was lost for being too large. Rows that are taken back are nobody's concern: plain
+  /// decoding never computes them.
+  void check_row(int row) const;
+
   /// Runs the head over these rows of the last forward(). REQUIRES: at most logits_capacity() of them.
   void compute_logits(std::span<const int32_t> rows);
   /// Logits [vocab_size] of rows[index] of the last compute_logits().
@@ -114,6 +120,10 @@ class Engine {
   /// logits_capacity() of them.
   void mtp_compute_logits(std::span<const int32_t> outputs);
   [[nodiscard]] const float* mtp_logits(int index) const;  // [vocab_size] of outputs[index]
+
+  /// The first fault of this input's rows in the last mtp_forward() and their logits, as check_row() would put it, or
+  /// nothing.
+  [[nodiscard]] std::optional<std::string> mtp_fault(int input) const;
 
   /// Rows of the head that drafts read: group g stands for ids [16 g, 16 g + 16); rising, no duplicates. All groups at
   /// first.
@@ -153,7 +163,7 @@ class Sequence {
   void reset();
 
   /// Keeps the first num_rows rows of the last forward() and takes back the others. REQUIRES: 1 <= num_rows <=
-  /// pending(), all of them for a prompt chunk.
+  /// pending(), all of them for a prompt chunk. Throws what Engine::check_row() throws for the first of them.
   void commit(int num_rows);
 
   /// For the device's own cycle, which commits rows by itself.

@@ -55,6 +55,9 @@ class Session {
   /// Logits [vocab_size] of row `row`. REQUIRES: row was in the range of the last compute_logits().
   [[nodiscard]] const float* logits(int row) const { return engine_.logits(row - logits_begin_); }
 
+  /// As Engine.
+  void check_row(int row) const { engine_.check_row(row); }
+
   /// U(n) of the last forward(); see Engine.
   [[nodiscard]] double distinct_experts() const { return engine_.distinct_experts(); }
 
@@ -79,6 +82,7 @@ class Session {
   [[nodiscard]] const float* mtp_logits(int row) const { return engine_.mtp_logits(row - mtp_logits_begin_); }
 
   /// As Engine.
+  [[nodiscard]] std::optional<std::string> mtp_fault() const { return engine_.mtp_fault(0); }
   void set_draft_groups(std::span<const int32_t> groups) { engine_.set_draft_groups(groups); }
   void add_draft_group(int32_t group) { engine_.add_draft_group(group); }
 

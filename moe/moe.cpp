@@ -1,6 +1,7 @@
 #include "moe/moe.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/base/error.h"
 #include "kernels/matmul/matmul.h"
@@ -48,6 +49,7 @@ void choose_experts(Isa isa, ThreadTeam& team, const MoeWeights& weights, const 
     route_row(isa, logits + r * num_experts, num_experts, static_cast<int>(r), routing);
     if (weights.shared_router != nullptr) {
       const float gate = float_dot(isa, weights.shared_router, x.row(r), x.num_cols());
+      if (!std::isfinite(gate)) routing.finite[static_cast<size_t>(r)] = 0;  // a sigmoid makes 0 or 1 of infinity
       shared_weight[r] = 1.0f;
       sigmoid_gate(isa, &gate, 1, &shared_weight[r]);
     }

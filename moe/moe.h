@@ -86,7 +86,7 @@ class MoeScratch {
   WorkProfile* profile = nullptr;
   bool is_mtp = false;
 
-  /// The experts of the last moe_forward.
+  /// The experts of the last moe_forward, and whether the router's numbers were finite.
   Routing routing;
   /// Distinct routed experts of the last moe_forward.
   int distinct_experts = 0;

@@ -13,6 +13,7 @@ struct Routing {
   int top_k = 0;
   std::vector<int32_t> experts;  // [num_rows, top_k], by falling probability; ties: lower index first
   std::vector<float> weights;    // [num_rows, top_k], softmax probability, renormalised over the chosen ones
+  std::vector<uint8_t> finite;   // [num_rows] 0: a logit was not finite, and the softmax may have lost it
 
   /// Makes room for `rows` x `k` choices.
   void resize(int rows, int k);

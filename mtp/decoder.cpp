@@ -123,6 +123,7 @@ class Generation {
       std::vector<const float*> hidden{previous.data()};
       for (int r = 0; r + 1 < num_rows; ++r) hidden.push_back(session_.hidden(r));
       drafter_->follow(ids, hidden);
+      stop_drafting_on_fault();
       std::copy_n(session_.hidden(last_row_), dim, previous.data());
       const double ms = watch.lap_ms();
       result_.statistics.prompt_ms += ms;
@@ -138,12 +139,16 @@ class Generation {
     for (int r = 0; r < end;) {
       const int stop = std::min(r + session_.logits_capacity(), end);
       session_.compute_logits(r, stop);
-      for (; r < stop; ++r) options_.on_logits(session_.length() + r, session_.logits(r));
+      for (; r < stop; ++r) {
+        session_.check_row(r);
+        options_.on_logits(session_.length() + r, session_.logits(r));
+      }
     }
   }
 
   TokenId choose_first(int num_rows) {
     session_.compute_logits(num_rows - 1, num_rows);
+    for (int r = 0; r < num_rows; ++r) session_.check_row(r);
     const float* logits = session_.logits(num_rows - 1);
     if (options_.on_logits) options_.on_logits(session_.length() + num_rows - 1, logits);
     return choose_token(session_.options().isa, logits, session_.model().config().vocab_size, options_.sampling,
@@ -184,12 +189,13 @@ class Generation {
     const Acceptance acceptance = accept(drafts_, choices_);
     count_accepted(acceptance.num_accepted);
     const int64_t begin = session_.length();
-    rollback(session_, acceptance);
     bool going = true;
     for (int i = 0; i <= acceptance.num_accepted && going; ++i) {
+      session_.check_row(i);  // after the tokens before it went out, as in plain decoding
       if (options_.on_logits) options_.on_logits(begin + i, session_.logits(i));
       going = emit(choices_[static_cast<size_t>(i)]);
     }
+    rollback(session_, acceptance);
     last_ = acceptance.next;
     s.accept_ms += watch.lap_ms();
 
@@ -267,6 +273,15 @@ class Generation {
     } else {
       drafter_->follow(ids, hidden);
     }
+    stop_drafting_on_fault();
+  }
+
+  // A draft is worth no more than its verification: without the MTP layer the text is the same.
+  void stop_drafting_on_fault() {
+    if (!drafter_->fault()) return;
+    result_.statistics.draft_fault = *drafter_->fault();
+    planned_ = 0;
+    drafter_.reset();
   }
 
   void draft(int limit) {
@@ -277,6 +292,10 @@ class Generation {
     do {
       float confidence = 0;
       drafts_.push_back(drafter_->next_draft(options_.sampling, confidence));
+      if (drafter_->fault()) {
+        drafts_.pop_back();
+        return stop_drafting_on_fault();
+      }
       confidences_.push_back(confidence);
       const double ms = watch.lap_ms();
       controller_.observe_draft(drafts_.size() == 1, ms);

@@ -17,6 +17,7 @@ void Drafter::reset() {
   num_drafts_ = 0;
   ids_.clear();
   hidden_.clear();
+  fault_.reset();
 }
 
 void Drafter::defer(std::span<const TokenId> ids, std::span<const float* const> hidden) {
@@ -34,6 +35,7 @@ void Drafter::follow(std::span<const TokenId> ids, std::span<const float* const>
   FT_CHECK(ids_.empty());
   last_row_ = static_cast<int>(ids.size()) - 1;
   session_.mtp_forward(ids, filled_, hidden, last_row_);
+  look_for_fault();
   filled_ += static_cast<int64_t>(ids.size());
   num_drafts_ = 0;
 }
@@ -46,6 +48,7 @@ void Drafter::flush() {
     for (size_t i = begin; i < begin + count; ++i) hidden.push_back(&hidden_[i * dim]);
     last_row_ = static_cast<int>(count) - 1;
     session_.mtp_forward(std::span(ids_).subspan(begin, count), filled_, hidden, last_row_);
+    look_for_fault();
     filled_ += static_cast<int64_t>(count);
     begin += count;
   }
@@ -63,6 +66,7 @@ TokenId Drafter::next_draft(const SamplingOptions& sampling, float& confidence) 
     last_row_ = 0;
   }
   session_.mtp_compute_logits(last_row_, last_row_ + 1);
+  look_for_fault();
   const float* logits = session_.mtp_logits(last_row_);
   const int64_t vocab_size = session_.model().config().vocab_size;
   last_draft_ = choose_token(session_.options().isa, logits, vocab_size, sampling, filled_ + num_drafts_);

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "engine/sampler.h"
@@ -41,15 +43,23 @@ class Drafter {
   /// One draft for the position behind the last known or drafted one. The first call after flush() reads the head
   /// alone; each further call runs the MTP layer over the draft before it. `confidence` is the softmax probability of
   /// the drafted token within the draft vocabulary.
+  /// Where fault() has something to say afterwards, neither draft nor confidence means anything.
   [[nodiscard]] TokenId next_draft(const SamplingOptions& sampling, float& confidence);
 
   /// Chained steps so far take this token as the last draft instead of the one next_draft returned (forced drafts).
   void replace_last(TokenId id) { last_draft_ = id; }
 
+  /// What was not finite in the MTP layer's rows, once something was: its drafts are worth nothing from then on.
+  [[nodiscard]] const std::optional<std::string>& fault() const { return fault_; }
+
   [[nodiscard]] int64_t filled() const { return filled_; }
   [[nodiscard]] int deferred() const { return static_cast<int>(ids_.size()); }
 
  private:
+  void look_for_fault() {
+    if (!fault_) fault_ = session_.mtp_fault();
+  }
+
   Session& session_;
   int64_t filled_ = 0;
   int last_row_ = -1;   // of the session's last mtp_forward: what next_draft continues from; -1: nothing
@@ -57,6 +67,7 @@ class Drafter {
   TokenId last_draft_ = 0;
   std::vector<TokenId> ids_;   // deferred
   std::vector<float> hidden_;  // [deferred, hidden_dim]
+  std::optional<std::string> fault_;
 };
 
 }  // namespace foretoken

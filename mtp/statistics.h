@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace foretoken {
@@ -31,6 +32,9 @@ struct DecodeStatistics {
                                                  // experts / top_k): U(n)
   double draft_step_ms = 0;                      // sum over chained single steps
   int64_t draft_steps = 0;
+
+  /// Why drafting stopped: what was not finite in the MTP layer. Empty: it did not stop. The text is the same.
+  std::string draft_fault;
 
   [[nodiscard]] double acceptance_length() const {
     return verify_passes == 0 ? 1.0 : static_cast<double>(verified_tokens) / static_cast<double>(verify_passes);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "kernels/base/error.h"
@@ -114,6 +116,7 @@ class Evaluation {
       const int row_end = std::min(num_rows, row + session_.logits_capacity());
       session_.compute_logits(row, row_end);
       for (int r = row; r < row_end; ++r) {
+        session_.check_row(r);
         const float* logits = session_.logits(r);
         const size_t position = begin + static_cast<size_t>(r);
         logits_file_.write_row({logits, static_cast<size_t>(vocab_size_)});
@@ -139,6 +142,7 @@ class Evaluation {
       for (int row = 0; row < num_rows; row += session_.logits_capacity()) {
         const int row_end = std::min(num_rows, row + session_.logits_capacity());
         session_.mtp_compute_logits(row, row_end);
+        check_mtp_rows();
         for (int r = row; r < row_end; ++r) first_draft(session_.mtp_logits(r));
       }
     }
@@ -154,6 +158,7 @@ class Evaluation {
     for (size_t i = 0; i < static_cast<size_t>(mtp_) && position + i < ids_.size(); ++i) {
       session_.mtp_forward(ids_.subspan(position + i, 1), static_cast<int64_t>(position + i), {&hidden, 1});
       session_.mtp_compute_logits(0, 1);
+      check_mtp_rows();
       if (i == 0) {
         first_draft(session_.mtp_logits(0));
       } else {
@@ -161,6 +166,12 @@ class Evaluation {
       }
       hidden = session_.mtp_hidden(0);
     }
+  }
+
+  // Here the drafts are the result, not only a help.
+  void check_mtp_rows() const {
+    if (const std::optional<std::string> fault = session_.mtp_fault())
+      throw InputError(fmt::format("{}: {}", session_.model().path(), *fault));
   }
 
   void first_draft(const float* logits) {
@@ -203,7 +214,9 @@ std::string describe(const EvalResult& result, double perplexity, int64_t num_to
   if (result.counted == 0) {
     text = "perplexity: none, a text of one token has nothing to predict\n";
   } else {
-    text = fmt::format("perplexity {:.4f} over {} of {} tokens{}; {:.4f} nats a token\n", perplexity, result.counted,
+    // Beyond 709 nats a token the perplexity is no double any more.
+    text = fmt::format("perplexity {} over {} of {} tokens{}; {:.4f} nats a token\n",
+                       std::isfinite(perplexity) ? fmt::format("{:.4f}", perplexity) : "above 1e308", result.counted,
                        num_tokens, num_parts > 1 ? fmt::format(" in {} parts", num_parts) : "",
                        result.nll / static_cast<double>(result.counted));
   }
@@ -262,7 +275,9 @@ int run_eval(int argc, const char* const* argv) {
   const double mean = result.counted > 0 ? result.nll / static_cast<double>(result.counted) : 0;
   if (!json_file.is_stdout()) ResultStream().write(describe(result, std::exp(mean), num_tokens, num_parts));
   nlohmann::ordered_json object;
-  object["perplexity"] = result.counted > 0 ? nlohmann::ordered_json(std::exp(mean)) : nlohmann::ordered_json(nullptr);
+  const double perplexity = std::exp(mean);
+  object["perplexity"] = result.counted > 0 && std::isfinite(perplexity) ? nlohmann::ordered_json(perplexity)
+                                                                         : nlohmann::ordered_json(nullptr);
   object["nats_per_token"] = result.counted > 0 ? nlohmann::ordered_json(mean) : nlohmann::ordered_json(nullptr);
   object["tokens"] = num_tokens;
   object["tokens_counted"] = result.counted;

@@ -13,6 +13,11 @@ namespace {
 // in the second-level cache beside a split of keys.
 constexpr int kRowsPerBlock = 8;
 
+// Queries and keys below it have finite scores: 2^58 x 2^58 x 1024 values.
+constexpr float kLargestScored = 0x1p58f;
+// What a half rounds to infinity, from here on.
+constexpr float kHalfOverflow = 65520.0f;
+
 }  // namespace
 
 void ForwardPass::attention(const AttentionWeights& weights, int kv_layer) {
@@ -42,20 +47,34 @@ void ForwardPass::store_row(const AttentionWeights& weights, int kv_layer, int64
   const int64_t dim = config_.head_dim, position = position_of(r);
   const int32_t page = span_of(r).sequence->pages[static_cast<size_t>(position / kPagePositions)];
   const auto offset = static_cast<int>(position % kPagePositions);
+  const float largest_value = largest_magnitude(isa_, buffers_.v.row(r), config_.num_kv_heads * dim);
   for (int h = 0; h < config_.num_kv_heads; ++h) {
     float* key = buffers_.k.row(r) + h * dim;
-    rms_norm(isa_, key, weights.k_norm, dim, config_.norm_eps, key);
+    const float squares = rms_norm(isa_, key, weights.k_norm, dim, config_.norm_eps, key);
+    if (!std::isfinite(squares)) note(r, FaultKind::kKeys);
     rope(isa_, rope_, position, key);
     kv_.store(isa_, page, offset, kv_layer, h, key, buffers_.v.row(r) + h * dim);
   }
+  const float largest_key = largest_magnitude(isa_, buffers_.k.row(r), config_.num_kv_heads * dim);
+  if (!(largest_key < kLargestScored)) note(r, FaultKind::kKeys);
+  if (!std::isfinite(largest_value)) note(r, FaultKind::kValues);
+  if (kv_type_ != KvType::kF16) return;
+  if (!(largest_key < kHalfOverflow)) note(r, FaultKind::kKeyRange);
+  if (!(largest_value < kHalfOverflow)) note(r, FaultKind::kValueRange);
 }
 
 void ForwardPass::rotate_queries(const AttentionWeights& weights, int64_t r) {
   const int64_t dim = config_.head_dim, stride = config_.gated_attention ? 2 * dim : dim;
   for (int64_t h = 0; h < config_.num_heads; ++h) {
     float* query = buffers_.queries.row(r) + h * dim;
-    rms_norm(isa_, buffers_.q.row(r) + h * stride, weights.q_norm, dim, config_.norm_eps, query);
+    const float squares = rms_norm(isa_, buffers_.q.row(r) + h * stride, weights.q_norm, dim, config_.norm_eps, query);
+    if (!std::isfinite(squares)) note(r, FaultKind::kQueries);
     rope(isa_, rope_, position_of(r), query);
+  }
+  // With their gates, of which a sigmoid would make 0 or 1.
+  if (!std::isfinite(largest_magnitude(isa_, buffers_.q.row(r), config_.num_heads * stride)) ||
+      !(largest_magnitude(isa_, buffers_.queries.row(r), config_.num_heads * dim) < kLargestScored)) {
+    note(r, FaultKind::kQueries);
   }
 }
 
@@ -72,6 +91,7 @@ void ForwardPass::attend_and_output(const AttentionWeights& weights, int kv_laye
       },
       Work::kAttention);
   project(Work::kAttentionProjections, buffers_.attended, {{weights.output, buffers_.mixed}});
+  added(FaultKind::kAttention);
 }
 
 void ForwardPass::plan_attention() {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <limits>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "engine/machine.h"
 #include "kernels/base/error.h"
 #include "kernels/matmul/matmul.h"
+#include "kernels/rows/elementwise.h"
 #include "kernels/rows/rms_norm.h"
 
 namespace foretoken {
@@ -143,7 +145,8 @@ class CpuBackend final : public Backend {
   void count_expert_reads(ExpertReads* reads) override { buffers_.pass.moe.reads = reads; }
 
   void forward(std::span<const Span> spans, std::span<const TokenId> ids) override {
-    pass_.begin(spans);
+    faults_.begin(static_cast<int>(ids.size()));
+    pass_.begin(spans, faults_);
     pass_.embed(weights_.embed, ids);
     if (config_.architecture == "qwen3moe") {
       run_qwen3moe_trunk(pass_, weights_);
@@ -159,7 +162,9 @@ class CpuBackend final : public Backend {
   const float* hidden(int row) override { return buffers_.hidden.row(row); }
 
   void compute_logits(std::span<const int32_t> rows) override {
-    run_head(Work::kHead, weights_.head, head_items_, buffers_.hidden, rows, buffers_.logits);
+    const RowFault fault{config_.num_layers, FaultKind::kLogits};
+    run_head(Work::kHead, weights_.head, head_items_, buffers_.hidden, rows, buffers_.logits,
+             [&](int32_t row) { faults_.note(row, fault); });
   }
   const float* logits(int index) override { return buffers_.logits.row(index); }
 
@@ -174,15 +179,21 @@ class CpuBackend final : public Backend {
 
     // u = join . [rms_norm(embedding, embed_norm); rms_norm(hidden, hidden_norm)]; keys and values of all rows.
     trunk_spans_.assign(spans.begin(), spans.end());
-    pass_.begin(trunk_spans_, /*is_mtp=*/true);
+    mtp_faults_.begin(static_cast<int>(ids.size()));
+    pass_.begin(trunk_spans_, mtp_faults_, {}, /*is_mtp=*/true);
     pass_.embed(w.embed, ids);
     pass_.for_rows([&](int64_t r, int) {
-      rms_norm(options_.isa, residual.row(r), w.embed_norm, dim, config_.norm_eps, join.row(r));
-      rms_norm(options_.isa, hidden[static_cast<size_t>(r)], w.hidden_norm, dim, config_.norm_eps, join.row(r) + dim);
+      const float embed_squares =
+          rms_norm(options_.isa, residual.row(r), w.embed_norm, dim, config_.norm_eps, join.row(r));
+      const float hidden_squares = rms_norm(options_.isa, hidden[static_cast<size_t>(r)], w.hidden_norm, dim,
+                                            config_.norm_eps, join.row(r) + dim);
+      if (!std::isfinite(embed_squares)) pass_.note(r, FaultKind::kEmbedding);
+      if (!std::isfinite(hidden_squares)) pass_.note(r, FaultKind::kMtpHidden);
       quantise_forms(options_.isa, join, r, block_bits({&w.join}));
       std::fill_n(residual.row(r), dim, 0.0f);
     });
     pass_.project(Work::kMtpLayer, join, {{w.join, buffers_.pass.mixed}});
+    pass_.added(FaultKind::kMtpJoin);
     const unsigned mix_blocks = block_bits({&mix.q, &mix.k, &mix.v});
     pass_.add_and_norm(w.layer.mix_norm, mix_blocks);
     pass_.store_keys_and_values(mix, kv_layer);
@@ -204,8 +215,11 @@ class CpuBackend final : public Backend {
   }
 
   void mtp_compute_logits(std::span<const int32_t> outputs) override {
-    run_head(Work::kDraftHead, weights_.mtp.head, draft_items_, buffers_.mtp_hidden[static_cast<size_t>(mtp_current_)],
-             outputs, buffers_.mtp_logits);
+    run_head(
+        Work::kDraftHead, weights_.mtp.head, draft_items_, buffers_.mtp_hidden[static_cast<size_t>(mtp_current_)],
+        outputs, buffers_.mtp_logits, [&](int32_t output) {
+          mtp_faults_.note(output_rows_[static_cast<size_t>(output)], {config_.num_layers + 1, FaultKind::kLogits});
+        });
   }
   const float* mtp_logits(int index) override { return buffers_.mtp_logits.row(index); }
 
@@ -280,14 +294,17 @@ class CpuBackend final : public Backend {
     // Rows move to the front in rising order, so none is overwritten before it has moved.
     for (int i = 0; i < num_outputs; ++i)
       std::copy_n(residual.row(output_rows_[static_cast<size_t>(i)]), config_.hidden_dim, residual.row(i));
-    pass_.begin(trunk_spans_, /*is_mtp=*/true);
+    pass_.begin(trunk_spans_, mtp_faults_, output_rows_, /*is_mtp=*/true);
+    pass_.added(FaultKind::kMtpJoin);
     pass_.norm(weights_.mtp.layer.mix_norm, mix_blocks);
     return num_outputs;
   }
 
-  // logits[i] = head . from[rows[i]], for the head rows in `items`.
+  // logits[i] = head . from[rows[i]], for the head rows in `items`. Calls note(row) for rows with logits that are not
+  // finite, from any thread.
+  template <class Note>
   void run_head(Work work, const MatrixView& head, const HeadItems& items, const RowBuffer& from,
-                std::span<const int32_t> rows, FloatRows& logits) {
+                std::span<const int32_t> rows, FloatRows& logits, const Note& note) {
     const int num_rows = static_cast<int>(rows.size());
     head_inputs_.clear();
     for (const int32_t r : rows) head_inputs_.push_back(from.view(r));
@@ -297,6 +314,10 @@ class CpuBackend final : public Backend {
       outputs.resize(static_cast<size_t>(num_rows));
       for (int i = 0; i < num_rows; ++i) outputs[static_cast<size_t>(i)] = logits.row(i) + range.begin;
       matmul_rows(options_.isa, head, range.begin, range.end, head_inputs_.data(), num_rows, outputs.data());
+      for (size_t i = 0; i < outputs.size(); ++i) {
+        const float largest = largest_magnitude(options_.isa, outputs[i], range.end - range.begin);
+        if (!std::isfinite(largest)) note(rows[i]);
+      }
       return WorkDone{work, (range.end - range.begin) * static_cast<int64_t>(head.row_bytes())};
     });
     check_stop();

@@ -1,9 +1,11 @@
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
 #include "engine/cpu/forward_pass.h"
 #include "kernels/delta_net/delta_net.h"
+#include "kernels/rows/elementwise.h"
 #include "kernels/rows/rms_norm.h"
 
 namespace foretoken {
@@ -80,6 +82,11 @@ void ForwardPass::delta_net(const DeltaNetWeights& weights, int recurrent_idx) {
       const SlotRow at = slot_row(span, layer, r);
       delta_gates(buffers_.b.row(r), buffers_.alpha.row(r), weights.a, weights.dt, config_.num_value_heads,
                   at.slot->beta.row(at.row), at.slot->decay.row(at.row));
+      // Of infinity a sigmoid and an exponential make ordinary numbers.
+      if (!std::isfinite(largest_magnitude(isa_, buffers_.b.row(r), config_.num_value_heads)) ||
+          !std::isfinite(largest_magnitude(isa_, buffers_.alpha.row(r), config_.num_value_heads))) {
+        note(r, FaultKind::kDeltaGates);
+      }
     }
     return WorkDone{Work::kDeltaRecurrence, 0};
   });
@@ -93,6 +100,7 @@ void ForwardPass::delta_net(const DeltaNetWeights& weights, int recurrent_idx) {
   const unsigned blocks = block_bits({&weights.out});
   for_rows([&](int64_t r, int) { quantise_forms(isa_, buffers_.delta_out, r, blocks); });
   project(Work::kDeltaProjections, buffers_.delta_out, {{weights.out, buffers_.mixed}});
+  added(FaultKind::kDeltaNet);
 }
 
 void ForwardPass::settle(SequenceState& sequence) {
@@ -136,7 +144,10 @@ void ForwardPass::convolve_head(const DeltaNetWeights& weights, const Span& span
     for (int j = 0; j < taps; ++j) u[static_cast<size_t>(j)] = raw(r - (taps - 1) + j);
     float* mixed = first.slot->mixed.row(first.row + r);
     causal_conv(isa_, weights.conv, taps, u.data(), begin, end, mixed);
-    if (head < 2 * config_.num_key_heads) l2_norm(isa_, mixed + begin, size, config_.norm_eps, mixed + begin);
+    if (head < 2 * config_.num_key_heads &&
+        !std::isfinite(l2_norm(isa_, mixed + begin, size, config_.norm_eps, mixed + begin))) {
+      note(span.first_row + r, FaultKind::kDeltaInput);
+    }
   }
   // This head's channels of the history move to where the next pass needs them: before slot new for a window
   // (invariant 1), behind the last row for a prompt chunk. Source rows are never older than their destination, so
@@ -166,7 +177,9 @@ void ForwardPass::advance_head(const DeltaNetWeights& weights, const Span& span,
   advance_state(layer, head, rows, turn.replay + (span.is_window ? 1 : span.num_rows), thread_idx);
   for (int r = span.first_row; r < span.end_row(); ++r) {
     float* out = buffers_.delta_out.row(r) + head * size;
-    rms_norm_gated(isa_, out, weights.norm, buffers_.z.row(r) + head * size, size, config_.norm_eps, out);
+    const float squares =
+        rms_norm_gated(isa_, out, weights.norm, buffers_.z.row(r) + head * size, size, config_.norm_eps, out);
+    if (!std::isfinite(squares)) note(r, FaultKind::kDeltaOutput);
   }
 }
 

@@ -1,6 +1,7 @@
 #include "engine/cpu/forward_pass.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/base/error.h"
 #include "kernels/formats/weight_codec.h"
@@ -76,6 +77,7 @@ ForwardPass::ForwardPass(const ModelConfig& config, const SessionOptions& option
     : config_(config),
       isa_(options.isa),
       verify_(options.moe_verify),
+      kv_type_(options.kv_type),
       team_(team),
       rope_(rope),
       kv_(kv),
@@ -87,8 +89,11 @@ ForwardPass::ForwardPass(const ModelConfig& config, const SessionOptions& option
       attention_scratch_(static_cast<size_t>(team.num_threads()),
                          std::vector<float>(static_cast<size_t>(kAttentionSplit + config.head_dim))) {}
 
-void ForwardPass::begin(std::span<const Span> spans, bool is_mtp) {
+void ForwardPass::begin(std::span<const Span> spans, RowFaults& faults, std::span<const int> fault_rows, bool is_mtp) {
   is_mtp_ = is_mtp;
+  faults_ = &faults;
+  fault_rows_ = fault_rows;
+  layer_ = is_mtp ? config_.num_layers : 0;
   spans_.assign(spans.begin(), spans.end());
   row_spans_.clear();
   for (size_t s = 0; s < spans_.size(); ++s) {
@@ -106,18 +111,23 @@ void ForwardPass::embed(const MatrixView& embed, std::span<const TokenId> ids) {
     decode_row(embed.type, embed.data + static_cast<size_t>(ids[static_cast<size_t>(r)]) * embed.row_bytes(),
                embed.num_cols, buffers_.residual.row(r));
   });
+  added(FaultKind::kEmbedding);
 }
 
 void ForwardPass::check_stop() const {
   if (stop_ != nullptr && stop_->load(std::memory_order_relaxed)) throw Interrupted();
 }
 
+void ForwardPass::norm_row(int64_t r, const float* weight, unsigned blocks, RowBuffer& to) {
+  const float squares =
+      rms_norm(isa_, buffers_.residual.row(r), weight, config_.hidden_dim, config_.norm_eps, to.row(r));
+  if (!std::isfinite(squares)) note(r, added_);
+  quantise_forms(isa_, to, r, blocks);
+}
+
 void ForwardPass::norm_to(const float* weight, unsigned blocks, RowBuffer& to) {
   check_stop();
-  for_rows([&](int64_t r, int) {
-    rms_norm(isa_, buffers_.residual.row(r), weight, config_.hidden_dim, config_.norm_eps, to.row(r));
-    quantise_forms(isa_, to, r, blocks);
-  });
+  for_rows([&](int64_t r, int) { norm_row(r, weight, blocks, to); });
 }
 
 void ForwardPass::norm(const float* weight, unsigned blocks) {
@@ -128,8 +138,7 @@ void ForwardPass::add_and_norm(const float* weight, unsigned blocks) {
   check_stop();
   for_rows([&](int64_t r, int) {
     add(isa_, buffers_.mixed.row(r), config_.hidden_dim, buffers_.residual.row(r));
-    rms_norm(isa_, buffers_.residual.row(r), weight, config_.hidden_dim, config_.norm_eps, buffers_.normed.row(r));
-    quantise_forms(isa_, buffers_.normed, r, blocks);
+    norm_row(r, weight, blocks, buffers_.normed);
   });
 }
 
@@ -160,6 +169,11 @@ void ForwardPass::feed_forward(const MoeWeights& weights) {
   buffers_.moe.profile = profile_;
   buffers_.moe.is_mtp = is_mtp_;
   moe_forward(isa_, team_, verify_, weights, buffers_.normed, num_rows_, buffers_.moe, buffers_.residual);
+  added(FaultKind::kFeedForward);
+  for (int r = 0; weights.num_experts > 0 && r < num_rows_; ++r) {
+    if (buffers_.moe.routing.finite[static_cast<size_t>(r)] == 0) note(r, FaultKind::kRouter);
+  }
+  ++layer_;
   if (weights.num_experts == 0) return;
   distinct_experts_ += buffers_.moe.distinct_experts;
   ++expert_layers_;

@@ -9,6 +9,7 @@
 #include "engine/model/model_config.h"
 #include "engine/model/weights.h"
 #include "engine/options.h"
+#include "engine/row_faults.h"
 #include "engine/sequence/float_rows.h"
 #include "engine/sequence/kv_pages.h"
 #include "engine/sequence/recurrent_state.h"
@@ -54,11 +55,16 @@ struct PassBuffers {
 class ForwardPass {
  public:
   /// `profile` may be nullptr.
+  ///
+  /// Numbers that are not finite are noted where they are stored or would be lost (the sum of squares of every norm,
+  /// the rows of the KV cache, what a sigmoid, an exponential or a softmax is made of); everywhere else they go on into
+  /// the next such place. An infinity that is lost elsewhere would be our own bug.
   ForwardPass(const ModelConfig& config, const SessionOptions& options, ThreadTeam& team, const RopeTable& rope,
               KvPages& kv, RecurrentState& recurrent, PassBuffers& buffers, WorkProfile* profile);
 
-  /// The next operations work on the rows of these spans. is_mtp: of the MTP layer (for the profile).
-  void begin(std::span<const Span> spans, bool is_mtp = false);
+  /// The next operations work on the rows of these spans. Row r is row fault_rows[r] of `faults`, or r itself where
+  /// fault_rows is empty; both stay where they are during the pass. is_mtp: of the MTP layer.
+  void begin(std::span<const Span> spans, RowFaults& faults, std::span<const int> fault_rows = {}, bool is_mtp = false);
   [[nodiscard]] int num_rows() const { return num_rows_; }
 
   /// residual[r] = row ids[r] of `embed`.
@@ -84,7 +90,7 @@ class ForwardPass {
   /// Brings a sequence's recurrent states up to its committed end: nothing is left to replay.
   void settle(SequenceState& sequence);
 
-  /// residual += feed-forward part of `normed`.
+  /// residual += feed-forward part of `normed`. The last operation of a layer.
   void feed_forward(const MoeWeights& weights);
 
   /// One or more matrices over the same rows, in one parallel loop: output[r] = matrix . input[r].
@@ -121,6 +127,11 @@ class ForwardPass {
     });
   }
 
+  /// Row r has something that is not finite.
+  void note(int64_t r, FaultKind kind) { note(r, RowFault{layer_, kind}); }
+  /// What the residual was last added: the next norm tells whether it is finite.
+  void added(FaultKind kind) { added_ = {layer_, kind}; }
+
   /// Distinct experts read since the last call, mean over the layers that have experts, in units of top-k.
   [[nodiscard]] double take_distinct_experts();
 
@@ -146,6 +157,10 @@ class ForwardPass {
     int64_t first_partial = 0, partials_per_split = 0;
   };
 
+  void note(int64_t r, const RowFault& fault) {
+    faults_->note(fault_rows_.empty() ? r : fault_rows_[static_cast<size_t>(r)], fault);
+  }
+  void norm_row(int64_t r, const float* weight, unsigned blocks, RowBuffer& to);
   void plan_attention();
   void plan_rows(int span_idx);
   void plan_splits(int span_idx, int64_t num_splits, int64_t first_partial);
@@ -180,6 +195,7 @@ class ForwardPass {
   const ModelConfig& config_;
   const Isa isa_;
   const MoeVerify verify_;
+  const KvType kv_type_;
   ThreadTeam& team_;
   const RopeTable& rope_;
   KvPages& kv_;
@@ -189,6 +205,10 @@ class ForwardPass {
   const std::atomic<bool>* const stop_;
   int num_rows_ = 0;
   bool is_mtp_ = false;
+  RowFaults* faults_ = nullptr;
+  std::span<const int> fault_rows_;
+  int layer_ = 0;
+  RowFault added_;  // what the residual was last added, and what a norm's fault is put down to
   int max_window_ = 1;
   std::vector<Span> spans_;
   std::vector<int> row_spans_;  // [num_rows]

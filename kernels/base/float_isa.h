@@ -48,10 +48,11 @@ void avx2_sigmoid_gate(const float* gate, int64_t n, float* x);
 void avx2_add(const float* y, int64_t n, float* x);
 void avx2_add_scaled(float scale, const float* x, int64_t n, float* y);
 void avx2_scale_row(float scale, const float* x, int64_t n, float* out);
+[[nodiscard]] float avx2_largest_magnitude(const float* x, int64_t n);
 
-void avx2_rms_norm(const float* x, const float* weight, int64_t n, float eps, float* out);
-void avx2_rms_norm_gated(const float* x, const float* weight, const float* z, int64_t n, float eps, float* out);
-void avx2_l2_norm(const float* x, int64_t n, float eps, float* out);
+float avx2_rms_norm(const float* x, const float* weight, int64_t n, float eps, float* out);
+float avx2_rms_norm_gated(const float* x, const float* weight, const float* z, int64_t n, float eps, float* out);
+float avx2_l2_norm(const float* x, int64_t n, float eps, float* out);
 [[nodiscard]] float avx2_float_dot(const float* a, const float* b, int64_t n);
 
 void avx2_rope(const float* cos, const float* sin, int half_dim, float* x);

@@ -25,4 +25,8 @@ void scale_row(Isa isa, float scale, const float* x, int64_t n, float* out) {
   isa == Isa::kScalar ? scale_row_loop(scale, x, n, out) : avx2_scale_row(scale, x, n, out);
 }
 
+float largest_magnitude(Isa isa, const float* x, int64_t n) {
+  return isa == Isa::kScalar ? largest_magnitude_loop(x, n) : avx2_largest_magnitude(x, n);
+}
+
 }  // namespace foretoken

@@ -24,4 +24,8 @@ void add_scaled(Isa isa, float scale, const float* x, int64_t n, float* y);
 /// out[i] = scale * x[i].
 void scale_row(Isa isa, float scale, const float* x, int64_t n, float* out);
 
+/// The largest |x[i]|, +0 for n = 0; infinity counts above every number and NaN above infinity, so `largest < limit`
+/// says that all are finite and below it.
+[[nodiscard]] float largest_magnitude(Isa isa, const float* x, int64_t n);
+
 }  // namespace foretoken

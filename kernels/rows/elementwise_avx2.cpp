@@ -23,4 +23,8 @@ void avx2_scale_row(float scale, const float* x, int64_t n, float* out) {
   scale_row_loop(scale, x, n, out);
 }
 
+float avx2_largest_magnitude(const float* x, int64_t n) {
+  return largest_magnitude_loop(x, n);
+}
+
 }  // namespace foretoken

@@ -36,5 +36,15 @@ inline void scale_row_loop(float scale, const float* x, int64_t n, float* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = scale * x[i];
 }
 
+// Magnitudes of floats order like their bits, infinity and NaN above all; so the largest is exact and the order free.
+inline float largest_magnitude_loop(const float* x, int64_t n) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t magnitude = math::bits_of(x[i]) & 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return math::float_from_bits(largest);
+}
+
 }  // namespace
 }  // namespace foretoken

@@ -19,19 +19,25 @@ float scalar_float_dot(const float* a, const float* b, int64_t n) {
 
 }  // namespace
 
-void rms_norm(Isa isa, const float* x, const float* weight, int64_t n, float eps, float* out) {
+float rms_norm(Isa isa, const float* x, const float* weight, int64_t n, float eps, float* out) {
   if (isa != Isa::kScalar) return avx2_rms_norm(x, weight, n, eps, out);
-  scale_by_weight(x, rms_inverse(scalar_float_dot(x, x, n), n, eps), weight, n, out);
+  const float sum = scalar_float_dot(x, x, n);
+  scale_by_weight(x, rms_inverse(sum, n, eps), weight, n, out);
+  return sum;
 }
 
-void rms_norm_gated(Isa isa, const float* x, const float* weight, const float* z, int64_t n, float eps, float* out) {
+float rms_norm_gated(Isa isa, const float* x, const float* weight, const float* z, int64_t n, float eps, float* out) {
   if (isa != Isa::kScalar) return avx2_rms_norm_gated(x, weight, z, n, eps, out);
-  scale_by_weight_and_gate(x, rms_inverse(scalar_float_dot(x, x, n), n, eps), weight, z, n, out);
+  const float sum = scalar_float_dot(x, x, n);
+  scale_by_weight_and_gate(x, rms_inverse(sum, n, eps), weight, z, n, out);
+  return sum;
 }
 
-void l2_norm(Isa isa, const float* x, int64_t n, float eps, float* out) {
+float l2_norm(Isa isa, const float* x, int64_t n, float eps, float* out) {
   if (isa != Isa::kScalar) return avx2_l2_norm(x, n, eps, out);
-  scale_by(x, l2_inverse(scalar_float_dot(x, x, n), eps), n, out);
+  const float sum = scalar_float_dot(x, x, n);
+  scale_by(x, l2_inverse(sum, eps), n, out);
+  return sum;
 }
 
 float float_dot(Isa isa, const float* a, const float* b, int64_t n) {

@@ -19,16 +19,22 @@ float avx2_float_dot(const float* a, const float* b, int64_t n) {
   return fold_lanes(lanes);
 }
 
-void avx2_rms_norm(const float* x, const float* weight, int64_t n, float eps, float* out) {
-  scale_by_weight(x, rms_inverse(avx2_float_dot(x, x, n), n, eps), weight, n, out);
+float avx2_rms_norm(const float* x, const float* weight, int64_t n, float eps, float* out) {
+  const float sum = avx2_float_dot(x, x, n);
+  scale_by_weight(x, rms_inverse(sum, n, eps), weight, n, out);
+  return sum;
 }
 
-void avx2_rms_norm_gated(const float* x, const float* weight, const float* z, int64_t n, float eps, float* out) {
-  scale_by_weight_and_gate(x, rms_inverse(avx2_float_dot(x, x, n), n, eps), weight, z, n, out);
+float avx2_rms_norm_gated(const float* x, const float* weight, const float* z, int64_t n, float eps, float* out) {
+  const float sum = avx2_float_dot(x, x, n);
+  scale_by_weight_and_gate(x, rms_inverse(sum, n, eps), weight, z, n, out);
+  return sum;
 }
 
-void avx2_l2_norm(const float* x, int64_t n, float eps, float* out) {
-  scale_by(x, l2_inverse(avx2_float_dot(x, x, n), eps), n, out);
+float avx2_l2_norm(const float* x, int64_t n, float eps, float* out) {
+  const float sum = avx2_float_dot(x, x, n);
+  scale_by(x, l2_inverse(sum, eps), n, out);
+  return sum;
 }
 
 }  // namespace foretoken

@@ -79,5 +79,20 @@ TEST_CASE("router weights are the softmax over the chosen experts, the same bits
   }
 }
 
+TEST_CASE("the router says which rows had a logit that was not finite") {
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (Isa isa : supported_isas()) {
+    for (const auto& [bad, finite] :
+         std::vector<std::pair<float, int>>{{1.0f, 1}, {3e38f, 1}, {infinity, 0}, {-infinity, 0}, {std::nanf(""), 0}}) {
+      INFO(isa_name(isa) << " " << bad);
+      Routing routing;
+      routing.resize(1, 2);
+      std::vector<float> logits = {1, bad, 2, 3};
+      route_row(isa, logits.data(), 4, 0, routing);
+      CHECK(routing.finite[0] == finite);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace foretoken

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <span>
 #include <string>
@@ -16,15 +18,18 @@ struct Transcript {
   int64_t vocab_size = 0;
   bool in_order = true;  // positions came as 0, 1, 2 ...
 
-  /// Position of the first row of logits that differs in any bit; the shorter one's end if it is the beginning of the
-  /// other; -1 if equal.
+  /// Position of the first row of logits that differs in any bit, or is not finite: such a row is equal to none. The
+  /// shorter one's end if it is the beginning of the other; -1 if equal.
   [[nodiscard]] int64_t first_difference(const Transcript& other) const {
     const auto row_bytes = static_cast<size_t>(vocab_size) * sizeof(float);
     const size_t rows = logits.size() / static_cast<size_t>(vocab_size),
                  other_rows = other.logits.size() / static_cast<size_t>(vocab_size);
     for (size_t r = 0; r < std::min(rows, other_rows); ++r) {
       const size_t begin = r * static_cast<size_t>(vocab_size);
-      if (std::memcmp(&logits[begin], &other.logits[begin], row_bytes) != 0) return static_cast<int64_t>(r);
+      const auto finite = [](float logit) { return std::isfinite(logit); };
+      const auto* const row = &logits[begin];
+      if (std::memcmp(row, &other.logits[begin], row_bytes) != 0 || !std::all_of(row, row + vocab_size, finite))
+        return static_cast<int64_t>(r);
     }
     return rows == other_rows ? -1 : static_cast<int64_t>(std::min(rows, other_rows));
   }

@@ -164,6 +164,7 @@ class ArmRunner {
     std::unique_ptr<Session>& session = sessions_[arm_idx];
     if (session == nullptr) session = std::make_unique<Session>(model_, options_of(arms_[arm_idx]));
     const DecodeResult result = decode(*session, prompts_[prompt_idx], decode_options(arms_[arm_idx], prompt_idx));
+    refuse_draft_fault(model_, result.statistics);
     if (alone) memory_[arm_idx] = {peak_rss_bytes(), session->memory().total()};
     return {result.ids, result.statistics, result.stop_reason == StopReason::kInterrupted};
   }

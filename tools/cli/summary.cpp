@@ -4,6 +4,7 @@
 
 #include "engine/gguf/sha256.h"
 #include "engine/machine.h"
+#include "kernels/base/error.h"
 #include "tools/cli/terminal.h"
 #include "tools/cli/version.h"
 
@@ -63,6 +64,9 @@ std::string describe_statistics(const DecodeStatistics& s, int mtp) {
                             n == 1 ? "row" : "rows");
   }
   if (!distinct.empty()) line("distinct experts U(n)", distinct);
+  if (!s.draft_fault.empty()) {
+    text += fmt::format("note: drafting stopped, the text is the same without it: {}\n", s.draft_fault);
+  }
   line("peak memory", format_bytes(static_cast<double>(peak_rss_bytes())));
   return text;
 }
@@ -91,6 +95,8 @@ void add_statistics(nlohmann::ordered_json& object, const DecodeStatistics& s) {
       distinct[n] = s.distinct_experts_by_rows[n] / static_cast<double>(s.windows_by_rows[n]);
   }
   object["distinct_experts_by_rows"] = distinct;
+  object["drafting_stopped"] =
+      s.draft_fault.empty() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(s.draft_fault);
   object["draft_ms"] = s.draft_ms;
   object["verify_ms"] = s.verify_ms;
   object["accept_ms"] = s.accept_ms;
@@ -108,6 +114,14 @@ std::string describe_places(const ExpertPlaces& places) {
   if (places.hot > 0)
     text += fmt::format(", {:.0f}% hot on the GPU (hit rate {:.0f}%)", percent(places.hot), 100 * places.hit_rate());
   return text + "\n";
+}
+
+void refuse_draft_fault(const Model& model, const DecodeStatistics& s) {
+  if (!s.draft_fault.empty())
+    throw InputError(
+        fmt::format("{}: {}; drafting stops there, so there is nothing to measure or to check; decode and "
+                    "--mtp 0 do without it",
+                    model.path(), s.draft_fault));
 }
 
 void add_places(nlohmann::ordered_json& object, const ExpertPlaces& places) {

@@ -16,6 +16,10 @@ namespace foretoken {
 /// The statistics of a generation, some lines for a person.
 [[nodiscard]] std::string describe_statistics(const DecodeStatistics& statistics, int mtp);
 
+/// Throws InputError if drafting stopped because of numbers that were not finite: for commands that measure or check
+/// it.
+void refuse_draft_fault(const Model& model, const DecodeStatistics& statistics);
+
 /// The statistics as JSON keys, as docs/commands.md lists them.
 void add_statistics(nlohmann::ordered_json& object, const DecodeStatistics& statistics);
 

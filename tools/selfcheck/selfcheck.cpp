@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <optional>
 
@@ -9,6 +10,7 @@
 #include "engine/gguf/sha256.h"
 #include "kernels/base/error.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/rows/elementwise.h"
 #include "tools/cli/model_flags.h"
 #include "tools/cli/output.h"
 #include "tools/cli/prompt.h"
@@ -165,11 +167,16 @@ std::optional<CheckResult> run_case(const Model& model, const SelfcheckFlags& fl
     // A position out of its turn is a difference too: its number goes into the hash where it is not the next one.
     if (position != next_position) logits_hash.update(std::as_bytes(std::span(&position, 1)));
     next_position = position + 1;
+    // A session ends such a run itself, with the layer. Equal bits of NaN would be no agreement.
+    if (!std::isfinite(largest_magnitude(check.isa, logits, model.config().vocab_size))) {
+      throw InputError(fmt::format("{}: position {}, output head: the logits are not finite", model.path(), position));
+    }
     logits_hash.update(std::as_bytes(std::span(logits, static_cast<size_t>(model.config().vocab_size))));
   };
   const DecodeResult result =
       decode(session, std::span(prompt).first(static_cast<size_t>(size.prompt_tokens)), options);
   if (result.stop_reason == StopReason::kInterrupted) return std::nullopt;
+  refuse_draft_fault(model, result.statistics);  // without drafts there is little to check
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   return CheckResult{check, logits_hash.hex(), ids_sha256(result.ids), seconds.count(), false};
 }

@@ -118,5 +118,25 @@ TEST_CASE("scalar elementwise operations match double arithmetic") {
   }
 }
 
+TEST_CASE("the largest magnitude counts infinity above all numbers and NaN above infinity, wherever they stand") {
+  Random random(6);
+  for (Isa isa : supported_isas()) {
+    INFO(isa_name(isa));
+    CHECK(same_bits(largest_magnitude(isa, nullptr, 0), 0.0f));
+    for (int64_t n : sweep_sizes()) {
+      if (n == 0) continue;
+      for (const int64_t at : {int64_t{0}, n / 2, n - 1}) {
+        Floats x = random_floats(random, n, 1);
+        x[at] = -1e30f;
+        CHECK(largest_magnitude(isa, x.data(), n) == 1e30f);
+        x[at] = -HUGE_VALF;
+        CHECK(largest_magnitude(isa, x.data(), n) == HUGE_VALF);
+        x[n / 3] = std::nanf("");
+        CHECK(std::isnan(largest_magnitude(isa, x.data(), n)));
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace foretoken::test

@@ -125,5 +125,24 @@ TEST_CASE("l2_norm divides by at least eps") {
   }
 }
 
+TEST_CASE("norms return the sum of squares, which tells of rows that make zeros") {
+  const int64_t n = 75;
+  Floats x(n), ones(n), out(n);
+  for (int64_t i = 0; i < n; ++i) x[i] = ones[i] = 1.0f;
+  const auto sums = [&](Isa isa) {
+    return std::vector<float>{rms_norm(isa, x.data(), ones.data(), n, 1e-6f, out.data()),
+                              rms_norm_gated(isa, x.data(), ones.data(), ones.data(), n, 1e-6f, out.data()),
+                              l2_norm(isa, x.data(), n, 1e-6f, out.data())};
+  };
+  for (Isa isa : supported_isas()) {
+    x[40] = 2.0f;
+    CHECK(sums(isa) == std::vector<float>{78, 78, 78});
+    for (const float bad : {3e19f, HUGE_VALF, -HUGE_VALF, std::nanf("")}) {
+      x[40] = bad;
+      for (float sum : sums(isa)) CHECK_FALSE(std::isfinite(sum));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace foretoken::test
