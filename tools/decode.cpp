@@ -1,9 +1,10 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <cstdio>
+#include <optional>
 
 #include "kernels/base/error.h"
+#include "tools/cli/interruption.h"
 #include "tools/cli/model_flags.h"
 #include "tools/cli/output.h"
 #include "tools/cli/prompt.h"
@@ -91,13 +92,17 @@ int run_decode(int argc, const char* const* argv) {
   Session session(model, flags.model.session_options(flags.model.mtp));
   print_message("{}{}", describe_run(flags.model, model), describe_session(session));
 
-  catch_interrupts();
   TokenPrinter printer(model.tokenizer(), flags.print_ids, /*silent=*/json_file.is_stdout());
   DecodeOptions options = flags.model.decode_options();
   options.max_new_tokens = flags.max_new_tokens;
   options.ignore_eos = flags.ignore_eos;
   options.stop = &interrupted();
-  options.on_token = [&](TokenId id) { return printer.print(id); };
+  // Once there is text, it is worth keeping: a signal lets the statistics follow it.
+  std::optional<PolledInterrupts> polled;
+  options.on_token = [&](TokenId id) {
+    if (!polled) polled.emplace();
+    return printer.print(id);
+  };
   const DecodeResult result = decode(session, prompt_ids, options);
   printer.finish();
 
@@ -113,7 +118,7 @@ int run_decode(int argc, const char* const* argv) {
   add_places(object, session.engine().expert_places());
   add_run(object, flags.model, model);
   write_json(json_file, object);
-  return result.stop_reason == StopReason::kInterrupted ? kExitInterrupted : 0;
+  return interrupted() ? kExitInterrupted : 0;
 }
 
 }  // namespace foretoken

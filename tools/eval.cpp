@@ -71,7 +71,6 @@ struct EvalResult {
   int64_t counted = 0;            // tokens that nll sums over
   std::vector<int64_t> compared;  // [mtp] drafts at each position of a window
   std::vector<int64_t> agreed;    // [mtp] of them, equal to the trunk's argmax
-  bool interrupted = false;
 };
 
 /// Runs a text through the trunk and, beside it, the MTP layer.
@@ -88,14 +87,13 @@ class Evaluation {
     result_.agreed.assign(static_cast<size_t>(mtp), 0);
   }
 
-  /// One part of the text, from an empty context. False if interrupted.
-  bool run(std::span<const TokenId> ids) {
+  /// One part of the text, from an empty context.
+  void run(std::span<const TokenId> ids) {
     session_.reset();
     ids_ = ids;
     choices_.clear();
     hidden_.assign(mtp_ > 0 || mtp_file_.wanted() ? static_cast<size_t>(hidden_dim_) : 0, 0.0f);
     for (size_t begin = 0; begin < ids.size();) {
-      if (interrupted()) return false;
       const size_t end = std::min(ids.size(), begin + static_cast<size_t>(session_.max_rows()));
       session_.forward(ids.subspan(begin, end - begin));
       trunk_rows(begin, end);
@@ -104,7 +102,6 @@ class Evaluation {
       begin = end;
     }
     compare_drafts();
-    return true;
   }
 
   [[nodiscard]] const EvalResult& result() const { return result_; }
@@ -237,6 +234,9 @@ int run_eval(int argc, const char* const* argv) {
   OutputFile json_file(flags.json_path, "--json");
   NpyWriter logits_file(flags.logits_path, "--logits");
   NpyWriter mtp_file(flags.mtp_logits_path, "--mtp-logits");
+  check_one_stdout({{"--json", json_file.is_stdout()},
+                    {"--logits", logits_file.is_stdout()},
+                    {"--mtp-logits", mtp_file.is_stdout()}});
   const Prompt text = read_prompt(flags.prompt);
 
   const Model model = flags.model.load();
@@ -252,7 +252,6 @@ int run_eval(int argc, const char* const* argv) {
   const size_t num_parts = static_cast<size_t>((num_tokens + part_size - 1) / part_size);
   print_message("{}", describe_run(flags.model, model));
 
-  catch_interrupts();
   logits_file.begin(num_tokens, vocab_size);
   mtp_file.begin(num_tokens, vocab_size);
   if (flags.needs_mtp() && flags.model.draft_vocab.value_or(0) > 0) {
@@ -262,10 +261,7 @@ int run_eval(int argc, const char* const* argv) {
   ProgressBar bar("evaluating");
   for (int64_t begin = 0; begin < num_tokens; begin += part_size) {
     const int64_t size = std::min(part_size, num_tokens - begin);
-    if (!evaluation.run(std::span(ids).subspan(static_cast<size_t>(begin), static_cast<size_t>(size)))) {
-      print_message("foretoken: interrupted after {} of {} tokens: no result\n", begin, num_tokens);
-      return kExitInterrupted;
-    }
+    evaluation.run(std::span(ids).subspan(static_cast<size_t>(begin), static_cast<size_t>(size)));
     bar.show(static_cast<size_t>(begin + size), ids.size());
   }
   logits_file.commit();
@@ -273,7 +269,8 @@ int run_eval(int argc, const char* const* argv) {
 
   const EvalResult& result = evaluation.result();
   const double mean = result.counted > 0 ? result.nll / static_cast<double>(result.counted) : 0;
-  if (!json_file.is_stdout()) ResultStream().write(describe(result, std::exp(mean), num_tokens, num_parts));
+  if (!json_file.is_stdout() && !logits_file.is_stdout() && !mtp_file.is_stdout())
+    ResultStream().write(describe(result, std::exp(mean), num_tokens, num_parts));
   nlohmann::ordered_json object;
   const double perplexity = std::exp(mean);
   object["perplexity"] = result.counted > 0 && std::isfinite(perplexity) ? nlohmann::ordered_json(perplexity)

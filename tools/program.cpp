@@ -13,6 +13,7 @@
 #include "kernels/base/error.h"
 #include "kernels/base/isa.h"
 #include "kernels/cuda/cuda_device.h"
+#include "tools/cli/interruption.h"
 #include "tools/cli/model_flags.h"
 #include "tools/cli/output.h"
 #include "tools/cli/terminal.h"
@@ -106,7 +107,9 @@ std::span<const Command> all_commands() {
 
 int run_program(int argc, const char* const* argv) {
   occupy_standard_streams();
+  catch_signals();
   signal(SIGPIPE, SIG_IGN);  // a reader that goes away shows as a failed write
+  signal(SIGXFSZ, SIG_IGN);  // and so does a file that may not grow
 #ifdef FORETOKEN_HAVE_CUDA
   use_cuda_backend();
 #endif
@@ -116,6 +119,8 @@ int run_program(int argc, const char* const* argv) {
     return report(kExitUsage, error.what());
   } catch (const InputError& error) {
     return report(kExitInput, error.what());
+  } catch (const Interrupted& error) {
+    return report(kExitInterrupted, error.what());
   } catch (const std::bad_alloc&) {
     return report(kExitInput, "out of memory; use a smaller --ctx-size or a smaller model, or close other programs");
   } catch (const std::exception& error) {

@@ -1,21 +1,15 @@
 #include "engine/gguf/gguf_writer.h"
 
-#include <fcntl.h>
-#include <fmt/format.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <bit>
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <exception>
 #include <mutex>
 #include <thread>
 #include <unordered_set>
 
 #include "engine/gguf/gguf_part.h"
+#include "engine/part_file.h"
 #include "kernels/base/error.h"
 
 namespace foretoken {
@@ -59,57 +53,6 @@ size_t row_bytes(WeightType type, const std::vector<int64_t>& shape) {
   const WeightTypeInfo& info = weight_type_info(type);
   return static_cast<size_t>(shape[0] / info.block_size) * info.block_bytes;
 }
-
-// A file that is removed again unless commit() gave it its final name.
-class TemporaryFile {
- public:
-  explicit TemporaryFile(const std::string& path)
-      : path_(path), temporary_(fmt::format("{}.{}.tmp", path, ::getpid())) {
-    fd_ = ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    if (fd_ < 0) fail("cannot create the file", errno);
-  }
-  ~TemporaryFile() {
-    if (fd_ >= 0) ::close(fd_);
-    if (!committed_) ::unlink(temporary_.c_str());
-  }
-  TemporaryFile(const TemporaryFile&) = delete;
-  TemporaryFile& operator=(const TemporaryFile&) = delete;
-
-  void resize(size_t size_bytes) {
-    if (::ftruncate(fd_, static_cast<off_t>(size_bytes)) != 0)
-      fail(fmt::format("cannot make it {} bytes long", size_bytes), errno);
-  }
-
-  void write_at(size_t offset, const void* data, size_t size_bytes) {
-    const char* next = static_cast<const char*>(data);
-    while (size_bytes != 0) {
-      const ssize_t written = ::pwrite(fd_, next, size_bytes, static_cast<off_t>(offset));
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0) fail(fmt::format("cannot write {} bytes at offset {}", size_bytes, offset), errno);
-      next += written, offset += static_cast<size_t>(written), size_bytes -= static_cast<size_t>(written);
-    }
-  }
-
-  void commit() {
-    const int result = ::close(fd_);
-    fd_ = -1;
-    if (result != 0) fail("cannot finish writing", errno);
-    if (std::rename(temporary_.c_str(), path_.c_str()) != 0) fail("cannot give the finished file its name", errno);
-    committed_ = true;
-  }
-
- private:
-  [[noreturn]] void fail(std::string_view what, int error) const {
-    const char* remedy =
-        error == ENOSPC || error == EDQUOT ? "; free some space" : "; check the folder and its permissions";
-    throw InputError(fmt::format("{}: {}: {}{}", printable_path(path_), what, std::strerror(error), remedy));
-  }
-
-  std::string path_;
-  std::string temporary_;
-  int fd_ = -1;
-  bool committed_ = false;
-};
 
 // Some whole rows of one tensor.
 struct Piece {
@@ -187,7 +130,7 @@ size_t GgufWriter::data_bytes() const {
   return sum;
 }
 
-void GgufWriter::write(const std::string& path, const std::function<void(size_t, size_t)>& progress) const {
+size_t GgufWriter::write(const std::string& path, const std::function<void(size_t, size_t)>& progress) const {
   std::string head = "GGUF";
   append<uint32_t>(head, 3);
   append<uint64_t>(head, tensors_.size());
@@ -208,9 +151,9 @@ void GgufWriter::write(const std::string& path, const std::function<void(size_t,
   }
   head.resize(align_up(head.size()));  // with zeros
 
-  TemporaryFile file(path);
+  PartFile file(path);
   file.resize(head.size() + data_size);  // what lies between the tensors reads as zeros
-  file.write_at(0, head.data(), head.size());
+  file.write_at(0, head);
 
   std::vector<Piece> pieces;
   for (size_t tensor_idx = 0; tensor_idx < tensors_.size(); ++tensor_idx) {
@@ -233,8 +176,8 @@ void GgufWriter::write(const std::string& path, const std::function<void(size_t,
         const size_t bytes_per_row = row_bytes(tensor.type, tensor.shape);
         buffer.resize(bytes_per_row * static_cast<size_t>(row_end - row_begin));
         tensor.fill(row_begin, row_end, buffer.data());
-        file.write_at(head.size() + offsets[tensor_idx] + bytes_per_row * static_cast<size_t>(row_begin), buffer.data(),
-                      buffer.size());
+        file.write_at(head.size() + offsets[tensor_idx] + bytes_per_row * static_cast<size_t>(row_begin),
+                      {reinterpret_cast<const char*>(buffer.data()), buffer.size()});
         const std::lock_guard lock(mutex);
         bytes_done += buffer.size();
         if (progress) progress(bytes_done, data_size);
@@ -248,12 +191,16 @@ void GgufWriter::write(const std::string& path, const std::function<void(size_t,
   };
   {
     std::vector<std::jthread> helpers;
-    const size_t num_threads = std::min<size_t>(std::max(1u, std::thread::hardware_concurrency()), pieces.size());
+    // What is written in place takes the pieces in their order.
+    const size_t most_threads = file.is_in_place() ? 1 : std::max(1u, std::thread::hardware_concurrency());
+    const size_t num_threads = std::min<size_t>(most_threads, pieces.size());
     for (size_t i = 1; i < num_threads; ++i) helpers.emplace_back(work);
     work();
   }
   if (error) std::rethrow_exception(error);
+  if (file.is_in_place()) file.write_at(head.size() + data_size, {});  // the padding behind the last tensor
   file.commit();
+  return head.size() + data_size;
 }
 
 }  // namespace foretoken

@@ -31,10 +31,10 @@ class GgufWriter {
   void add_tensor(std::string_view name, WeightType type, std::vector<int64_t> shape, Fill fill);
 
   [[nodiscard]] size_t data_bytes() const;  // of all tensors declared, padding included
-  /// Writes to `path` (through a temporary file that is renamed at the end). progress(bytes_done, bytes_all) may be
+  /// Writes to `path` as PartFile does, and returns the file's size. progress(bytes_done, bytes_all) may be
   /// empty; it is called after each part. `fill` is called from several threads, each for its own rows. Throws
   /// InputError if the disk refuses.
-  void write(const std::string& path, const std::function<void(size_t, size_t)>& progress = {}) const;
+  size_t write(const std::string& path, const std::function<void(size_t, size_t)>& progress = {}) const;
 
  private:
   struct Tensor {

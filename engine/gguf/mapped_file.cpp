@@ -6,6 +6,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
+#include <atomic>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
@@ -37,12 +39,52 @@ struct FileDescriptor {
   }
 };
 
+// All mappings, where a signal handler can read them. Those of more than so many parts are not found: a bus error then
+// ends the program as it does by default.
+std::array<std::atomic<const MappedFile::Mapping*>, 1024> mappings;
+
+void add_mapping(const MappedFile::Mapping* mapping) {
+  for (auto& slot : mappings) {
+    const MappedFile::Mapping* free = nullptr;
+    if (slot.compare_exchange_strong(free, mapping)) return;
+  }
+}
+
+void remove_mapping(const MappedFile::Mapping* mapping) {
+  for (auto& slot : mappings) {
+    const MappedFile::Mapping* expected = mapping;
+    if (slot.compare_exchange_strong(expected, nullptr)) return;
+  }
+}
+
+bool same_time(const timespec& a, const timespec& b) {
+  return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
+}
+
 }  // namespace
+
+struct MappedFile::Opened {
+  Opened(FileDescriptor&& descriptor, const struct stat& status, Mapping m)
+      : file{std::exchange(descriptor.fd, -1)}, written_at(status.st_mtim), mapping(std::move(m)) {
+    mapping.fd = file.fd;
+    add_mapping(&mapping);
+  }
+  ~Opened() {
+    remove_mapping(&mapping);
+    ::munmap(const_cast<std::byte*>(mapping.begin), mapping.size_bytes);
+  }
+  Opened(const Opened&) = delete;
+  Opened& operator=(const Opened&) = delete;
+
+  const FileDescriptor file;
+  const timespec written_at;
+  Mapping mapping;
+};
 
 MappedFile MappedFile::open(const std::string& path) {
   if (path.find('\0') != std::string::npos) fail(path, "cannot open: the name has a zero byte; check the path");
   // Non-blocking: opening a pipe must end in an error, not wait for a writer.
-  const FileDescriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
+  FileDescriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
   if (file.fd < 0) fail_with_errno(path, "cannot open", errno);
   struct stat status {};
   if (::fstat(file.fd, &status) != 0) fail_with_errno(path, "cannot read its size", errno);
@@ -54,18 +96,38 @@ MappedFile MappedFile::open(const std::string& path) {
   // the first to be dropped; the default read-ahead serves the one pass of a repacking load.
   void* address = ::mmap(nullptr, size_bytes, PROT_READ, MAP_PRIVATE, file.fd, 0);
   if (address == MAP_FAILED) fail_with_errno(path, fmt::format("cannot map its {} bytes", size_bytes), errno);
-  return MappedFile({static_cast<const std::byte*>(address), size_bytes});
+  Mapping mapping{static_cast<const std::byte*>(address), size_bytes, file.fd, printable(path, 4096)};
+  return MappedFile(std::make_unique<Opened>(std::move(file), status, std::move(mapping)));
 }
 
-MappedFile::~MappedFile() {
-  if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+MappedFile::MappedFile(std::unique_ptr<Opened> opened) : opened_(std::move(opened)) {}
+MappedFile::~MappedFile() = default;
+MappedFile::MappedFile(MappedFile&& other) noexcept = default;
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept = default;
+
+std::span<const std::byte> MappedFile::bytes() const {
+  return {opened_->mapping.begin, opened_->mapping.size_bytes};
 }
 
-MappedFile::MappedFile(MappedFile&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
+bool MappedFile::has_changed() const {
+  struct stat status {};
+  if (::fstat(opened_->file.fd, &status) != 0) return true;
+  return static_cast<size_t>(status.st_size) != opened_->mapping.size_bytes ||
+         !same_time(status.st_mtim, opened_->written_at);
+}
 
-MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
-  std::swap(bytes_, other.bytes_);
-  return *this;
+const MappedFile::Mapping* MappedFile::find(const void* address) {
+  const auto* byte = static_cast<const std::byte*>(address);
+  for (const auto& slot : mappings) {
+    const Mapping* mapping = slot;
+    if (mapping != nullptr && byte >= mapping->begin && byte < mapping->begin + mapping->size_bytes) return mapping;
+  }
+  return nullptr;
+}
+
+size_t MappedFile::Mapping::size_now() const {
+  struct stat status {};
+  return ::fstat(fd, &status) == 0 ? static_cast<size_t>(status.st_size) : 0;
 }
 
 void release_pages(const std::byte* begin, size_t size_bytes) {

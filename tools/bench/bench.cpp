@@ -66,8 +66,6 @@ struct BenchFlags {
     model.needs_mtp = true;
     model.add_to(line);
     if (!line.parse(argc, argv)) return false;
-    if (json_path == "-" && csv_path == "-")
-      throw UsageError("--json - and --csv -: standard output takes one of them");
     model.resolve();
     return true;
   }
@@ -120,7 +118,7 @@ class ArmRunner {
   }
 
   /// Plain greedy continuations, long enough for the last window: the drafts of --forced-acceptance.
-  [[nodiscard]] bool learn_continuations() {
+  void learn_continuations() {
     Session session(model_, options_of(BenchArm{}));
     for (size_t prompt_idx = 0; prompt_idx < prompts_.size(); ++prompt_idx) {
       const std::vector<TokenId>& prompt = prompts_[prompt_idx];
@@ -128,13 +126,10 @@ class ArmRunner {
       options.mtp = 0;
       options.max_new_tokens = flags_.max_new_tokens + kMaxDraft;
       options.ignore_eos = flags_.ignore_eos;
-      options.stop = &interrupted();
       DecodeResult result = decode(session, prompt, options);
-      if (result.stop_reason == StopReason::kInterrupted) return false;
       continuations_.push_back(std::move(result.ids));
       forced_seeds_.push_back(fair_seed(prompt_idx, static_cast<int64_t>(prompt.size())));
     }
-    return true;
   }
 
   /// A seed whose coins come out right about as often as asked for: of a hundred tosses at 0.85, one seed in six is off
@@ -166,7 +161,7 @@ class ArmRunner {
     const DecodeResult result = decode(*session, prompts_[prompt_idx], decode_options(arms_[arm_idx], prompt_idx));
     refuse_draft_fault(model_, result.statistics);
     if (alone) memory_[arm_idx] = {peak_rss_bytes(), session->memory().total()};
-    return {result.ids, result.statistics, result.stop_reason == StopReason::kInterrupted};
+    return {result.ids, result.statistics};
   }
 
   /// One more run of an arm over the first prompt with every work item timed; adds to the arm's JSON and returns the
@@ -204,7 +199,6 @@ class ArmRunner {
     options.controller = arm.controller;
     options.max_new_tokens = flags_.max_new_tokens;
     options.ignore_eos = flags_.ignore_eos;
-    options.stop = &interrupted();
     if (!continuations_.empty()) {
       options.forced_continuation = continuations_[prompt_idx];
       options.forced_acceptance = *flags_.forced_acceptance;
@@ -269,6 +263,7 @@ int run_bench(int argc, const char* const* argv) {
   if (!flags.parse(argc, argv)) return 0;
   OutputFile json_file(flags.json_path, "--json");
   OutputFile csv_file(flags.csv_path, "--csv");
+  check_one_stdout({{"--json", json_file.is_stdout()}, {"--csv", csv_file.is_stdout()}});
   const std::vector<Prompt> texts = read_prompts(flags.prompts_path);
 
   const Model model = flags.model.load();
@@ -289,7 +284,6 @@ int run_bench(int argc, const char* const* argv) {
     print_message("note: fewer than 3 rounds of 128 tokens: take the figures as a trial\n");
   }
 
-  catch_interrupts();
   const double bandwidth = flags.model.measure_run_bandwidth();
   double int8_peak = 0;
   if (flags.model.device == Device::kCpu) {
@@ -297,14 +291,10 @@ int run_bench(int argc, const char* const* argv) {
     int8_peak = measure_int8_peak(flags.model.isa(), team);
   }
   ArmRunner runner(model, flags, arms, prompts);
-  if (flags.forced_acceptance && !runner.learn_continuations()) return kExitInterrupted;
+  if (flags.forced_acceptance) runner.learn_continuations();
   const BenchSamples samples =
       measure_arms(arms.size(), prompts.size(), flags.rounds,
                    [&](int round, size_t arm, size_t prompt) { return runner.run(round, arm, prompt); });
-  if (samples.interrupted) {
-    print_message("foretoken: interrupted before all arms were measured: no result\n");
-    return kExitInterrupted;
-  }
 
   const GgufFile file = GgufFile::open(model.path());
   const ByteModel bytes(file, model.config());

@@ -91,10 +91,6 @@ BenchSamples measure_arms(size_t num_arms, size_t num_prompts, int num_rounds, c
 
   const auto one = [&](int round, size_t arm, size_t prompt) {
     ArmRun result = run(round, arm, prompt);
-    if (result.interrupted) {
-      samples.interrupted = true;
-      return false;
-    }
     if (round == 0) {
       if (arm == 0) samples.ids[prompt] = result.ids;
       samples.arm_ids[arm][prompt] = result.ids;
@@ -102,19 +98,18 @@ BenchSamples measure_arms(size_t num_arms, size_t num_prompts, int num_rounds, c
       accumulate(samples.rounds[arm][static_cast<size_t>(round - 1)], result.statistics);
     }
     if (!samples.difference) samples.difference = compare(samples.ids[prompt], result.ids, arm, prompt);
-    return true;
   };
 
   for (size_t arm = 0; arm < num_arms; ++arm) {
     for (size_t prompt = 0; prompt < num_prompts; ++prompt) {
-      if (!one(0, arm, prompt)) return samples;
+      one(0, arm, prompt);
     }
   }
   for (int round = 1; round <= num_rounds && !samples.difference; ++round) {
     for (size_t prompt = 0; prompt < num_prompts; ++prompt) {
       const bool forward = (static_cast<size_t>(round) + prompt) % 2 == 1;
       for (size_t i = 0; i < num_arms; ++i) {
-        if (!one(round, forward ? i : num_arms - 1 - i, prompt)) return samples;
+        one(round, forward ? i : num_arms - 1 - i, prompt);
       }
     }
   }

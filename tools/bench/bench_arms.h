@@ -28,7 +28,6 @@ struct BenchArm {
 struct ArmRun {
   std::vector<TokenId> ids;
   DecodeStatistics statistics;
-  bool interrupted = false;
 };
 
 /// Runs one arm over one prompt. Round 0 is the one that is dropped: it takes the arms one after the other, so that a
@@ -49,7 +48,6 @@ struct BenchSamples {
   std::vector<std::vector<std::vector<TokenId>>> arm_ids;  // [num_arms][num_prompts] of round 0
   std::vector<std::vector<DecodeStatistics>> rounds;       // [num_arms][num_rounds] sums over the prompts
   std::optional<IdDifference> difference;                  // set: the measurement ended with the round that showed it
-  bool interrupted = false;
 };
 
 /// Round 0, then `num_rounds` rounds: prompt after prompt, the arms in order and in reverse order by turns (A B B A

@@ -10,9 +10,7 @@ namespace foretoken {
 
 static_assert(std::endian::native == std::endian::little, "rows are written as they lie in memory");
 
-NpyWriter::NpyWriter(std::string path, std::string_view flag) : file_(std::move(path), flag) {
-  if (file_.is_stdout()) throw UsageError(fmt::format("{} -: needs a file, not standard output", flag));
-}
+NpyWriter::NpyWriter(std::string path, std::string_view flag) : file_(std::move(path), flag) {}
 
 void NpyWriter::begin(int64_t num_rows, int64_t num_cols) {
   rows_left_ = num_rows;

@@ -12,10 +12,11 @@ namespace foretoken {
 /// Format 1.0: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 class NpyWriter {
  public:
-  /// `path` empty: nothing is written. Throws InputError if the file cannot be created, or for "-".
+  /// `path` empty: nothing is written. Throws InputError if the file cannot be created.
   NpyWriter(std::string path, std::string_view flag);
 
   [[nodiscard]] bool wanted() const { return file_.wanted(); }
+  [[nodiscard]] bool is_stdout() const { return file_.is_stdout(); }
   /// Writes the header. REQUIRES: once, before the rows.
   void begin(int64_t num_rows, int64_t num_cols);
   /// REQUIRES: row.size() == num_cols.

@@ -2,13 +2,13 @@
 
 #include <errno.h>
 #include <fmt/format.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "kernels/base/error.h"
+#include "tools/cli/interruption.h"
 
 namespace foretoken {
 
@@ -17,7 +17,7 @@ bool ResultStream::write(std::string_view text) {
     const ssize_t written = ::write(STDOUT_FILENO, text.data(), text.size());
     if (written >= 0) {
       text.remove_prefix(static_cast<size_t>(written));
-    } else if (errno == EPIPE) {
+    } else if (errno == EPIPE || (errno == EINTR && interrupted())) {
       reader_gone_ = true;
     } else if (errno != EINTR) {
       throw InputError(fmt::format("writing to standard output failed: {}", std::strerror(errno)));
@@ -26,49 +26,44 @@ bool ResultStream::write(std::string_view text) {
   return !reader_gone_;
 }
 
-OutputFile::OutputFile(std::string path, std::string_view flag) : path_(std::move(path)), flag_(flag) {
-  if (!wanted() || is_stdout()) return;
-  struct stat info = {};
-  const bool exists = stat(path_.c_str(), &info) == 0;
-  if (exists && S_ISDIR(info.st_mode)) {
-    errno = EISDIR;
-    fail("cannot write");
+namespace {
+
+/// Calls `work`; its errors get the flag's name in front.
+template <class Work>
+void with_flag(const std::string& flag, Work&& work) {
+  try {
+    work();
+  } catch (const InputError& error) {
+    throw InputError(fmt::format("{} {}", flag, error.what()));
   }
-  // A device or a pipe (/dev/null, /dev/fd/3) is written in place: renaming a file over it would replace it.
-  const bool in_place = exists && !S_ISREG(info.st_mode);
-  part_path_ = in_place ? "" : fmt::format("{}.part{}", path_, getpid());
-  file_ = std::fopen(in_place ? path_.c_str() : part_path_.c_str(), "wb");
-  if (file_ == nullptr) fail("cannot write");
 }
 
-OutputFile::~OutputFile() {
-  if (file_ == nullptr) return;
-  std::fclose(file_);
-  if (!part_path_.empty()) unlink(part_path_.c_str());
-}
+}  // namespace
 
-void OutputFile::fail(std::string_view doing) const {
-  throw InputError(fmt::format("{} {}: {}: {}", flag_, path_, doing, std::strerror(errno)));
+OutputFile::OutputFile(std::string path, std::string_view flag) : flag_(flag) {
+  if (path.empty()) return;
+  is_stdout_ = path == "-" || descriptor_of(path) == STDOUT_FILENO;
+  if (!is_stdout_) with_flag(flag_, [&] { file_.emplace(std::move(path)); });
 }
 
 void OutputFile::write(std::string_view bytes) {
-  if (!wanted()) return;
-  if (is_stdout()) {
+  if (is_stdout_) {
     ResultStream().write(bytes);
-  } else if (std::fwrite(bytes.data(), 1, bytes.size(), file_) != bytes.size()) {
-    fail("writing failed");
+  } else if (file_) {
+    with_flag(flag_, [&] { file_->write(bytes); });
   }
 }
 
 void OutputFile::commit() {
-  if (file_ == nullptr) return;
-  std::FILE* file = file_;
-  file_ = nullptr;
-  if (std::fclose(file) != 0 || (!part_path_.empty() && std::rename(part_path_.c_str(), path_.c_str()) != 0)) {
-    const int error = errno;
-    if (!part_path_.empty()) unlink(part_path_.c_str());
-    errno = error;
-    fail("writing failed");
+  if (file_) with_flag(flag_, [&] { file_->commit(); });
+}
+
+void check_one_stdout(std::initializer_list<std::pair<std::string_view, bool>> flags) {
+  std::string_view first;
+  for (const auto& [flag, is_stdout] : flags) {
+    if (is_stdout && !first.empty())
+      throw UsageError(fmt::format("{} and {}: standard output takes one of them", first, flag));
+    if (is_stdout) first = flag;
   }
 }
 

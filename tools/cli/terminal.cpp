@@ -1,19 +1,11 @@
 #include "tools/cli/terminal.h"
 
-#include <signal.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
 
 namespace foretoken {
-
-namespace {
-
-std::atomic<bool> interrupt_flag{false};
-static_assert(std::atomic<bool>::is_always_lock_free, "a signal handler may only touch lock-free atomics");
-
-}  // namespace
 
 bool stderr_is_terminal() {
   return isatty(STDERR_FILENO) == 1;
@@ -58,19 +50,6 @@ std::string format_bytes(double bytes) {
   }
   const int decimals = unit == 0 || bytes >= 99.95 ? 0 : bytes >= 9.995 ? 1 : 2;
   return fmt::format("{:.{}f} {}", bytes, decimals, kUnits[unit]);
-}
-
-void catch_interrupts() {
-  struct sigaction action = {};
-  action.sa_handler = [](int) { interrupt_flag.store(true, std::memory_order_relaxed); };
-  action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
-  sigemptyset(&action.sa_mask);
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
-}
-
-const std::atomic<bool>& interrupted() {
-  return interrupt_flag;
 }
 
 }  // namespace foretoken

@@ -44,9 +44,4 @@ class ProgressBar {
 /// "1.23 GB", "4.5 kB": decimal units, three digits.
 [[nodiscard]] std::string format_bytes(double bytes);
 
-/// Makes SIGINT and SIGTERM set the flag below. The signal after the first one ends the process as usual: a generation
-/// that does not come to its next window can still be stopped.
-void catch_interrupts();
-[[nodiscard]] const std::atomic<bool>& interrupted();
-
 }  // namespace foretoken

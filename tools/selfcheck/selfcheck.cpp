@@ -131,9 +131,8 @@ std::vector<CheckPlace> list_places(const Model& model, const SelfcheckFlags& fl
   return places;
 }
 
-/// Runs one case. Nothing if it was interrupted.
-std::optional<CheckResult> run_case(const Model& model, const SelfcheckFlags& flags, const std::vector<TokenId>& prompt,
-                                    const CheckCase& check) {
+CheckResult run_case(const Model& model, const SelfcheckFlags& flags, const std::vector<TokenId>& prompt,
+                     const CheckCase& check) {
   const auto start = std::chrono::steady_clock::now();
   SessionOptions session_options = flags.model.session_options(check.mtp);
   const CheckSize size = check.size;
@@ -154,7 +153,6 @@ std::optional<CheckResult> run_case(const Model& model, const SelfcheckFlags& fl
   options.mtp = check.mtp;
   options.controller = check.controller;
   options.ignore_eos = true;  // the same number of positions in every case
-  options.stop = &interrupted();
   if (!check.sampled) {
     options.sampling.temperature = 0;
   } else if (options.sampling.temperature == 0) {
@@ -175,17 +173,15 @@ std::optional<CheckResult> run_case(const Model& model, const SelfcheckFlags& fl
   };
   const DecodeResult result =
       decode(session, std::span(prompt).first(static_cast<size_t>(size.prompt_tokens)), options);
-  if (result.stop_reason == StopReason::kInterrupted) return std::nullopt;
   refuse_draft_fault(model, result.statistics);  // without drafts there is little to check
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   return CheckResult{check, logits_hash.hex(), ids_sha256(result.ids), seconds.count(), false};
 }
 
 /// Chooses for each instruction set how much text its cases decode, sets it in the plan, and says what was chosen.
-/// Nothing if it was interrupted. REQUIRES: isas begins with that of plan[0].
-std::optional<std::vector<ChosenSize>> choose_sizes(std::vector<CheckCase>& plan, const Model& model,
-                                                    const SelfcheckFlags& flags, const std::vector<TokenId>& prompt,
-                                                    const std::vector<Isa>& isas) {
+/// REQUIRES: isas begins with that of plan[0].
+std::vector<ChosenSize> choose_sizes(std::vector<CheckCase>& plan, const Model& model, const SelfcheckFlags& flags,
+                                     const std::vector<TokenId>& prompt, const std::vector<Isa>& isas) {
   const CheckSize whole{static_cast<int>(prompt.size()), static_cast<int>(flags.max_new_tokens)};
   const std::vector<CheckSize> sizes = check_sizes(whole, flags.prompt.any(), flags.new_tokens_given);
   std::vector<ChosenSize> chosen;
@@ -195,9 +191,8 @@ std::optional<std::vector<ChosenSize>> choose_sizes(std::vector<CheckCase>& plan
       CheckCase probe = plan[0];
       probe.isa = item.isa;
       probe.size = {std::min(4, whole.prompt_tokens), 2};
-      const std::optional<CheckResult> result = run_case(model, flags, prompt, probe);
-      if (!result) return std::nullopt;
-      item.row_seconds = result->seconds / (probe.size.prompt_tokens + 1);  // the last new token needs no pass
+      item.row_seconds = run_case(model, flags, prompt, probe).seconds /
+                         (probe.size.prompt_tokens + 1);  // the last new token needs no pass
       const double seconds = kMaxSeconds / static_cast<double>(isas.size());
       item.size = choose_size(plan, item.isa, sizes, item.row_seconds, available_cores(), seconds);
       item.estimate = estimate_seconds(plan, item.isa, item.size, item.row_seconds, available_cores());
@@ -285,15 +280,10 @@ int run_selfcheck(int argc, const char* const* argv) {
   nlohmann::ordered_json run;
   add_run(run, flags.model, *model);
 
-  catch_interrupts();
-  const auto chosen = choose_sizes(plan, *model, flags, prompt, axes.isas);
-  if (!chosen) {
-    print_message("foretoken: interrupted before the first case: no result\n");
-    return kExitInterrupted;
-  }
+  const std::vector<ChosenSize> chosen = choose_sizes(plan, *model, flags, prompt, axes.isas);
   const CheckSize whole{static_cast<int>(prompt.size()), static_cast<int>(flags.max_new_tokens)};
   std::string sizes;
-  for (const ChosenSize& item : *chosen) sizes += describe(item, whole);
+  for (const ChosenSize& item : chosen) sizes += describe(item, whole);
   print_message("{}: {} cases\n{}", model->path(), plan.size(), sizes);
   std::vector<CheckResult> results;
   ProgressBar bar("checking");
@@ -303,12 +293,7 @@ int run_selfcheck(int argc, const char* const* argv) {
       model.reset();  // before loading again: a model may fill most of the memory
       model = flags.model.load();
     }
-    std::optional<CheckResult> result = run_case(*model, flags, prompt, check);
-    if (!result) {
-      print_message("foretoken: interrupted after {} of {} cases: no result\n", results.size(), plan.size());
-      return kExitInterrupted;
-    }
-    results.push_back(std::move(*result));
+    results.push_back(run_case(*model, flags, prompt, check));
     bar.show(results.size(), plan.size());
   }
 
@@ -323,7 +308,7 @@ int run_selfcheck(int argc, const char* const* argv) {
   object["prompt_tokens"] = prompt.size();
   object["n_predict"] = flags.max_new_tokens;
   object["sizes"] = nlohmann::ordered_json::array();
-  for (const ChosenSize& item : *chosen) {
+  for (const ChosenSize& item : chosen) {
     object["sizes"].push_back({{"isa", isa_name(item.isa)},
                                {"prompt_tokens", item.size.prompt_tokens},
                                {"n_predict", item.size.new_tokens},

@@ -1,7 +1,9 @@
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <chrono>
 
+#include "engine/part_file.h"
 #include "kernels/base/error.h"
 #include "tools/cli/command_line.h"
 #include "tools/cli/model_flags.h"
@@ -94,18 +96,17 @@ int run_synth(int argc, const char* const* argv) {
 
   const auto begin = std::chrono::steady_clock::now();
   SynthReport report;
-  catch_interrupts();
-  try {
+  {
     ProgressBar bar("writing " + path);
-    report = write_synth_model(path, spec, [&](size_t done, size_t all) {
-      if (interrupted()) throw Interrupted();
-      bar.show(done, all);
-    });
-  } catch (const Interrupted&) {
-    return kExitInterrupted;  // the writer has removed what it began
+    report = write_synth_model(path, spec, [&](size_t done, size_t all) { bar.show(done, all); });
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  ResultStream().write(summary(path, spec, report, seconds));
+  const std::string made = summary(path, spec, report, seconds);
+  if (descriptor_of(path) == STDOUT_FILENO) {
+    print_message("{}", made);  // standard output has the model
+  } else {
+    ResultStream().write(made);
+  }
   return 0;
 }
 

@@ -86,8 +86,7 @@ class ModelWriter {
     }
     if (spec_.has_mtp()) add_mtp();
     check_room(path);
-    weights_.file().write(path, progress);
-    report_.file_bytes = std::filesystem::file_size(path);
+    report_.file_bytes = weights_.file().write(path, progress);
     report_.num_tensors = weights_.num_tensors();
     report_.num_weights = weights_.num_weights();
     return report_;
@@ -98,8 +97,10 @@ class ModelWriter {
   static std::string router_name(int layer) { return fmt::format("blk.{}.ffn_gate_inp.weight", layer); }
 
   void check_room(const std::string& path) {
-    const auto folder = std::filesystem::absolute(path).parent_path();
     std::error_code error;
+    const auto status = std::filesystem::status(path, error);
+    if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) return;  // a pipe, a device
+    const auto folder = std::filesystem::absolute(path).parent_path();
     const auto space = std::filesystem::space(folder, error);
     const size_t needed = weights_.file().data_bytes();
     if (error || space.available >= needed) return;  // opening the file names what is wrong with the folder

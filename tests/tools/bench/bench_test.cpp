@@ -157,14 +157,3 @@ TEST_CASE("A text that ends early is a difference too", "[bench]") {
   CHECK(samples.difference->expected == 9);
   CHECK(samples.difference->got == -1);
 }
-
-TEST_CASE("An interrupted run ends the measurement", "[bench]") {
-  int runs = 0;
-  const BenchSamples samples = measure_arms(2, 2, 3, [&](int, size_t, size_t) {
-    ArmRun run = made({1, 2}, 1);
-    run.interrupted = ++runs == 3;
-    return run;
-  });
-  CHECK(samples.interrupted);
-  CHECK(runs == 3);
-}

@@ -1,0 +1,116 @@
+#include "tools/cli/interruption.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+
+#include "engine/gguf/mapped_file.h"
+#include "engine/part_file.h"
+#include "tools/commands.h"
+
+namespace foretoken {
+
+namespace {
+
+std::atomic<bool> interrupt_flag{false};
+std::atomic<bool> is_polled{false};
+static_assert(std::atomic<bool>::is_always_lock_free, "a signal handler may only touch lock-free atomics");
+
+// Handlers may call write, unlink, fstat and _exit, and nothing that allocates.
+
+void write_error(const char* text) {
+  size_t left = std::strlen(text);
+  while (left > 0) {
+    const ssize_t written = ::write(STDERR_FILENO, text, left);
+    if (written <= 0) return;
+    text += written;
+    left -= static_cast<size_t>(written);
+  }
+}
+
+void write_error(uint64_t number) {
+  std::array<char, 21> digits{};
+  size_t begin = digits.size() - 1;
+  do {
+    digits[--begin] = static_cast<char>('0' + number % 10);
+    number /= 10;
+  } while (number > 0);
+  write_error(&digits[begin]);
+}
+
+[[noreturn]] void end(int exit_code) {
+  remove_part_files();
+  ::_exit(exit_code);
+}
+
+// Wipes a progress bar.
+void begin_line() {
+  if (::isatty(STDERR_FILENO) == 1) write_error("\r\033[K");
+}
+
+void on_interrupt(int) {
+  if (is_polled && !interrupt_flag.exchange(true)) return;
+  begin_line();
+  write_error("foretoken: interrupted\n");
+  end(kExitInterrupted);
+}
+
+void on_bus_error(int, siginfo_t* info, void*) {
+  const MappedFile::Mapping* file = MappedFile::find(info->si_addr);
+  if (file == nullptr) {  // not ours: what would have happened without this handler
+    ::signal(SIGBUS, SIG_DFL);
+    return;
+  }
+  begin_line();
+  write_error("foretoken: ");
+  write_error(file->shown_path.c_str());
+  const uint64_t now = file->size_now();
+  if (now < file->size_bytes) {
+    write_error(": was cut short while it was in use: it had ");
+    write_error(file->size_bytes);
+    write_error(" bytes and has ");
+    write_error(now);
+    write_error(" now; wait until it is written whole, or download it again\n");
+  } else {
+    write_error(": reading failed near byte ");
+    write_error(static_cast<uint64_t>(static_cast<const std::byte*>(info->si_addr) - file->begin));
+    write_error("; the disk or the network drive that holds it is failing\n");
+  }
+  end(kExitInput);
+}
+
+}  // namespace
+
+void catch_signals() {
+  struct sigaction action = {};
+  action.sa_handler = on_interrupt;
+  sigemptyset(&action.sa_mask);
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) sigaddset(&action.sa_mask, number);
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+    struct sigaction inherited = {};
+    ::sigaction(number, nullptr, &inherited);
+    if (inherited.sa_handler != SIG_IGN) ::sigaction(number, &action, nullptr);
+  }
+  struct sigaction bus_action = {};
+  bus_action.sa_sigaction = on_bus_error;
+  bus_action.sa_flags = SA_SIGINFO;
+  sigemptyset(&bus_action.sa_mask);
+  ::sigaction(SIGBUS, &bus_action, nullptr);
+}
+
+PolledInterrupts::PolledInterrupts() {
+  is_polled = true;
+}
+
+PolledInterrupts::~PolledInterrupts() {
+  is_polled = false;
+}
+
+const std::atomic<bool>& interrupted() {
+  return interrupt_flag;
+}
+
+}  // namespace foretoken

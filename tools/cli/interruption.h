@@ -1,0 +1,28 @@
+#pragma once
+
+#include <atomic>
+
+namespace foretoken {
+
+/// From here on SIGINT, SIGTERM and SIGHUP end the program in order: part files are removed, "interrupted" is printed,
+/// the exit code is kExitInterrupted. A signal that is ignored already stays so (nohup, a shell's background job).
+/// Also catches what ends a program when a file that it computes from becomes shorter: one line instead of a bus
+/// error, exit code kExitInput.
+///
+/// A signal ends the program at once, wherever it is, since most of the work leaves nothing behind that is worth
+/// keeping. Where something is worth keeping, a PolledInterrupts says that interrupted() is asked instead; a second
+/// signal ends the program at once there too.
+void catch_signals();
+
+/// While one lives, the first signal only sets interrupted(). REQUIRES: one at a time.
+class PolledInterrupts {
+ public:
+  PolledInterrupts();
+  ~PolledInterrupts();
+  PolledInterrupts(const PolledInterrupts&) = delete;
+  PolledInterrupts& operator=(const PolledInterrupts&) = delete;
+};
+
+[[nodiscard]] const std::atomic<bool>& interrupted();
+
+}  // namespace foretoken
