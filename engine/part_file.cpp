@@ -107,9 +107,13 @@ PartFile::PartFile(std::string path) : path_(std::move(path)) {
   part_ = fmt::format("{}.part{}", target_, ::getpid());
   if (is_part_name(part_))
     throw InputError(fmt::format("{}: cannot write: another output has the same name", printable(path_, PATH_MAX)));
+  slot_ = add_part_name(part_);  // before it is there: a signal may come between
   fd_ = ::open(part_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (fd_ < 0) fail(exists && errno != ENAMETOOLONG ? "cannot write a new file beside it" : kOpening, errno);
-  slot_ = add_part_name(part_);
+  if (fd_ < 0) {
+    const int error = errno;
+    forget_part();
+    fail(exists && error != ENAMETOOLONG ? "cannot write a new file beside it" : kOpening, error);
+  }
   if (exists) (void)::fchmod(fd_, info.st_mode & 07777);
 }
 
@@ -118,6 +122,10 @@ PartFile::~PartFile() {
   ::close(fd_);
   if (is_in_place()) return;
   ::unlink(part_.c_str());
+  forget_part();
+}
+
+void PartFile::forget_part() const {
   if (slot_ >= 0) part_names[static_cast<size_t>(slot_)].is_open = false;
 }
 
@@ -177,7 +185,7 @@ void PartFile::commit() {
   }
   if (error == 0 && ::rename(part_.c_str(), target_.c_str()) != 0) error = errno;
   if (error != 0) ::unlink(part_.c_str());
-  if (slot_ >= 0) part_names[static_cast<size_t>(slot_)].is_open = false;
+  forget_part();
   if (error != 0) fail("cannot give the finished file its name", error);
 }
 

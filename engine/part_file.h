@@ -39,6 +39,7 @@ class PartFile {
  private:
   [[noreturn]] void fail(std::string_view doing, int error) const;
   void write_whole(std::string_view bytes);
+  void forget_part() const;
 
   const std::string path_;
   std::string target_, part_;

@@ -108,6 +108,7 @@ int run_decode(int argc, const char* const* argv) {
 
   print_message("\n{}{}{:<22} {}\n", describe_statistics(result.statistics, flags.model.mtp),
                 describe_places(session.engine().expert_places()), "stopped by", stop_reason_name(result.stop_reason));
+  model.check_unchanged();
   nlohmann::ordered_json object;
   object["prompt_ids"] = prompt_ids;
   object["ids"] = result.ids;

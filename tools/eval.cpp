@@ -264,6 +264,7 @@ int run_eval(int argc, const char* const* argv) {
     evaluation.run(std::span(ids).subspan(static_cast<size_t>(begin), static_cast<size_t>(size)));
     bar.show(static_cast<size_t>(begin + size), ids.size());
   }
+  model.check_unchanged();
   logits_file.commit();
   mtp_file.commit();
 

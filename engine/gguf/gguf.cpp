@@ -204,6 +204,25 @@ struct GgufFile::Impl {
     }
   }
 
+  // What several parts say must be the same; most parts say nothing but their own number.
+  void check_split_keys() const {
+    for (size_t i = 1; i < parts.size(); ++i) {
+      for (const auto& [key, value] : parts[i].content.metadata) {
+        const GgufValue* first = find_key(parts[0], key);
+        if (key == "split.no" || first == nullptr || describe(*first) == describe(value)) continue;
+        fail(parts[i].path,
+             fmt::format("metadata key {}: {}, but {} in {}; the parts are of different models", printable(key),
+                         kind_of(value), kind_of(*first), printable_path(parts[0].path)));
+      }
+    }
+  }
+
+  // Tells two values apart.
+  static std::string describe(const GgufValue& value) {
+    if (const auto* text = std::get_if<std::string_view>(&value)) return std::string(*text);
+    return kind_of(value);
+  }
+
   [[noreturn]] void fail_key(std::string_view key, std::string_view what) const {
     fail(parts[0].path, fmt::format("metadata key {}: {}", printable(key), what));
   }
@@ -220,6 +239,7 @@ GgufFile& GgufFile::operator=(GgufFile&&) noexcept = default;
 GgufFile GgufFile::open(const std::string& path) {
   GgufFile file;
   file.impl_->parts = open_parts(path);
+  file.impl_->check_split_keys();
   file.impl_->index_tensors();
   file.impl_->index_metadata();
   file.impl_->check_split_tensor_count();
@@ -228,6 +248,18 @@ GgufFile GgufFile::open(const std::string& path) {
 
 const std::string& GgufFile::path() const {
   return impl_->parts[0].path;
+}
+
+const std::string& GgufFile::path_of(const GgufTensor& tensor) const {
+  return impl_->parts[static_cast<size_t>(tensor.file_idx)].path;
+}
+
+void GgufFile::check_unchanged(std::string_view doing) const {
+  for (const Part& part : impl_->parts) {
+    if (!part.file.has_changed()) continue;
+    fail(part.path,
+         fmt::format("was written to while it was {}; wait until it is whole (a download?), then start again", doing));
+  }
 }
 
 size_t GgufFile::size_bytes() const {

@@ -55,7 +55,8 @@ class GgufFile {
   GgufFile(GgufFile&&) noexcept;
   GgufFile& operator=(GgufFile&&) noexcept;
 
-  [[nodiscard]] const std::string& path() const;              // of the first part
+  [[nodiscard]] const std::string& path() const;  // of the first part
+  [[nodiscard]] const std::string& path_of(const GgufTensor& tensor) const;
   [[nodiscard]] size_t size_bytes() const;                    // all parts
   [[nodiscard]] std::span<const GgufTensor> tensors() const;  // in file order
   [[nodiscard]] const GgufTensor* find_tensor(std::string_view name) const;
@@ -80,6 +81,9 @@ class GgufFile {
   /// low.
   void release(const GgufTensor& tensor) const;
   void release(const std::byte* begin, size_t size_bytes) const;
+
+  /// Throws InputError if a part was written to, or made longer or shorter, since it was opened. `doing`: "loaded".
+  void check_unchanged(std::string_view doing) const;
 
   /// SHA-256 over header, metadata and tensor directory of every part plus the part sizes and 4 KiB at 64 places of the
   /// data: names the model in reports without reading 20 GB.

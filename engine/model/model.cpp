@@ -196,6 +196,9 @@ const std::string& Model::fingerprint() const {
 size_t Model::file_bytes() const {
   return impl_->file.size_bytes();
 }
+void Model::check_unchanged() const {
+  impl_->file.check_unchanged("in use");
+}
 double Model::load_seconds() const {
   return impl_->load_seconds;
 }

@@ -32,6 +32,8 @@ class Model {
   [[nodiscard]] const std::string& path() const;
   [[nodiscard]] const std::string& fingerprint() const;  // GgufFile::fingerprint, reported as model_sha256
   [[nodiscard]] size_t file_bytes() const;
+  /// Throws InputError if the file was written to since it was opened: what was computed from it cannot be trusted.
+  void check_unchanged() const;
   [[nodiscard]] double load_seconds() const;  // reading, checking and repacking
   /// What the file says to its user and no part of the program applies: recommended sampling and the like, a line each.
   [[nodiscard]] std::vector<std::string> notes() const;

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "engine/machine.h"
+#include "engine/model/zero_rows.h"
 #include "kernels/base/error.h"
 #include "kernels/formats/interleave.h"
 #include "kernels/formats/weight_codec.h"
@@ -28,13 +29,20 @@ double gib(size_t bytes) {
   return static_cast<double>(bytes) / (1 << 30);
 }
 
+// Norms that are all zero would leave nothing of a layer; biases and gates may be zero.
+bool must_not_be_zero(std::string_view name) {
+  return name.ends_with("norm.weight") || name.ends_with("ssm_conv1d.weight") || name.ends_with("ssm_a");
+}
+
 }  // namespace
 
 WeightLoader::WeightLoader(const GgufFile& file, const LoadOptions& options, ModelWeights& weights)
     : file_(file), options_(options), weights_(weights) {}
 
 void WeightLoader::fail(const std::string& name, const std::string& what) const {
-  throw InputError(fmt::format("{}: tensor {}: {}", file_.path(), name, what));
+  const GgufTensor* tensor = file_.find_tensor(name);
+  const std::string& path = tensor != nullptr ? file_.path_of(*tensor) : file_.path();
+  throw InputError(fmt::format("{}: tensor {}: {}", path, name, what));
 }
 
 const GgufTensor& WeightLoader::find(const std::string& name, const std::vector<int64_t>& shape) {
@@ -115,6 +123,10 @@ void WeightLoader::load_vectors() {
       fail(std::string(vector.tensor->name),
            fmt::format("value {} is not finite; the file is damaged", bad - values.get()));
     }
+    if (must_not_be_zero(vector.tensor->name) &&
+        std::all_of(values.get(), values.get() + count, [](float v) { return v == 0; })) {
+      zero_vectors_.push_back(vector.tensor);
+    }
     *vector.to = values.get();
     weights_.vectors.push_back(std::move(values));
   }
@@ -130,8 +142,8 @@ void WeightLoader::fill(Job& job, int64_t row_begin, int64_t row_end) const {
   const MatrixView& from = job.from;
   for (int64_t r = row_begin; r < row_end; ++r) {
     if (row_is_finite(from.type, from.data + static_cast<size_t>(r) * from.row_bytes(), from.num_cols)) continue;
-    throw InputError(fmt::format("{}: tensor {}: row {} has a value or scale that is not finite; the file is damaged",
-                                 file_.path(), job.tensor->name, r));
+    fail(std::string(job.tensor->name),
+         fmt::format("row {} has a value or scale that is not finite; the file is damaged", r));
   }
   if (job.in_place) return;
   std::byte* to = const_cast<std::byte*>(job.to->data);
@@ -176,6 +188,30 @@ void WeightLoader::append_chunks(Job& job, const NumaNodes& nodes, int node, std
   }
 }
 
+void WeightLoader::check_zeros() const {
+  const GgufTensor* first = nullptr;  // in file order, matrices before vectors
+  size_t first_offset = 0, count = zero_vectors_.size();
+  for (const Job& job : jobs_) {
+    const bool is_last = std::none_of(file_.tensors().begin(), file_.tensors().end(), [&](const GgufTensor& other) {
+      return other.file_idx == job.tensor->file_idx && other.file_offset > job.tensor->file_offset;
+    });
+    const auto offset = find_unwritten(job.from, job.zero_rows, is_last);
+    if (!offset) continue;
+    ++count;
+    if (first != nullptr) continue;
+    first = job.tensor;
+    first_offset = *offset;
+  }
+  if (count == 0) return;
+  if (first == nullptr) first = zero_vectors_.front();
+  const std::string where =
+      first_offset == 0 ? "is all zeros" : fmt::format("has zeros only from its byte {} on", first_offset);
+  const std::string others = count > 1 ? fmt::format(", and so it is with {} tensors more", count - 1) : "";
+  fail(std::string(first->name),
+       fmt::format("{}{}; this part of the file, byte {} and what follows, was never written: download it again", where,
+                   others, first->file_offset + first_offset));
+}
+
 void WeightLoader::load() {
   const size_t needed = bytes_needed(), available = available_memory_bytes();
   if (needed > available) {
@@ -204,7 +240,7 @@ void WeightLoader::load() {
   }
 
   std::optional<InputError> error;
-  std::mutex mutex;
+  std::mutex mutex;  // of the error, the progress and the zero rows
   std::atomic<size_t> done{0};
   std::atomic<bool> failed{false};
   team.parallel_for(node_ends, [&](int64_t c, int thread_idx) {
@@ -218,6 +254,13 @@ void WeightLoader::load() {
     try {
       for (const RowRange& rows : chunk.ranges) {
         fill(*chunk.job, rows.begin, rows.end);
+        std::vector<RowRange> zero_rows;
+        find_zero_rows(chunk.job->from, rows.begin, rows.end, zero_rows);
+        if (!zero_rows.empty()) {
+          const std::lock_guard lock(mutex);
+          std::vector<RowRange>& all = chunk.job->zero_rows;
+          all.insert(all.end(), zero_rows.begin(), zero_rows.end());
+        }
         const size_t begin = static_cast<size_t>(rows.begin) * row_bytes,
                      end = static_cast<size_t>(rows.end) * row_bytes;
         if (options_.repack) file_.release(chunk.job->from.data + begin, end - begin);
@@ -233,6 +276,8 @@ void WeightLoader::load() {
     }
   });
   if (error) throw *error;
+  check_zeros();
+  file_.check_unchanged("loaded");
   if (!options_.repack || nodes.count() == 1) return;
   // Shares begin and end within pages of the file, which a neighbour may have read after they were released.
   for (const Job& job : jobs_) file_.release(*job.tensor);

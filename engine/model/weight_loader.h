@@ -58,6 +58,7 @@ class WeightLoader {
     int64_t unit_rows;  // that are shared out over nodes together
     bool in_place;      // only checked
     bool interleave;
+    std::vector<RowRange> zero_rows;  // found while loading
   };
   /// What one work item of load() brings in: rows of one node's share.
   struct Chunk {
@@ -78,6 +79,8 @@ class WeightLoader {
   void allocate(Job& job, const NumaNodes& nodes);
   static void append_chunks(Job& job, const NumaNodes& nodes, int node, std::vector<Chunk>& chunks);
   void fill(Job& job, int64_t row_begin, int64_t row_end) const;
+  /// Throws InputError for what a broken download left as zeros.
+  void check_zeros() const;
 
   const GgufFile& file_;
   const LoadOptions& options_;
@@ -85,6 +88,7 @@ class WeightLoader {
   std::vector<Job> jobs_;
   std::vector<Vector> vectors_;
   std::set<std::string_view, std::less<>> declared_;
+  std::vector<const GgufTensor*> zero_vectors_;  // that cannot rightly be all zeros
 };
 
 }  // namespace foretoken

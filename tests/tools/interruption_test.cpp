@@ -114,7 +114,7 @@ TEST_CASE("A signal ends every command from its first moment on, and leaves no p
       {"eval", "-m", model, "-p", " a b c", "--json", json},
       {"selfcheck", "-m", model, "--json", json},
       {"inspect", model, "--json", json},
-      {"synth", folder.file("new.gguf"), "--layers", "400"},
+      {"synth", folder.file("new.gguf"), "--layers", "100"},
   };
   for (const auto& command : commands) {
     INFO(command[0]);

@@ -296,7 +296,9 @@ int run_bench(int argc, const char* const* argv) {
       measure_arms(arms.size(), prompts.size(), flags.rounds,
                    [&](int round, size_t arm, size_t prompt) { return runner.run(round, arm, prompt); });
 
+  model.check_unchanged();
   const GgufFile file = GgufFile::open(model.path());
+  flags.model.check_same_file(file.fingerprint());
   const ByteModel bytes(file, model.config());
   const ByteAccount account = {
       &bytes,   flags.model.draft_rows(model.config()), flags.model.kv_type, mean_kv_len(prompts, samples), bandwidth,

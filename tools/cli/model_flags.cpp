@@ -140,6 +140,7 @@ Model ModelFlags::load() {
     const GgufFile file = GgufFile::open(model_path);
     const ModelConfig config = ModelConfig::read(file);
     const ModelSizes sizes = ModelSizes::of(file, config);
+    check_same_file(file.fingerprint());
     placement = plan_placement(sizes, placement_request(config, cuda::free_memory_bytes()));
     print_message("{}", describe(*placement, sizes, measure_speed(measure_bandwidth())));
   }
@@ -151,8 +152,15 @@ Model ModelFlags::load() {
     options.progress = [&bar](size_t done, size_t all) { bar.show(done, all); };
     return Model::load(model_path, options);
   }();
+  check_same_file(model.fingerprint());
   for (const std::string& note : model.notes()) print_message("{}: {}", model_path, note);
   return model;
+}
+
+void ModelFlags::check_same_file(const std::string& found) {
+  if (fingerprint.empty()) fingerprint = found;
+  if (fingerprint == found) return;
+  throw InputError(fmt::format("{}: another file took its place while it was in use; start again", model_path));
 }
 
 SessionOptions ModelFlags::session_options(int mtp) const {

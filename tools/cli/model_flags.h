@@ -49,6 +49,7 @@ struct ModelFlags {
   bool plans_alone = false;
   /// The MTP layer will be used, whatever --mtp says: its place on the device is planned.
   bool needs_mtp = false;
+  std::string fingerprint;  // of the first load(): a later one must find the same file
   /// Of load(), where the device is not the CPU.
   std::optional<Placement> placement;
 
@@ -68,6 +69,9 @@ struct ModelFlags {
   /// Loads the model, with a progress bar on a terminal. Where a GPU has a part in it, the plan of what lies where is
   /// made and printed first.
   [[nodiscard]] Model load();
+
+  /// Throws InputError if the file that has this GgufFile::fingerprint is not the one that was opened first.
+  void check_same_file(const std::string& found);
 
   /// What plan_placement is asked under these flags, with `free_bytes` of device memory. Throws UsageError.
   [[nodiscard]] PlacementRequest placement_request(const ModelConfig& config, size_t free_bytes) const;

@@ -289,6 +289,7 @@ int run_selfcheck(int argc, const char* const* argv) {
   ProgressBar bar("checking");
   for (const CheckCase& check : plan) {
     if (check.repack == flags.model.no_repack) {
+      model->check_unchanged();
       flags.model.no_repack = !check.repack;
       model.reset();  // before loading again: a model may fill most of the memory
       model = flags.model.load();
@@ -297,6 +298,7 @@ int run_selfcheck(int argc, const char* const* argv) {
     bar.show(results.size(), plan.size());
   }
 
+  model->check_unchanged();
   const bool identical = compare_with_references(results);
   const std::string verdict =
       identical ? fmt::format("all {} cases give the same bits\n", results.size()) : "cases DIFFER\n";

@@ -543,6 +543,14 @@ TEST_CASE("A split GGUF model whose parts do not fit is refused", "[gguf][split]
   refused(path1, path2, "split.count: 3, but its name says 2 parts");
   second(split_part(1, 2, 2, 0, 1));
   refused(path1, path2, "tensor t0 is also in " + path1);
+  second(split_part(1, 2, 5, 1, 1));
+  refused(path1, path2, "split.tensors.count: the integer 5, but the integer 2 in");
+  {
+    GgufBytes other = split_part(1, 2, 2, 1, 1);
+    other.key("general.architecture", "another");
+    second(other);
+    refused(path1, path2, "general.architecture: the string \"another\", but the string \"split\" in");
+  }
   second(split_part(1, 2, 2, 1, 2));
   refused(path1, path1, "split.tensors.count: 2, but the 2 parts have 3 tensors");
   GgufBytes no_keys;

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <limits>
+#include <utility>
 
 #include "engine/model/model.h"
 #include "engine/session.h"
@@ -72,7 +75,9 @@ void check_refused(const GgufEdit& file, const std::vector<std::string>& words) 
   file.write(path);
   check_line(load_error(path, true), path, words);
   check_line(load_error(path, false), path, words);
-  const bool among_weights = std::find(words.begin(), words.end(), "finite") != words.end();
+  const bool among_weights = std::any_of(words.begin(), words.end(), [](const std::string& word) {
+    return word == "finite" || word.find("zeros") != std::string::npos;
+  });
   CHECK(header_error(path) == (among_weights ? "" : load_error(path)));
 }
 
@@ -108,6 +113,109 @@ TEST_CASE("a missing tensor is named, whichever it is") {
     file.remove_tensor(name);
     check_refused(file, {name, "missing"});
   }
+}
+
+// Zeros from byte `begin` of a tensor on, `count` bytes or to its end.
+void zero_bytes(GgufEdit& file, const std::string& name, size_t begin, size_t count = SIZE_MAX) {
+  std::vector<std::byte>& bytes = file.tensor(name).bytes;
+  const size_t end = std::min(count, bytes.size() - begin) + begin;
+  std::fill(bytes.begin() + static_cast<ptrdiff_t>(begin), bytes.begin() + static_cast<ptrdiff_t>(end), std::byte{0});
+}
+
+TEST_CASE("a matrix that is all zeros is named, whichever it is") {
+  const std::string architecture = GENERATE("qwen35moe", "qwen35", "qwen3moe");
+  const GgufEdit good = small_model(architecture).build();
+  for (const GgufEdit::Tensor& tensor : good.tensors) {
+    if (!is_matrix(tensor)) continue;
+    GgufEdit file = good;
+    zero_bytes(file, tensor.name, 0);
+    INFO(architecture << ": " << tensor.name);
+    check_refused(file, {tensor.name, "is all zeros", "download it again"});
+  }
+}
+
+TEST_CASE("zeros from somewhere in a file on are found, and the first matrix of zeros is named") {
+  const GgufEdit good = small_model().build();
+  const size_t from = GENERATE(0, 5, 11, 20);
+  GgufEdit file = good;
+  for (size_t i = from; i < file.tensors.size(); ++i) zero_bytes(file, file.tensors[i].name, 0);
+  size_t first = from;
+  while (!is_matrix(file.tensors[first])) ++first;
+  check_refused(file, {"tensor " + file.tensors[first].name + ":", "is all zeros", "tensors more"});
+}
+
+TEST_CASE("zeros from within a matrix on are found, in the last one of a file too") {
+  const GgufEdit good = small_model().build();
+  for (const GgufEdit::Tensor& tensor : good.tensors) {
+    if (!is_matrix(tensor)) continue;
+    const size_t row_bytes = tensor.bytes.size() / static_cast<size_t>(tensor.shape[1]) /
+                             static_cast<size_t>(tensor.shape.size() > 2 ? tensor.shape[2] : 1);
+    INFO(tensor.name);
+    GgufEdit file = good;  // to its end, beginning within a row
+    zero_bytes(file, tensor.name, tensor.bytes.size() - 2 * row_bytes - row_bytes / 2);
+    check_refused(file, {tensor.name, "zeros only from its byte"});
+    file = good;  // a hole that ends within a row
+    zero_bytes(file, tensor.name, row_bytes, row_bytes + row_bytes / 2);
+    check_refused(file, {tensor.name, "zeros only from its byte"});
+  }
+  GgufEdit file = good;  // on the boundary of two rows
+  const GgufEdit::Tensor last = file.tensors.back();
+  REQUIRE(is_matrix(last));
+  zero_bytes(file, last.name, last.bytes.size() / 2);
+  check_refused(file, {last.name, "zeros only from its byte"});
+}
+
+TEST_CASE("a norm that is all zeros is named") {
+  GgufEdit file = small_model().build();
+  zero_bytes(file, "blk.0.attn_norm.weight", 0);
+  check_refused(file, {"blk.0.attn_norm.weight", "is all zeros"});
+}
+
+TEST_CASE("zeros that may be rightful are loaded: rows, experts, biases, the end of a padded vocabulary") {
+  GgufEdit file = small_model().build();
+  zero_bytes(file, "blk.0.ssm_dt.bias", 0);
+  zero_bytes(file, "blk.0.ffn_gate_inp_shexp.weight", 0);
+  const size_t expert_bytes = file.tensor("blk.0.ffn_up_exps.weight").bytes.size() / 4;
+  for (const char* name : {"blk.0.ffn_up_exps.weight", "blk.0.ffn_gate_exps.weight", "blk.1.ffn_down_exps.weight"}) {
+    const size_t bytes = file.tensor(name).bytes.size() / 4;
+    CHECK(bytes == expert_bytes);
+    zero_bytes(file, name, 3 * bytes);
+    zero_bytes(file, name, bytes, bytes);
+  }
+  const size_t row_bytes = 64 * sizeof(float);
+  for (const char* name : {"token_embd.weight", "output.weight"}) {
+    zero_bytes(file, name, 7 * row_bytes, row_bytes);
+    zero_bytes(file, name, file.tensor(name).bytes.size() - 12 * row_bytes);
+  }
+  // The last columns of a matrix, and a row of it.
+  for (size_t row = 0; row < 32; ++row) zero_bytes(file, "blk.0.ffn_up_shexp.weight", (row + 1) * row_bytes - 16, 16);
+  zero_bytes(file, "blk.0.ffn_up_shexp.weight", 9 * row_bytes, row_bytes);
+  const TempFolder folder;
+  file.write(folder.file("zeros.gguf"));
+  CHECK(load_error(folder.file("zeros.gguf"), true).empty());
+  CHECK(load_error(folder.file("zeros.gguf"), false).empty());
+}
+
+TEST_CASE("a file that is written to while it is loaded or in use is refused") {
+  const TempFolder folder;
+  const std::string path = folder.file("changing.gguf");
+  small_model().write(path);
+  const auto append = [&] { std::ofstream(path, std::ios::app) << "more"; };
+  LoadOptions options;
+  bool written = false;
+  options.progress = [&](size_t, size_t) {
+    if (!std::exchange(written, true)) append();
+  };
+  CHECK_THROWS_WITH(Model::load(path, options), Catch::StartsWith(path + ": was written to while it was loaded"));
+  const Model model = Model::load(path, {});
+  CHECK_NOTHROW(model.check_unchanged());
+  // A new file of the same name does not touch the one that is open.
+  small_model().write(folder.file("new.gguf"));
+  std::filesystem::rename(folder.file("new.gguf"), path);
+  CHECK_NOTHROW(model.check_unchanged());
+  const Model again = Model::load(path, {});
+  append();
+  CHECK_THROWS_WITH(again.check_unchanged(), Catch::StartsWith(path + ": was written to while it was in use"));
 }
 
 TEST_CASE("a tensor that stands in the file twice is refused") {
