@@ -22,7 +22,6 @@ struct DecodeFlags {
   int64_t max_new_tokens = 128;
   bool print_ids = false;
   bool ignore_eos = false;
-  bool chat = false;
   std::string json_path;
 
   [[nodiscard]] bool parse(int argc, const char* const* argv) {
@@ -30,8 +29,8 @@ struct DecodeFlags {
         "decode", "-m MODEL [-p TEXT | -f FILE | --ids FILE]",
         "Continues a prompt. The text goes to standard output as it is made, statistics to standard error.\n"
         "Ctrl-C ends the generation cleanly (exit 130); a second one ends the program at once.");
+    prompt.offers_chat = true;
     prompt.add_to(line);
-    line.add_switch("chat", &chat, "wrap the prompt in the model's chat form");
     line.add_int("n-predict,n", &max_new_tokens, 1, INT32_MAX, "N", "tokens to make at most");
     line.add_switch("ignore-eos", &ignore_eos, "do not stop at an end-of-text token");
     line.add_switch("print-ids", &print_ids, "print token ids, one a line, instead of text");
@@ -88,7 +87,7 @@ int run_decode(int argc, const char* const* argv) {
 
   const Model model = flags.model.load();
   check_mtp(model, flags.model.mtp);
-  const std::vector<TokenId> prompt_ids = tokenize_prompt(prompt, model.tokenizer(), flags.chat);
+  const std::vector<TokenId> prompt_ids = tokenize_prompt(prompt, model.tokenizer());
   Session session(model, flags.model.session_options(flags.model.mtp));
   print_message("{}{}", describe_run(flags.model, model), describe_session(session));
 

@@ -241,7 +241,7 @@ int run_eval(int argc, const char* const* argv) {
 
   const Model model = flags.model.load();
   if (flags.needs_mtp()) check_mtp(model, std::max(flags.model.mtp, 1));
-  const std::vector<TokenId> ids = tokenize_prompt(text, model.tokenizer(), /*chat=*/false);
+  const std::vector<TokenId> ids = tokenize_prompt(text, model.tokenizer());
   const int64_t num_tokens = static_cast<int64_t>(ids.size());
   const int64_t vocab_size = model.config().vocab_size;
 

@@ -13,22 +13,21 @@ int run_tokenize(int argc, const char* const* argv) {
   ModelFlags model;
   PromptFlags prompt;
   bool decode = false;
-  bool plain = false;
   CommandLine line("tokenize", "-m MODEL [-p TEXT | -f FILE | --ids FILE]",
-                   "Prints the token ids of a text, one a line. With --decode the other way: white-space separated ids "
+                   "Prints the token ids that a text has as a prompt, one a line. With --decode the other way: "
+                   "white-space separated ids "
                    "in, text out.\n"
                    "Reads the vocabulary alone, so the model's architecture does not matter.");
   model.add_model(line);
+  prompt.offers_chat = true;
   prompt.add_to(line);
   line.add_switch("decode", &decode, "ids to text; -p, -f or standard input hold ids");
-  line.add_switch("plain", &plain, "take text that spells a special token (<|im_end|>) as plain text");
   line.epilogue(environment_help());
   if (!line.parse(argc, argv)) return 0;
   (void)read_environment();  // a wrong value is an error here too
   prompt.resolve(line);
   if (model.model_path.empty()) throw UsageError("-m MODEL is missing: name a GGUF file");
 
-  ResultStream out;
   Prompt input = read_prompt(prompt);
   const Tokenizer tokenizer = Tokenizer::load(GgufFile::open(model.model_path));
   if (decode || input.is_ids) {
@@ -36,11 +35,12 @@ int run_tokenize(int argc, const char* const* argv) {
       input.ids = parse_ids(input.source, input.text);
       input.is_ids = true;
     }
-    for (TokenId id : tokenize_prompt(input, tokenizer, /*chat=*/false))
-      out.write(tokenizer.piece(id, /*keep_special=*/true));
+    ResultStream().write(tokenizer.decode(tokenize_prompt(input, tokenizer), /*keep_special=*/true));
     return 0;
   }
-  for (TokenId id : tokenizer.encode(input.text, !plain)) out.write(fmt::format("{}\n", id));
+  std::string text;
+  for (TokenId id : tokenize_prompt(input, tokenizer)) text += fmt::format("{}\n", id);
+  ResultStream().write(text);
   return 0;
 }
 

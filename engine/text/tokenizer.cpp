@@ -105,6 +105,48 @@ class TokenIndex {
   std::vector<TokenId> slots_;
 };
 
+// Names that end a generation wherever they stand in a vocabulary, as llama.cpp has them: files seldom list all of
+// theirs. A model that fills in the middle goes on to the next file or repository, or pads, when it is done.
+constexpr std::string_view kEndNames[] = {"<|im_end|>",
+                                          "<|endoftext|>",
+                                          "<|eot_id|>",
+                                          "<|eom_id|>",
+                                          "<|end|>",
+                                          "<|return|>",
+                                          "<|call|>",
+                                          "<|calls|>",
+                                          "<|flush|>",
+                                          "<|end_of_text|>",
+                                          "<end_of_turn>",
+                                          "<turn|>",
+                                          "<|tool_response>",
+                                          "<end_of_utterance>",
+                                          "<eos>",
+                                          "<EOT>",
+                                          "_<EOT>",
+                                          "[EOT]",
+                                          "[EOS]",
+                                          "[e~[",
+                                          "</s>",
+                                          "<|fim_pad|>",
+                                          "<fim-pad>",
+                                          "<fim_pad>",
+                                          "<PAD>",
+                                          "[PAD]",
+                                          "<|fim_repo|>",
+                                          "<|repo_name|>",
+                                          "<fim-repo>",
+                                          "<REPO>",
+                                          "<reponame>",
+                                          "<|file_sep|>",
+                                          "<\xEF\xBD\x9C"
+                                          "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>"};
+
+// Keys of ids that end a generation.
+constexpr std::string_view kEndKeys[] = {"tokenizer.ggml.eos_token_id",     "tokenizer.ggml.eot_token_id",
+                                         "tokenizer.ggml.eom_token_id",     "tokenizer.ggml.fim_pad_token_id",
+                                         "tokenizer.ggml.fim_rep_token_id", "tokenizer.ggml.fim_sep_token_id"};
+
 constexpr std::string_view kTokensKey = "tokenizer.ggml.tokens";
 constexpr std::string_view kTypesKey = "tokenizer.ggml.token_type";
 constexpr std::string_view kMergesKey = "tokenizer.ggml.merges";
@@ -205,6 +247,16 @@ Bpe read_merges(const GgufFile& file, const TokenIndex& index, const std::vector
 
 }  // namespace
 
+namespace {
+
+// A view of a TextPart.
+struct Part {
+  std::string_view text;
+  bool parse_special = false;
+};
+
+}  // namespace
+
 struct Tokenizer::Impl {
   std::vector<uint8_t> types;
   std::string bytes;                 // of all tokens, one after the other
@@ -213,8 +265,9 @@ struct Tokenizer::Impl {
   std::vector<TokenId> end_ids;      // rising
   std::string chat_template;
   bool add_bos = false;
-  TokenId bos = -1;
+  TokenId bos = -1, eos = -1;
   SpecialTokens special_tokens;
+  SpecialTokens user_tokens;  // of them, the user-defined ones
   std::optional<Bpe> bpe;
   std::optional<Pretokenizer> pretokenizer;
 
@@ -223,6 +276,8 @@ struct Tokenizer::Impl {
   [[nodiscard]] std::string_view bytes_of(TokenId id) const {
     return std::string_view(bytes).substr(byte_begins[id], byte_begins[id + 1] - byte_begins[id]);
   }
+
+  [[nodiscard]] std::vector<TokenId> encode(std::span<const Part> parts) const;
 
   void store_pieces(const std::vector<std::string_view>& texts) {
     const ByteAlphabet alphabet;
@@ -237,18 +292,34 @@ struct Tokenizer::Impl {
       }
     }
     byte_begins.push_back(bytes.size());
-    std::vector<SpecialTokens::Named> named;
-    for (TokenId id : special_ids) named.push_back({bytes_of(id), id});
-    special_tokens = SpecialTokens(std::move(named));
+    std::vector<SpecialTokens::Named> all, user;
+    for (TokenId id : special_ids) {
+      all.push_back({bytes_of(id), id});
+      if (types[id] == kUserDefined) user.push_back({bytes_of(id), id});
+    }
+    special_tokens = SpecialTokens(std::move(all));
+    user_tokens = SpecialTokens(std::move(user));
   }
 
-  void read_special_ids(const GgufFile& file) {
+  // In vocabularies whose answers have several parts, each ended by <|end|>, other tokens end the whole; and where
+  // <|tool_response> ends it, </s> is a mark-up of text.
+  [[nodiscard]] static bool is_end_of_part(const TokenIndex& index, std::string_view name) {
+    const auto has = [&](std::string_view other) { return index.find(other) >= 0; };
+    if (name == "</s>") return has("<|tool_response>");
+    const bool calls = has("<|call|>") || has("<|calls|>");
+    return name == "<|end|>" && calls && (has("<|return|>") || has("<|flush|>"));
+  }
+
+  void read_special_ids(const GgufFile& file, const TokenIndex& index) {
     const size_t vocab_size = types.size();
-    for (std::string_view key : {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"}) {
+    for (std::string_view key : kEndKeys) {
       if (const TokenId id = read_token_id(file, key, vocab_size); id >= 0) end_ids.push_back(id);
     }
-    for (TokenId id : special_ids) {
-      if (bytes_of(id) == "<|im_end|>" || bytes_of(id) == "<|endoftext|>") end_ids.push_back(id);
+    eos = read_token_id(file, kEndKeys[0], vocab_size);
+    for (std::string_view name : kEndNames) {
+      const TokenId id = index.find(name);
+      // A name such as <|im_end|> is no word, so it ends a text whatever the file calls it; <EOT> might be one.
+      if (id >= 0 && (is_special(id) || name.starts_with("<|")) && !is_end_of_part(index, name)) end_ids.push_back(id);
     }
     std::sort(end_ids.begin(), end_ids.end());
     bos = read_token_id(file, "tokenizer.ggml.bos_token_id", vocab_size);
@@ -313,6 +384,30 @@ class Encoder {
 
 }  // namespace
 
+// REQUIRES: the parts lie side by side in one text, which is valid UTF-8.
+std::vector<TokenId> Tokenizer::Impl::encode(std::span<const Part> parts) const {
+  const std::string_view first = parts.front().text, last = parts.back().text;
+  const std::string_view whole(first.data(), static_cast<size_t>(last.data() + last.size() - first.data()));
+  if (whole.size() > kMaxTextBytes)
+    throw InputError(fmt::format("text: {} bytes; the limit is {}; split it", whole.size(), kMaxTextBytes));
+  Encoder encoder(*bpe, *pretokenizer, whole.size());
+  // Special tokens are cut out of the text as it came and the rest is normalised piece by piece, as the models' own
+  // tokenizers do: a combining mark after a special token must not change the token's last character.
+  size_t begin = 0;  // of the text that is not encoded yet
+  for (const Part& part : parts) {
+    const auto offset = static_cast<size_t>(part.text.data() - whole.data());
+    const SpecialTokens& tokens = part.parse_special ? special_tokens : user_tokens;
+    for (SpecialTokens::Match match = tokens.find(part.text, 0); match.id >= 0;
+         match = tokens.find(part.text, match.begin + match.length)) {
+      encoder.add_text(whole.substr(begin, offset + match.begin - begin));
+      encoder.add_token(match.id);
+      begin = offset + match.begin + match.length;
+    }
+  }
+  encoder.add_text(whole.substr(begin));
+  return encoder.take();
+}
+
 Tokenizer::Tokenizer() : impl_(std::make_unique<Impl>()) {}
 Tokenizer::~Tokenizer() = default;
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
@@ -340,30 +435,41 @@ Tokenizer Tokenizer::load(const GgufFile& file) {
   const TokenIndex index = index_tokens(file, texts, impl.types);
   impl.bpe = read_merges(file, index, impl.types);
   impl.store_pieces(texts);
-  impl.read_special_ids(file);
+  impl.read_special_ids(file, index);
   impl.chat_template = file.get_string("tokenizer.chat_template", "");
   return tokenizer;
 }
 
 std::vector<TokenId> Tokenizer::encode(std::string_view text, bool parse_special) const {
-  if (text.size() > kMaxTextBytes) {
-    throw InputError(fmt::format("text: {} bytes; the limit is {}; split it", text.size(), kMaxTextBytes));
-  }
   if (const size_t at = find_invalid_utf8(text); at != std::string_view::npos) {
     throw InputError(fmt::format("text: byte {} (0x{:02X}) is not valid UTF-8; convert the text to UTF-8", at,
                                  static_cast<uint8_t>(text[at])));
   }
-  Encoder encoder(*impl_->bpe, *impl_->pretokenizer, text.size());
-  // Special tokens are cut out of the text as it came and the rest is normalised piece by piece, as the models' own
-  // tokenizers do: a combining mark after a special token must not change the token's last character.
-  for (size_t pos = 0; pos < text.size();) {
-    const SpecialTokens::Match match = parse_special ? impl_->special_tokens.find(text, pos) : SpecialTokens::Match{};
-    encoder.add_text(text.substr(pos, match.begin == std::string_view::npos ? match.begin : match.begin - pos));
-    if (match.id < 0) break;
-    encoder.add_token(match.id);
-    pos = match.begin + match.length;
+  const Part part{text, parse_special};
+  return impl_->encode({&part, 1});
+}
+
+std::vector<TokenId> Tokenizer::encode(std::span<const TextPart> parts) const {
+  std::string whole;
+  for (const TextPart& part : parts) whole += part.text;
+  if (const size_t at = find_invalid_utf8(whole); at != std::string_view::npos)
+    throw InputError(fmt::format("text: byte {} is not valid UTF-8; convert the text to UTF-8", at));
+  std::vector<Part> views;
+  size_t begin = 0;
+  for (const TextPart& part : parts) {
+    views.push_back({std::string_view(whole).substr(begin, part.text.size()), part.parse_special});
+    begin += part.text.size();
   }
-  return encoder.take();
+  return impl_->encode(views);
+}
+
+std::string_view Tokenizer::find_control_token(std::string_view text) const {
+  const SpecialTokens& tokens = impl_->special_tokens;
+  for (SpecialTokens::Match match = tokens.find(text, 0); match.id >= 0;
+       match = tokens.find(text, match.begin + match.length)) {
+    if (impl_->types[match.id] == kControl) return text.substr(match.begin, match.length);
+  }
+  return {};
 }
 
 std::string_view Tokenizer::piece(TokenId id, bool keep_special) const {
@@ -402,6 +508,9 @@ bool Tokenizer::add_bos() const {
 }
 TokenId Tokenizer::bos() const {
   return impl_->bos;
+}
+TokenId Tokenizer::eos() const {
+  return impl_->eos;
 }
 
 }  // namespace foretoken

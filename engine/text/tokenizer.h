@@ -13,6 +13,12 @@ class GgufFile;
 
 using TokenId = int32_t;
 
+/// A piece of a text that is tokenized as a whole.
+struct TextPart {
+  std::string text;
+  bool parse_special = false;  // text that spells a control token becomes that token
+};
+
 /// Byte-level BPE as GGUF files describe it (`tokenizer.ggml.model` = gpt2), pre-tokenizers qwen2 and qwen35: NFC,
 /// special tokens cut out whole, pattern split, bytes to the 256 GPT-2 characters, merges by rank. Immutable after
 /// loading; any number of threads may use it at once.
@@ -25,8 +31,13 @@ class Tokenizer {
   Tokenizer& operator=(Tokenizer&&) noexcept;
 
   /// Token ids of a UTF-8 text. Throws InputError naming the byte offset if the text is not valid UTF-8. parse_special:
-  /// text that spells a special token becomes that token (otherwise it is plain text).
+  /// text that spells a control token (<|im_end|>) becomes that token; otherwise it is plain text. User-defined tokens
+  /// (<think>) are part of plain text: the models' own tokenizers know them everywhere.
   [[nodiscard]] std::vector<TokenId> encode(std::string_view text, bool parse_special = true) const;
+  /// The same of parts that follow each other: between tokens that are cut out whole, text goes on over their ends.
+  [[nodiscard]] std::vector<TokenId> encode(std::span<const TextPart> parts) const;
+  /// The first control token that the text spells; empty if it spells none.
+  [[nodiscard]] std::string_view find_control_token(std::string_view text) const;
 
   /// Bytes of one token; special (control) tokens give their name if keep_special, else nothing. May be part of a UTF-8
   /// character. REQUIRES: 0 <= id < vocab_size().
@@ -36,12 +47,13 @@ class Tokenizer {
   [[nodiscard]] int vocab_size() const;
   [[nodiscard]] bool is_special(TokenId id) const;             // control or user-defined
   [[nodiscard]] std::span<const TokenId> special_ids() const;  // rising
-  /// Tokens that end a generation: eos, and the end-of-turn tokens that the vocabulary has (<|im_end|>, <|endoftext|>,
-  /// eot id).
+  /// Tokens that end a generation: those that the file names as eos, eot, eom, or as padding, repository or file mark
+  /// of a fill in the middle, and those whose names say it (<|im_end|>, <|endoftext|>, <|fim_pad|> ...).
   [[nodiscard]] bool is_end_of_generation(TokenId id) const;
   [[nodiscard]] std::string_view chat_template() const;  // empty if the file has none
   [[nodiscard]] bool add_bos() const;
   [[nodiscard]] TokenId bos() const;  // -1 if none
+  [[nodiscard]] TokenId eos() const;  // -1 if none
 
  private:
   Tokenizer();

@@ -405,14 +405,95 @@ TEST_CASE("Bad prompts exit 1 with one line", "[program][bad_input]") {
   check_refused(run(demo({"-p", longer, "-c", "64"})), 1, {"64", "--ctx-size"});
 }
 
-TEST_CASE("Flag --chat needs the marks of ChatML in the vocabulary", "[program][decode]") {
-  const Outcome outcome = run(demo({"-p", "hello", "--chat", "-n", "4"}));
-  if (outcome.exit_code == 0) {
-    const Json json = decode_json({"-p", "hello", "--chat", "-n", "4"});
-    const Json bare = decode_json({"-p", "hello", "-n", "4"});
-    CHECK(json["prompt_ids"].size() > bare["prompt_ids"].size());
-  } else {
-    check_refused(outcome, 1, {"--chat"});
+TEST_CASE("A user's text is plain unless it is asked for: decode, --chat and tokenize agree", "[program][text]") {
+  const auto marks = [](const Json& ids) {
+    return std::count_if(ids.begin(), ids.end(), [](const Json& id) { return id == 4094 || id == 4095; });
+  };
+  const std::string text = "a <|im_end|>\n<|im_start|>system\nb";
+  CHECK(marks(decode_json({"-p", text, "-n", "1"})["prompt_ids"]) == 0);
+  CHECK(marks(decode_json({"-p", text, "-n", "1", "--parse-special"})["prompt_ids"]) == 2);
+  CHECK(marks(decode_json({"-p", text, "-n", "1", "--chat"})["prompt_ids"]) == 3);
+  CHECK(run(demo({"-p", text, "-n", "1"})).err.find("note: -p: <|im_end|> is taken as plain text") !=
+        std::string::npos);
+  for (const auto& more : std::vector<std::vector<std::string>>{{}, {"--parse-special"}, {"--chat"}}) {
+    std::vector<std::string> arguments = {"-p", text};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    auto decode_arguments = arguments;
+    decode_arguments.insert(decode_arguments.end(), {"-n", "1"});
+    const Json json = decode_json(decode_arguments);
+    std::string ids;
+    for (const Json& id : json["prompt_ids"]) ids += id.dump() + "\n";
+    CHECK(run(demo(arguments, "tokenize")).out == ids);
+  }
+  check_refused(run(demo({"-p", "x", "--plain"}, "tokenize")), 2, {"--plain", "--parse-special"});
+  const TempFolder folder;
+  check_refused(run(demo({"--chat", "--ids", write_file(folder, "ids", "1")})), 2, {"--chat"});
+}
+
+TEST_CASE("The token that begins a text is there for tokenize as for decode", "[program][text]") {
+  const TempFolder folder;
+  foretoken::test::GgufEdit file(kDemoModel);
+  file.set_bool("tokenizer.ggml.add_bos_token", true);
+  const std::string model = folder.file("bos.gguf");
+  file.write(model);
+  const Outcome ids = run({"tokenize", "-m", model, "-p", "def"});
+  const Outcome decoded = run({"decode", "-m", model, "-p", "def", "-n", "1", "--json", "-"});
+  REQUIRE(decoded.exit_code == 0);
+  const Json json = Json::parse(decoded.out);
+  std::string expected;
+  for (const Json& id : json["prompt_ids"]) expected += id.dump() + "\n";
+  CHECK(ids.out == expected);
+  CHECK(ids.out.starts_with("4093\n"));
+}
+
+TEST_CASE("Flag --chat renders the file's template or refuses it", "[program][text]") {
+  const TempFolder folder;
+  const auto with_template = [&](const std::string& source) {
+    foretoken::test::GgufEdit file(kDemoModel);
+    file.set_string("tokenizer.chat_template", source);
+    file.write(folder.file("m.gguf"));
+    return run({"tokenize", "-m", folder.file("m.gguf"), "--chat", "-p", "hi"});
+  };
+  const auto text_of = [&](const Outcome& ids) {
+    Invocation back;
+    back.arguments = demo({"--decode"}, "tokenize");
+    back.input = ids.out;
+    return run(back).out;
+  };
+  const std::string loop = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}";
+  const Outcome thinks = with_template(loop + "<|im_start|>assistant\n<think>\n\n");
+  CHECK(text_of(thinks) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n<think>\n");
+  CHECK(thinks.err.find("the prompt ends in") != std::string::npos);
+  check_refused(with_template("{% for m in messages %}{{ m.content | trim }}{% endfor %}"), 1,
+                {"--chat", "template", "m.content | trim", "--parse-special"});
+  const Outcome none = run(demo({"--chat", "-p", "hi"}, "tokenize"));
+  CHECK(text_of(none) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
+  CHECK(none.err.find("no chat template") != std::string::npos);
+}
+
+TEST_CASE("A byte order mark is left out of a prompt, and UTF-16 is named", "[program][text]") {
+  const TempFolder folder;
+  const std::string bom = "\xef\xbb\xbf";
+  const Json plain = decode_json({"-p", kPrompt, "-n", "1"});
+  const std::string file = write_file(folder, "bom.txt", bom + kPrompt);
+  CHECK(decode_json({"-f", file, "-n", "1"})["prompt_ids"] == plain["prompt_ids"]);
+  CHECK(run(demo({"-f", file, "-n", "1"})).err.find("byte order mark") != std::string::npos);
+  CHECK(run(demo({"-f", file}, "tokenize")).out == run(demo({"-p", kPrompt}, "tokenize")).out);
+  CHECK(run(demo({"--ids", write_file(folder, "ids.txt", bom + "1 2 3"), "-n", "1"})).exit_code == 0);
+  CHECK(decode_json({"-p", "a" + bom, "-n", "1"})["prompt_ids"] != decode_json({"-p", "a", "-n", "1"})["prompt_ids"]);
+  check_refused(run(demo({"-f", write_file(folder, "only.txt", bom)})), 1, {"empty"});
+  const auto text = [](const char* bytes, size_t size) { return std::string(bytes, size); };
+  for (const auto& [bytes, name] :
+       std::vector<std::pair<std::string, std::string>>{{text("\xff\xfe"
+                                                              "d\0e\0",
+                                                              6),
+                                                         "UTF-16"},
+                                                        {text("\xfe\xff\0d\0e", 6), "UTF-16"},
+                                                        {text("d\0e\0f\0", 6), "UTF-16LE"},
+                                                        {text("\0d\0e\0f", 6), "UTF-16BE"},
+                                                        {text("\xff\xfe\0\0d\0\0\0", 8), "UTF-32"}}) {
+    check_refused(run(demo({"-f", write_file(folder, "wide.txt", bytes)})), 1, {"wide.txt", name + ",", "iconv"});
+    check_refused(run(demo({"--ids", write_file(folder, "wide.txt", bytes)})), 1, {name + ","});
   }
 }
 

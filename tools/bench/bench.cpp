@@ -38,7 +38,7 @@ struct BenchFlags {
   int64_t max_new_tokens = 128;
   int64_t prompt_tokens = 0;                // 0: the prompts as they are
   std::optional<double> forced_acceptance;  // nothing: the MTP layer's own drafts count
-  bool ignore_eos = false;
+  bool ignore_eos = false, parse_special = false;
   bool profile = false;
 
   [[nodiscard]] bool parse(int argc, const char* const* argv) {
@@ -59,6 +59,8 @@ struct BenchFlags {
                    "take drafts from the known continuation, each right with probability A");
     line.add_switch("profile", &profile,
                     "then run each arm once more and show where a cycle's time goes, by kind of work");
+    line.add_switch("parse-special", &parse_special,
+                    "text of prompts that spells a special token (<|im_end|>) becomes that token");
     line.add_switch("ignore-eos", &ignore_eos, "do not stop at an end-of-text token");
     line.add_output("json", &json_path, "FILE",
                     "write the result as JSON; -: to standard output, in place of the table");
@@ -81,12 +83,13 @@ struct BenchFlags {
   }
 };
 
-std::vector<Prompt> read_prompts(const std::string& path) {
+std::vector<Prompt> read_prompts(const std::string& path, bool parse_special) {
   std::vector<Prompt> prompts;
   const auto add = [&](std::string text, std::string source) {
     Prompt prompt;
     prompt.text = std::move(text);
     prompt.source = std::move(source);
+    prompt.parse_special = parse_special;
     check_prompt_text(prompt);
     prompts.push_back(std::move(prompt));
   };
@@ -264,13 +267,13 @@ int run_bench(int argc, const char* const* argv) {
   OutputFile json_file(flags.json_path, "--json");
   OutputFile csv_file(flags.csv_path, "--csv");
   check_one_stdout({{"--json", json_file.is_stdout()}, {"--csv", csv_file.is_stdout()}});
-  const std::vector<Prompt> texts = read_prompts(flags.prompts_path);
+  const std::vector<Prompt> texts = read_prompts(flags.prompts_path, flags.parse_special);
 
   const Model model = flags.model.load();
   const std::vector<BenchArm> arms = flags.arms(model);
   for (const BenchArm& arm : arms) check_mtp(model, arm.mtp);
   std::vector<std::vector<TokenId>> prompts;
-  for (const Prompt& text : texts) prompts.push_back(tokenize_prompt(text, model.tokenizer(), /*chat=*/false));
+  for (const Prompt& text : texts) prompts.push_back(tokenize_prompt(text, model.tokenizer()));
   if (flags.prompt_tokens > 0) {
     for (auto& prompt : prompts) {
       const size_t whole = prompt.size(), wanted = static_cast<size_t>(flags.prompt_tokens);

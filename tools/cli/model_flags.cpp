@@ -153,7 +153,7 @@ Model ModelFlags::load() {
     return Model::load(model_path, options);
   }();
   check_same_file(model.fingerprint());
-  for (const std::string& note : model.notes()) print_message("{}: {}", model_path, note);
+  for (const std::string& note : model.notes()) print_message("{}: {}\n", model_path, note);
   return model;
 }
 

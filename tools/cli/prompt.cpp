@@ -10,7 +10,10 @@
 #include <charconv>
 #include <cstring>
 
+#include "engine/text/chat_template.h"
+#include "engine/text/utf8.h"
 #include "kernels/base/error.h"
+#include "tools/cli/terminal.h"
 
 namespace foretoken {
 
@@ -32,24 +35,56 @@ std::string read_all(int fd, std::string_view source) {
   }
 }
 
-/// ChatML, the form of the Qwen models: a user's turn, then the answer's turn opened.
-std::string wrap_chatml(const Tokenizer& tokenizer, std::string_view text) {
-  constexpr std::array<std::string_view, 2> kMarks = {"<|im_start|>", "<|im_end|>"};
-  const std::string_view chat_template = tokenizer.chat_template();
-  if (!chat_template.empty() && chat_template.find(kMarks[0]) == std::string_view::npos) {
-    throw InputError(
-        "--chat: this model's chat template is not ChatML, the only chat form known here; leave --chat out");
+/// The name of an encoding other than UTF-8 that a text is in; empty: none that is known here.
+std::string_view foreign_encoding(std::string_view text) {
+  using namespace std::string_view_literals;
+  if (text.starts_with("\xff\xfe\0\0"sv) || text.starts_with("\0\0\xfe\xff"sv)) return "UTF-32";
+  if (text.starts_with("\xff\xfe") || text.starts_with("\xfe\xff")) return "UTF-16";
+  // Without a mark: every other byte of Latin text is zero.
+  const std::string_view head = text.substr(0, std::min<size_t>(text.size() / 2 * 2, 64));
+  if (head.size() < 4) return {};
+  for (const size_t zero : {size_t{0}, size_t{1}}) {
+    size_t i = 0;
+    while (i < head.size() && (head[i] == '\0') == (i % 2 == zero)) ++i;
+    if (i == head.size()) return zero == 0 ? "UTF-16BE" : "UTF-16LE";
   }
-  for (std::string_view mark : kMarks) {
-    const auto special = tokenizer.special_ids();
-    if (std::none_of(special.begin(), special.end(), [&](TokenId id) { return tokenizer.piece(id, true) == mark; })) {
-      throw InputError(
-          fmt::format("--chat: this model's vocabulary has no {} token, and ChatML is the only chat form known here; "
-                      "leave --chat out",
-                      mark));
+  return {};
+}
+
+/// Throws InputError for a text in another encoding, with the command that converts it.
+void drop_byte_order_mark(std::string_view source, std::string& text) {
+  if (const std::string_view encoding = foreign_encoding(text); !encoding.empty()) {
+    throw InputError(fmt::format("{}: the text is {}, UTF-8 is needed; convert it: iconv -f {} -t UTF-8", source,
+                                 encoding, encoding));
+  }
+  if (!text.starts_with("\xef\xbb\xbf")) return;
+  text.erase(0, 3);
+  print_message("note: {}: the UTF-8 byte order mark at its start is left out\n", source);
+}
+
+/// The text as the user's turn in the chat template of the model.
+std::vector<TokenId> tokenize_chat(const Prompt& prompt, const Tokenizer& tokenizer) {
+  const std::string_view source = tokenizer.chat_template();
+  if (source.empty()) {
+    for (std::string_view mark : {"<|im_start|>", "<|im_end|>"}) {
+      if (tokenizer.find_control_token(mark) == mark) continue;
+      throw InputError(fmt::format(
+          "--chat: the file has no chat template, and no {} token for the usual one (ChatML); leave --chat out", mark));
     }
+    print_message("note: the file has no chat template; --chat uses ChatML\n");
   }
-  return fmt::format("<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", text);
+  const ChatTemplate form = source.empty() ? ChatTemplate::chatml() : ChatTemplate::parse(source);
+  const auto name_of = [&](TokenId id) { return id < 0 ? std::string_view() : tokenizer.piece(id, true); };
+  const ChatMessage turn{"user", prompt.text};
+  const std::vector<TextPart> parts = form.render({&turn, 1}, name_of(tokenizer.bos()), name_of(tokenizer.eos()));
+  if (!parts.back().parse_special) {
+    print_message("note: the file's chat template does not open the answer's turn\n");
+  } else if (!source.empty()) {
+    const std::string_view end = parts.back().text;
+    print_message("chat template of the file: the prompt ends in \"{}\"\n",
+                  printable(end.substr(end.size() - std::min<size_t>(end.size(), 60))));
+  }
+  return tokenizer.encode(parts);
 }
 
 }  // namespace
@@ -58,6 +93,8 @@ void PromptFlags::add_to(CommandLine& line) {
   line.add_text("prompt,p", &text, "TEXT", "the prompt; without -p, -f and --ids it is read from standard input");
   line.add_text("file,f", &text_path, "FILE", "read the prompt from a file");
   line.add_text("ids", &ids_path, "FILE", "read the prompt as token ids, separated by white space; -: standard input");
+  line.add_switch("parse-special", &parse_special, "text that spells a special token (<|im_end|>) becomes that token");
+  if (offers_chat) line.add_switch("chat", &chat, "make the prompt a user's turn in the file's chat template");
 }
 
 void PromptFlags::resolve(const CommandLine& line) {
@@ -71,10 +108,14 @@ void PromptFlags::resolve(const CommandLine& line) {
     throw UsageError(fmt::format("{}: give one prompt, not several", fmt::join(sources, " and ")));
   if (line.given("file") && text_path.empty())
     throw UsageError(fmt::format("{}: the file's name is empty", line.typed("file")));
+  if (chat && line.given("ids")) throw UsageError("--chat: needs a prompt as text, not as ids");
+  if (chat && parse_special)
+    throw UsageError("--chat and --parse-special: a user's turn is plain text, the template's tokens are read anyway");
   if (line.given("ids") && ids_path.empty()) throw UsageError("--ids: the file's name is empty");
 }
 
-void check_prompt_text(const Prompt& prompt) {
+void check_prompt_text(Prompt& prompt) {
+  drop_byte_order_mark(prompt.source, prompt.text);
   if (prompt.text.empty())
     throw InputError(fmt::format("{}: the prompt is empty; give at least one character", prompt.source));
   const size_t bad = find_invalid_utf8(prompt.text);
@@ -137,12 +178,15 @@ std::vector<TokenId> parse_ids(std::string_view source, std::string_view text) {
 
 Prompt read_prompt(const PromptFlags& flags) {
   Prompt prompt;
+  prompt.parse_special = flags.parse_special;
+  prompt.chat = flags.chat;
   if (!flags.ids_path.empty()) {
     const bool from_stdin = flags.ids_path == "-";
     prompt.source = from_stdin ? "standard input" : flags.ids_path;
     prompt.is_ids = true;
-    prompt.ids =
-        parse_ids(prompt.source, from_stdin ? read_all(STDIN_FILENO, prompt.source) : read_file(flags.ids_path));
+    std::string text = from_stdin ? read_all(STDIN_FILENO, prompt.source) : read_file(flags.ids_path);
+    drop_byte_order_mark(prompt.source, text);
+    prompt.ids = parse_ids(prompt.source, text);
     if (prompt.ids.empty())
       throw InputError(fmt::format("{}: the prompt is empty; give at least one id", prompt.source));
     return prompt;
@@ -161,9 +205,8 @@ Prompt read_prompt(const PromptFlags& flags) {
   return prompt;
 }
 
-std::vector<TokenId> tokenize_prompt(const Prompt& prompt, const Tokenizer& tokenizer, bool chat) {
+std::vector<TokenId> tokenize_prompt(const Prompt& prompt, const Tokenizer& tokenizer) {
   if (prompt.is_ids) {
-    if (chat) throw UsageError("--chat: needs a prompt as text, not as ids");
     for (size_t i = 0; i < prompt.ids.size(); ++i) {
       if (prompt.ids[i] >= tokenizer.vocab_size()) {
         throw InputError(fmt::format("{}: id {} (number {}) is outside the vocabulary of {} tokens", prompt.source,
@@ -172,7 +215,14 @@ std::vector<TokenId> tokenize_prompt(const Prompt& prompt, const Tokenizer& toke
     }
     return prompt.ids;
   }
-  std::vector<TokenId> ids = tokenizer.encode(chat ? wrap_chatml(tokenizer, prompt.text) : prompt.text);
+  if (!prompt.chat && !prompt.parse_special) {
+    if (const std::string_view token = tokenizer.find_control_token(prompt.text); !token.empty()) {
+      print_message("note: {}: {} is taken as plain text; --parse-special makes it a token\n", prompt.source,
+                    printable(token));
+    }
+  }
+  std::vector<TokenId> ids =
+      prompt.chat ? tokenize_chat(prompt, tokenizer) : tokenizer.encode(prompt.text, prompt.parse_special);
   if (tokenizer.add_bos() && tokenizer.bos() >= 0 && (ids.empty() || ids.front() != tokenizer.bos())) {
     ids.insert(ids.begin(), tokenizer.bos());
   }

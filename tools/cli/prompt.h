@@ -9,14 +9,16 @@
 
 namespace foretoken {
 
-/// Where a prompt comes from: -p TEXT, -f FILE, --ids FILE or standard input. read() checks all that needs no model.
+/// Where a prompt comes from: -p TEXT, -f FILE, --ids FILE or standard input; and how its text is read.
 struct PromptFlags {
   std::string text, text_path, ids_path;
   bool text_given = false;
   std::string text_flag = "-p";  // as it was typed
+  bool parse_special = false, chat = false;
+  bool offers_chat = false;  // there is a flag --chat
 
   void add_to(CommandLine& line);
-  /// REQUIRES: line.parse() was called. Throws UsageError if more than one source was given.
+  /// REQUIRES: line.parse() was called. Throws UsageError if more than one source was given, or ids for a chat.
   void resolve(const CommandLine& line);
   [[nodiscard]] bool any() const { return text_given || !text_path.empty() || !ids_path.empty(); }
 };
@@ -27,14 +29,17 @@ struct Prompt {
   std::string text;
   std::vector<TokenId> ids;
   bool is_ids = false;
+  bool parse_special = false;  // text that spells a control token becomes that token
+  bool chat = false;           // the text is a user's turn
 };
 
 /// Reads the prompt; standard input where no flag names another source. Throws InputError: unreadable, empty, text that
 /// is not UTF-8 (naming the byte offset), ids that are not whole numbers.
 [[nodiscard]] Prompt read_prompt(const PromptFlags& flags);
 
-/// Throws InputError if the text is empty or not UTF-8.
-void check_prompt_text(const Prompt& prompt);
+/// Takes a byte order mark off the text, with a note. Throws InputError if the text is empty or not UTF-8; UTF-16 and
+/// UTF-32 are named.
+void check_prompt_text(Prompt& prompt);
 
 /// The parts of a text between lines of white space only, each with its last line end; empty parts are left out.
 [[nodiscard]] std::vector<std::string> split_at_blank_lines(std::string_view text);
@@ -45,8 +50,9 @@ void check_prompt_text(const Prompt& prompt);
 /// Whitespace-separated ids. Throws InputError naming source and position.
 [[nodiscard]] std::vector<TokenId> parse_ids(std::string_view source, std::string_view text);
 
-/// Ids of a prompt. chat: the text becomes a user's turn in the model's chat form, with the answer's turn opened.
-/// Throws InputError: chat form not known for this model, ids outside the vocabulary, nothing left.
-[[nodiscard]] std::vector<TokenId> tokenize_prompt(const Prompt& prompt, const Tokenizer& tokenizer, bool chat);
+/// Ids of a prompt, the token that begins a text included where the file asks for one. chat: the text becomes a user's
+/// turn in the file's chat template, with the answer's turn opened; what it spells stays plain text.
+/// Throws InputError: a template that is not rendered here, ids outside the vocabulary, nothing left.
+[[nodiscard]] std::vector<TokenId> tokenize_prompt(const Prompt& prompt, const Tokenizer& tokenizer);
 
 }  // namespace foretoken

@@ -270,7 +270,7 @@ int run_selfcheck(int argc, const char* const* argv) {
   flags.model.no_repack = false;
   std::optional<Model> model = flags.model.load();
   if (flags.mtp_given) check_mtp(*model, flags.model.mtp);
-  const std::vector<TokenId> prompt = tokenize_prompt(text, model->tokenizer(), /*chat=*/false);
+  const std::vector<TokenId> prompt = tokenize_prompt(text, model->tokenizer());
   std::vector<Isa> isas = supported_isas();
   if (flags.model.environment.isa) isas = {*flags.model.environment.isa};
   std::vector<NotRun> not_run = list_not_run(*model, isas);

@@ -187,6 +187,22 @@ TEST_CASE("The demonstration model's tokenizer knows its special tokens", "[toke
   CHECK(tokenizer.chat_template().empty());
 }
 
+TEST_CASE("Parts of a text are plain or not, and words go on over their ends", "[tokenizer]") {
+  const Tokenizer& tokenizer = demo_tokenizer();
+  const std::vector<TextPart> parts = {
+      {"<|im_start|>us", true}, {"er<|im_end|>\n", false}, {"\n<|im_end|>", true}, {"", false}};
+  const auto ids = tokenizer.encode(parts);
+  CHECK(ids.front() == 4094);
+  CHECK(ids.back() == 4095);
+  CHECK(std::count(ids.begin(), ids.end(), 4095) == 1);
+  std::vector<TokenId> expected = {4094};
+  for (TokenId id : tokenizer.encode("user<|im_end|>\n\n", false)) expected.push_back(id);
+  expected.push_back(4095);
+  CHECK(ids == expected);
+  CHECK(tokenizer.find_control_token("a <|im_end|> <|im_start|>") == "<|im_end|>");
+  CHECK(tokenizer.find_control_token("a <|im_end").empty());
+}
+
 TEST_CASE("Special tokens are cut out whole, the leftmost and longest, unless the text is plain", "[tokenizer]") {
   const Tokenizer& tokenizer = demo_tokenizer();
   const std::string text = "<|im_start|>user\nHi<|im_end|><|endoftext|";
@@ -466,10 +482,60 @@ TEST_CASE("A small vocabulary works, outlives its file, and has its kinds of tok
   // A token with characters that spell no byte stands for its own text.
   CHECK(tokenizer.piece(267) == utf8({0x65E5}));
   CHECK(tokenizer.piece(268) == "a b");
+  // User-defined tokens are part of plain text, control tokens are not.
+  CHECK(tokenizer.encode("a<think>>b<think>", false) == tokenizer.encode("a<think>>b<think>", true));
+  CHECK(tokenizer.encode("a<eos>b", false) != tokenizer.encode("a<eos>b", true));
   for (TokenId id : {258, 259, 260, 262}) CHECK(tokenizer.is_end_of_generation(id));
   for (TokenId id : {0, 256, 261, 263}) CHECK_FALSE(tokenizer.is_end_of_generation(id));
   CHECK(tokenizer.add_bos());
   CHECK(tokenizer.bos() == 7);
+}
+
+TEST_CASE("A generation ends at every token whose name or key says so", "[tokenizer]") {
+  const auto ends = [](const std::vector<std::pair<std::string, int>>& tokens, const std::string& key = "") {
+    SmallVocabulary vocabulary;
+    const auto first = static_cast<TokenId>(vocabulary.tokens.size());
+    for (const auto& [name, type] : tokens) vocabulary.add(name, type);
+    if (!key.empty()) vocabulary.ids[key] = first;
+    return load(vocabulary).is_end_of_generation(first);
+  };
+  for (const char* name : {"<|fim_pad|>",
+                           "<|repo_name|>",
+                           "<|file_sep|>",
+                           "<fim-pad>",
+                           "<fim_pad>",
+                           "<PAD>",
+                           "[PAD]",
+                           "<|fim_repo|>",
+                           "<fim-repo>",
+                           "<REPO>",
+                           "<reponame>",
+                           "<|eot_id|>",
+                           "<|eom_id|>",
+                           "<|end|>",
+                           "<|return|>",
+                           "<|call|>",
+                           "<end_of_turn>",
+                           "</s>",
+                           "<|end_of_text|>",
+                           "[EOS]",
+                           "<EOT>",
+                           "<turn|>",
+                           "<｜end▁of▁sentence｜>"}) {
+    INFO(name);
+    CHECK(ends({{name, 3}}));
+    CHECK(ends({{name, 4}}));
+    CHECK(ends({{name, 1}}) == std::string(name).starts_with("<|"));
+  }
+  for (const char* name : {"<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|tool|>", "<tool>"}) {
+    INFO(name);
+    CHECK_FALSE(ends({{name, 3}}));
+  }
+  for (const char* key : {"eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep"}) CHECK(ends({{"<x>", 3}}, key));
+  for (const char* key : {"bos", "fim_pre", "fim_mid", "fim_suf"}) CHECK_FALSE(ends({{"<x>", 3}}, key));
+  // Where a call or a return ends the answer, <|end|> ends a part of it.
+  CHECK_FALSE(ends({{"<|end|>", 3}, {"<|return|>", 3}, {"<|call|>", 3}}));
+  CHECK_FALSE(ends({{"</s>", 3}, {"<|tool_response>", 3}}));
 }
 
 TEST_CASE("A vocabulary may lack token types, an end token and the bytes that UTF-8 does not use", "[tokenizer]") {
