@@ -2,147 +2,199 @@
 
 #include <algorithm>
 
+#include "kernels/base/error.h"
+
 namespace foretoken {
 
 namespace {
 
-// Weight of a new reading once a few are in.
-constexpr double kLearningRate = 0.15;
-// What one more row is taken to add to a pass before any wide pass was measured: little, so that drafting gets tried.
-constexpr double kAssumedRowCost = 0.08;
-// Draft time as a share of a plain pass, before any was measured.
-constexpr double kAssumedDraftCost = 0.06;
-// Counts fade so that a change of text shows: some 200 drafts are remembered.
-constexpr double kFade = 0.995;
-// Plain windows between two probes grow up to this: a probe costs a third of a token at most.
-constexpr int64_t kMaxProbeDistance = 256;
+// Drafts that gain less are not worth their risk: before any window with drafts was measured, and later.
+constexpr double kLeastExpectedGain = 1.05, kLeastGain = 1.02;
+// Part of its tokens that a resting sequence spends on probes; halved by each wrong one.
+constexpr double kFirstSavingRate = 0.02, kLeastSavingRate = 0.0025;
+// What was lost before a rest is saved first, up to as many tokens: the first drafts of a text that are never right
+// cost about that.
+constexpr double kMostLost = 1.5;
+// While all sequences rest, costs are looked at again after as many passes.
+constexpr int kRestingPlans = 16;
+// A draft that is less probable is never worth its row.
+constexpr double kLeastProbable = 1e-3;
 
 }  // namespace
 
-DraftController::DraftController(int max_drafts, bool fixed)
-    : max_drafts_(max_drafts), fixed_(fixed), verify_ms_(static_cast<size_t>(max_drafts) + 2) {
-  for (int bin = 0; bin < kBins; ++bin) {
-    // Prior: a draft is right as often as its confidence says.
-    by_confidence_[static_cast<size_t>(bin)] = {2.0 * (bin + 0.5) / kBins, 2.0};
+DraftController::DraftController(const DecodeBytes& bytes, int max_drafts, bool fixed)
+    : max_drafts_(max_drafts), fixed_(fixed), cost_(bytes) {}
+
+int DraftController::most_drafts(const DraftingSequence& sequence) const {
+  const int most = std::clamp(sequence.limit, 0, max_drafts_);
+  if (fixed_) return most;
+  // At most twice the widest window that was measured, two drafts at first: a jump of the costs is met by few windows,
+  // and drafts that are never right are found out by short ones.
+  const int widest = cost_.widest_window();
+  return std::min(most, widest == 1 ? 2 : 2 * widest - 1);
+}
+
+void DraftController::give_most(const DraftingBatch& batch, std::span<int> num_drafts) const {
+  for (size_t s = 0; s < batch.sequences.size(); ++s) num_drafts[s] = most_drafts(batch.sequences[s]);
+}
+
+void DraftController::choose(const DraftingBatch& batch, double tokens_per_ms, std::span<int> num_drafts) {
+  const size_t num_sequences = batch.sequences.size();
+  prefix_.assign(num_sequences, 1.0);
+  chosen_.assign(num_sequences, 0);
+  sequences_by_draft_.assign(static_cast<size_t>(max_drafts_) + 1, 0);
+  PassShape pass = {static_cast<int>(num_sequences) + batch.prompt_spans,
+                    static_cast<int>(num_sequences) + batch.prompt_rows};
+  double tokens = static_cast<double>(num_sequences);
+  for (size_t s = 0; s < num_sequences; ++s) {
+    const DraftingSequence& sequence = batch.sequences[s];
+    for (float confidence : sequence.confidences) {
+      prefix_[s] *= sequence.history->rate(shared_, confidence);
+      tokens += prefix_[s];
+      ++sequences_by_draft_[static_cast<size_t>(chosen_[s]++)];
+    }
+    pass.num_rows += chosen_[s];
+    num_drafts[s] = chosen_[s];
+  }
+  const double pass_ms = cost_.pass_ms(pass);
+  double drafts_ms = cost_.drafts_ms(sequences_by_draft_);
+
+  const auto worth = [&](double all_tokens, double ms) {
+    return tokens_per_ms > 0 ? all_tokens - tokens_per_ms * ms : all_tokens / ms;
+  };
+  double best = worth(tokens, pass_ms + drafts_ms);
+  while (true) {
+    size_t next = num_sequences;
+    double probability = kLeastProbable;
+    for (size_t s = 0; s < num_sequences; ++s) {
+      if (chosen_[s] >= most_drafts(batch.sequences[s])) continue;
+      const double right = prefix_[s] * batch.sequences[s].history->rate(shared_);
+      if (right <= probability) continue;
+      probability = right;
+      next = s;
+    }
+    if (next == num_sequences) break;
+    prefix_[next] = probability;
+    tokens += probability;
+    ++pass.num_rows;
+    const int draft = ++chosen_[next];
+    int& others = sequences_by_draft_[static_cast<size_t>(draft) - 1];
+    drafts_ms += cost_.another_draft_ms(draft, others++);
+    const double now = worth(tokens, cost_.pass_ms(pass) + drafts_ms);
+    if (now <= best) continue;
+    best = now;
+    std::copy(chosen_.begin(), chosen_.end(), num_drafts.begin());
+  }
+  if (tokens_per_ms == 0) tokens_per_ms_ = best;
+}
+
+double DraftController::cost_in_tokens(int num_drafts) const {
+  double ms = cost_.pass_ms({num_spans_, num_spans_ + num_drafts}) - cost_.pass_ms({num_spans_, num_spans_});
+  for (int draft = 1; draft <= num_drafts; ++draft) ms += cost_.another_draft_ms(draft, 0);
+  return ms * plain_tokens_per_ms_;
+}
+
+// Choosing takes a microsecond or two; passes of the smallest models take fifty.
+bool DraftController::may_all_go_on_resting(const DraftingBatch& batch) {
+  bool all_rest = batch.prompt_rows == 0 && static_cast<int>(batch.sequences.size()) == num_spans_ &&
+                  ++plans_since_choice_ < kRestingPlans;
+  for (const DraftingSequence& sequence : batch.sequences) {
+    DraftHistory& history = *sequence.history;
+    if (history.is_resting_ && sequence.limit > 0) {
+      history.saved_ += history.saving_rate_;
+      ++history.rested_;
+    }
+    all_rest &= sequence.limit <= 0 || (history.is_resting_ && history.saved_ < probe_cost(history));
+  }
+  return all_rest;
+}
+
+void DraftController::rest_or_probe(const DraftingBatch& batch, std::span<int> num_drafts) {
+  for (size_t s = 0; s < batch.sequences.size(); ++s) {
+    if (batch.sequences[s].limit <= 0) continue;
+    DraftHistory& history = *batch.sequences[s].history;
+    history.is_probing_ = false;
+    if (num_drafts[s] > 0) {
+      history.is_resting_ = false;
+      continue;
+    }
+    if (!history.is_resting_) {
+      history.is_resting_ = true;
+      history.rested_ = 0;
+      history.saved_ = -history.lost_;
+      history.lost_ = 0;
+      if (history.saving_rate_ == 0) history.saving_rate_ = kFirstSavingRate;
+    }
+    history.probe_cost_ = cost_in_tokens(1);
+    if (history.saved_ < probe_cost(history)) continue;
+    history.saved_ = 0;
+    history.rested_ = 0;
+    history.is_probing_ = true;
+    num_drafts[s] = 1;
   }
 }
 
-void DraftController::learn(Mean& mean, double value) {
-  if (mean.count > 0) value = std::min(value, 2 * mean.value);
-  ++mean.count;
-  mean.value += (value - mean.value) * std::max(kLearningRate, 1.0 / static_cast<double>(mean.count));
-}
-
-double DraftController::verify_ms(int num_rows) const {
-  const Mean& exact = verify_ms_[static_cast<size_t>(num_rows)];
-  if (exact.count > 0) return exact.value;
-  // From the nearest narrower pass that was measured, along the slope between the two widest measured ones.
-  int last = 0, before = 0;
-  for (int n = 1; n < static_cast<int>(verify_ms_.size()); ++n) {
-    if (verify_ms_[static_cast<size_t>(n)].count == 0 || n > num_rows) continue;
-    before = last;
-    last = n;
+void DraftController::plan(const DraftingBatch& batch, std::span<int> num_drafts) {
+  FT_CHECK_EQ(num_drafts.size(), batch.sequences.size());
+  std::fill(num_drafts.begin(), num_drafts.end(), 0);
+  if (fixed_) return give_most(batch, num_drafts);
+  const bool nobody_drafts = std::all_of(batch.sequences.begin(), batch.sequences.end(),
+                                         [](const DraftingSequence& sequence) { return sequence.limit <= 0; });
+  if (nobody_drafts || !cost_.is_warm() || may_all_go_on_resting(batch)) return;
+  plans_since_choice_ = 0;
+  num_spans_ = static_cast<int>(batch.sequences.size());
+  plain_tokens_per_ms_ = num_spans_ / cost_.pass_ms({num_spans_, num_spans_});
+  // What a millisecond is worth is settled without the prompts, whose rows make no tokens.
+  choose({batch.sequences, 0, 0}, 0, num_drafts);
+  const double least_gain = cost_.widest_window() == 1 ? kLeastExpectedGain : kLeastGain;
+  if (tokens_per_ms_ < least_gain * plain_tokens_per_ms_) {
+    std::fill(num_drafts.begin(), num_drafts.end(), 0);
+  } else if (batch.prompt_rows > 0) {
+    choose(batch, tokens_per_ms_, num_drafts);
   }
-  if (last == 0) return 0;
-  const double at = verify_ms_[static_cast<size_t>(last)].value;
-  double slope = kAssumedRowCost * verify_ms_[1].value;
-  if (before > 0) slope = std::max(0.0, (at - verify_ms_[static_cast<size_t>(before)].value) / (last - before));
-  return at + slope * (num_rows - last);
+  rest_or_probe(batch, num_drafts);
 }
 
-double DraftController::draft_ms(int num_drafts) const {
-  if (num_drafts == 0) return 0;
-  const double assumed = kAssumedDraftCost * verify_ms(1);
-  const double first = first_draft_ms_.count > 0 ? first_draft_ms_.value : assumed;
-  const double step = step_ms_.count > 0 ? step_ms_.value : assumed;
-  const double refresh = refresh_ms_.count > 0 ? refresh_ms_.value : assumed;
-  return first + refresh + (num_drafts - 1) * step;
+void DraftController::extend(const DraftingBatch& batch, std::span<int> num_drafts) {
+  FT_CHECK_EQ(num_drafts.size(), batch.sequences.size());
+  if (fixed_) return give_most(batch, num_drafts);
+  choose(batch, tokens_per_ms_, num_drafts);
 }
 
-const DraftController::Rate& DraftController::rate(float confidence) const {
-  const int bin = std::clamp(static_cast<int>(confidence * kBins), 0, kBins - 1);
-  return by_confidence_[static_cast<size_t>(bin)];
-}
-
-DraftController::Best DraftController::best(int limit) const {
-  Best best{0, 0};
-  double expected = 1, prefix = 1;
-  for (int k = 0; k <= std::min(limit, max_drafts_); ++k) {
-    if (k > 0) expected += prefix *= overall_.value();
-    const double ms = verify_ms(k + 1) + draft_ms(k);
-    if (ms <= 0) break;
-    if (expected / ms > best.tokens_per_ms) best = {k, expected / ms};
+void DraftController::observe_acceptance(DraftHistory& history, std::span<const float> confidences, int num_accepted) {
+  if (confidences.empty()) return;
+  shared_.count(confidences, num_accepted);
+  history.own_.count(confidences, num_accepted);
+  if (fixed_ || num_spans_ == 0) return;
+  history.lost_ += cost_in_tokens(static_cast<int>(confidences.size())) - num_accepted;
+  history.lost_ = std::clamp(history.lost_, 0.0, kMostLost);
+  if (num_accepted > 0) {
+    history.saving_rate_ = kFirstSavingRate;
+  } else if (history.is_probing_) {
+    history.saving_rate_ = std::max(history.saving_rate_ / 2, kLeastSavingRate);
+    history.lost_ = 0;  // it was saved up before
   }
-  return best;
-}
-
-int DraftController::reach() const {
-  size_t widest = 1;
-  for (size_t rows = 1; rows < verify_ms_.size(); ++rows) {
-    if (verify_ms_[rows].count > 0) widest = rows;
-  }
-  return static_cast<int>(widest);
 }
 
 int DraftController::plan(int limit) {
-  limit = std::min(limit, max_drafts_);
-  if (fixed_ || limit == 0) return limit;
-  limit = std::min(limit, reach());
-  // The first plain pass gives the measure for all others; the second is free of what a first touch costs.
-  if (verify_ms_[1].count < 2) return 0;
-  const int chosen = best(limit).num_drafts;
-  if (chosen > 0) {
-    plain_windows_ = 0;
-    probe_after_ = 16;
-    return chosen;
-  }
-  if (++plain_windows_ < probe_after_) return 0;
-  plain_windows_ = 0;
-  probe_after_ = std::min(2 * probe_after_, kMaxProbeDistance);
-  return 1;
+  const DraftingSequence sequence{&own_history_, limit, {}};
+  int num_drafts = 0;
+  plan({std::span(&sequence, 1)}, std::span(&num_drafts, 1));
+  return num_drafts;
 }
 
-bool DraftController::worth_another(std::span<const float> confidences, int limit) const {
-  const int k = static_cast<int>(confidences.size());
-  if (k >= std::min(limit, max_drafts_)) return false;
-  if (fixed_) return true;
-  if (k >= reach()) return false;
-  double prefix = 1;
-  for (float confidence : confidences) prefix *= rate(confidence).value();
-  return pays(k, prefix);
+bool DraftController::worth_another(std::span<const float> confidences, int limit) {
+  const DraftingSequence sequence{&own_history_, limit, confidences};
+  int num_drafts = 0;
+  extend({std::span(&sequence, 1)}, std::span(&num_drafts, 1));
+  return num_drafts > static_cast<int>(confidences.size());
 }
 
-// Whether draft k + 1 pays behind k drafts that are all right with probability `prefix`.
-bool DraftController::pays(int k, double prefix) const {
-  const double step = step_ms_.count > 0 ? step_ms_.value : kAssumedDraftCost * verify_ms(1);
-  const double row = std::max(0.0, verify_ms(k + 2) - verify_ms(k + 1));
-  // The next one's own confidence is not known yet.
-  return prefix * overall_.value() > best(max_drafts_).tokens_per_ms * (row + step);
-}
-
-int DraftController::plan_after_first(float first_confidence, int limit) const {
-  limit = std::min(limit, max_drafts_);
-  if (fixed_) return limit;
-  limit = std::min(limit, reach());
-  int k = 1;
-  for (double prefix = rate(first_confidence).value(); k < limit && pays(k, prefix); ++k) prefix *= overall_.value();
-  return k;
-}
-
-void DraftController::observe_verify(int num_rows, double ms) {
-  learn(verify_ms_[static_cast<size_t>(num_rows)], ms);
-}
-
-void DraftController::observe_acceptance(std::span<const float> confidences, int num_accepted) {
-  // A draft behind a wrong one was never judged.
-  for (size_t i = 0; i < confidences.size() && static_cast<int>(i) <= num_accepted; ++i) {
-    const double right = static_cast<int>(i) < num_accepted ? 1.0 : 0.0;
-    const int bin = std::clamp(static_cast<int>(confidences[i] * kBins), 0, kBins - 1);
-    for (Rate* rate : {&by_confidence_[static_cast<size_t>(bin)], &overall_}) {
-      rate->right = rate->right * kFade + right;
-      rate->all = rate->all * kFade + 1.0;
-    }
-  }
+int DraftController::plan_after_first(float first_confidence, int limit) {
+  const DraftingSequence sequence{&own_history_, limit, std::span(&first_confidence, 1)};
+  int num_drafts = 0;
+  extend({std::span(&sequence, 1)}, std::span(&num_drafts, 1));
+  return std::max(num_drafts, 1);
 }
 
 }  // namespace foretoken

@@ -1,79 +1,125 @@
 #pragma once
 
-#include <array>
-#include <cstdint>
+#include <algorithm>
 #include <span>
 #include <vector>
 
+#include "mtp/cost_model.h"
+#include "mtp/draft_history.h"
+
 namespace foretoken {
 
-/// Decides how many drafts a window gets, from what this run has measured: a draft is worth its cost while
+/// A sequence of the coming pass, as the controller sees it.
+struct DraftingSequence {
+  DraftHistory* history = nullptr;
+  int limit = 0;                       // most drafts it may have: 0 for one that does not draft
+  std::span<const float> confidences;  // of the drafts of this window that are made already
+};
+
+/// The coming pass: windows, and prompt chunks of other sequences beside them.
+struct DraftingBatch {
+  std::span<const DraftingSequence> sequences;
+  int prompt_spans = 0;
+  int prompt_rows = 0;
+};
+
+/// Decides how many drafts each window of a pass gets. One more draft of a sequence is worth
 ///
-///   P(the whole prefix is accepted) > lambda * (dV + d)
+///   P(it and all drafts before it are right)   tokens, and costs
+///   lambda * (dV + d)                          tokens
 ///
-/// with lambda the best sustained tokens per millisecond, dV what one more row adds to a verify pass and d what one
-/// more draft costs. It goes down to no drafts at all and probes, ever more rarely, whether they pay again. It changes
-/// the speed alone: the text is the same for every decision.
+/// with lambda the best tokens per millisecond that this batch can reach, dV what one more row adds to this pass and d
+/// what the draft adds to the drafting. Drafts are added in falling order of their probability as long as that pays; so
+/// many sequences shrink each other's drafts, and beside a prompt chunk, whose time is spent anyway, they may grow.
 ///
-/// Estimates: pass times by rows and draft times are running means (a reading counts at most twice the mean, for
-/// machines that are busy elsewhere); acceptance is counted by the confidence that the MTP layer had in its draft.
+/// It starts from the costs that CostModel derives from bytes, the prompt's pass and one plain pass, and from what the
+/// drafter's confidences promise; where no draft can pay on that ground, none is tried. A sequence whose drafts do not
+/// pay rests, and probes with a single draft once it has saved up what a wrong one costs: a share of its time that is
+/// small and shrinks with each failure.
+///
+/// It changes the speed alone: the text is the same for every decision. One thread at a time may call it.
 class DraftController {
  public:
   /// max_drafts: the most drafts a window may get. fixed: always the most.
-  DraftController(int max_drafts, bool fixed);
+  DraftController(const DecodeBytes& bytes, int max_drafts, bool fixed);
 
-  /// Before a window: drafts worth making on average, 0 to `limit`.
+  // A batch of sequences.
+
+  /// Before drafting: drafts that each window is likely to get, 0 to its limit. num_drafts [sequences]. Call it once a
+  /// pass: resting sequences count passes by it.
+  void plan(const DraftingBatch& batch, std::span<int> num_drafts);
+
+  /// While drafting, with the confidences so far: drafts that each window should get in all, not below those that it
+  /// has. Windows that got 0 from plan() have a limit of 0 here. Call it again after each further draft.
+  void extend(const DraftingBatch& batch, std::span<int> num_drafts);
+
+  /// confidences [drafted] of a window of this sequence; the first num_accepted were right.
+  void observe_acceptance(DraftHistory& history, std::span<const float> confidences, int num_accepted);
+
+  /// What passes and drafts cost: to be told of each.
+  [[nodiscard]] CostModel& cost() { return cost_; }
+
+  // One sequence, whose history the controller keeps itself.
+
+  /// Before a window: drafts that it is likely to get, 0 to `limit`.
   [[nodiscard]] int plan(int limit);
 
   /// After a draft of this window with the given confidences so far: is one more worth making?
-  [[nodiscard]] bool worth_another(std::span<const float> confidences, int limit) const;
+  [[nodiscard]] bool worth_another(std::span<const float> confidences, int limit);
 
   /// The number of drafts of a window whose drafts are made in one go, from the confidence of the first, which is made
   /// already: at least 1. REQUIRES: limit >= 1.
-  [[nodiscard]] int plan_after_first(float first_confidence, int limit) const;
+  [[nodiscard]] int plan_after_first(float first_confidence, int limit);
 
-  // What was measured.
-  void observe_verify(int num_rows, double ms);
+  void observe_verify(int num_rows, double distinct_experts, double ms) {
+    cost_.observe_window({1, num_rows}, distinct_experts, ms);
+  }
+  void observe_prompt(int num_rows, double distinct_experts, double ms) {
+    cost_.observe_prompt({1, num_rows}, distinct_experts, ms);
+  }
+  /// Prompt rows through the MTP layer.
+  void observe_prompt_drafter(int num_rows, double ms) { cost_.observe_catch_up(num_rows, ms); }
   /// is_first: the head alone; otherwise a chained step through the layer.
-  void observe_draft(bool is_first, double ms) { learn(is_first ? first_draft_ms_ : step_ms_, ms); }
-  void observe_refresh(double ms) { learn(refresh_ms_, ms); }
-  /// confidences [drafted]; the first num_accepted were right.
-  void observe_acceptance(std::span<const float> confidences, int num_accepted);
-
-  /// Best expected tokens per millisecond and the number of drafts that gives it.
-  struct Best {
-    int num_drafts;
-    double tokens_per_ms;
-  };
-  [[nodiscard]] Best best(int limit) const;
+  void observe_draft(bool is_first, double ms) {
+    is_first ? cost_.observe_first_draft(1, ms) : cost_.observe_step(1, ms);
+  }
+  void observe_refresh(double ms) { cost_.observe_refresh(1, ms); }
+  void observe_acceptance(std::span<const float> confidences, int num_accepted) {
+    observe_acceptance(own_history_, confidences, num_accepted);
+  }
 
  private:
-  static constexpr int kBins = 8;
-  struct Mean {
-    double value = 0;
-    int64_t count = 0;
-  };
-  struct Rate {
-    double right, all;
-    [[nodiscard]] double value() const { return right / all; }
-  };
-  static void learn(Mean& mean, double value);
-  [[nodiscard]] double verify_ms(int num_rows) const;
-  [[nodiscard]] double draft_ms(int num_drafts) const;
-  /// Most drafts of the next window: a pass one row wider than any that was measured. Starting at the longest window
-  /// costs five plain passes where drafts are never right.
-  [[nodiscard]] int reach() const;
-  [[nodiscard]] const Rate& rate(float confidence) const;
-  [[nodiscard]] bool pays(int k, double prefix) const;
+  // Tokens that drafters let wait while drafting rests.
+  static constexpr int kMostWaiting = 64;
 
-  int max_drafts_;
-  bool fixed_;
-  std::vector<Mean> verify_ms_;  // [rows]
-  Mean first_draft_ms_, step_ms_, refresh_ms_;
-  std::array<Rate, kBins> by_confidence_;
-  Rate overall_{1.2, 2.0};     // a guess that two readings outweigh
-  int64_t plain_windows_ = 0;  // since the last window with drafts
-  int64_t probe_after_ = 16;
+  [[nodiscard]] int most_drafts(const DraftingSequence& sequence) const;
+  void give_most(const DraftingBatch& batch, std::span<int> num_drafts) const;
+  // Drafts that are worth most at this worth of a millisecond; 0: those that make most tokens a millisecond, which
+  // becomes lambda_.
+  void choose(const DraftingBatch& batch, double tokens_per_ms, std::span<int> num_drafts);
+  [[nodiscard]] bool may_all_go_on_resting(const DraftingBatch& batch);
+  void rest_or_probe(const DraftingBatch& batch, std::span<int> num_drafts);
+  // Of a window's drafts, in tokens of plain decoding.
+  [[nodiscard]] double cost_in_tokens(int num_drafts) const;
+  // What it costs, in the same, to find out by one draft whether drafts pay again.
+  [[nodiscard]] double probe_cost(const DraftHistory& history) const {
+    return history.probe_cost_ + cost_.catch_up_ms(std::min(history.rested_, kMostWaiting)) * plain_tokens_per_ms_;
+  }
+
+  const int max_drafts_;
+  const bool fixed_;
+  CostModel cost_;
+  AcceptanceCounts shared_;
+  DraftHistory own_history_;
+
+  double tokens_per_ms_ = 0;  // lambda: of the last plan
+  double plain_tokens_per_ms_ = 0;
+  int num_spans_ = 0;  // of the last plan
+  int plans_since_choice_ = 0;
+
+  std::vector<double> prefix_;           // [sequences] probability that all its drafts so far are right
+  std::vector<int> chosen_;              // [sequences]
+  std::vector<int> sequences_by_draft_;  // [max_drafts]
 };
 
 }  // namespace foretoken

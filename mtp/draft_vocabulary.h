@@ -4,7 +4,7 @@
 #include <span>
 #include <vector>
 
-#include "engine/session.h"
+#include "engine/engine.h"
 
 namespace foretoken {
 
@@ -17,23 +17,29 @@ inline constexpr int64_t kAutoDraftVocab = -1;
 [[nodiscard]] int64_t auto_draft_vocab(int64_t vocab_size);
 
 /// The head rows that drafts read: over the whole vocabulary of 248,320 the head is 89% of a draft's bytes. Kept are
-/// the low ids (in BPE the frequent ones), the special tokens, and whatever this context has seen; in groups of
-/// kInterleave ids, as the weights lie. Verification reads all rows, so the text is the same and only a little
-/// acceptance is lost.
+/// the low ids (in BPE the frequent ones), the special tokens, and whatever the texts that are drafted for have seen;
+/// in groups of kInterleave ids, as the weights lie. All sequences read the same rows. Verification reads all rows of
+/// the head, so the text is the same and only a little acceptance is lost.
 class DraftVocabulary {
  public:
   /// num_low_ids 0: all rows; kAutoDraftVocab: auto_draft_vocab().
-  DraftVocabulary(Session& session, int64_t num_low_ids);
+  DraftVocabulary(Engine& engine, int64_t num_low_ids);
 
-  /// Adds the groups of these ids.
-  void see(std::span<const TokenId> ids);
+  /// Adds the groups of these ids of a sequence.
+  void see(const Sequence& sequence, std::span<const TokenId> ids);
+  /// What only this sequence has seen is read no more.
+  void leave(const Sequence& sequence);
 
   /// Head rows that one draft reads.
   [[nodiscard]] int64_t num_rows() const { return num_rows_; }
 
  private:
-  Session& session_;
-  std::vector<bool> groups_;
+  void send();
+
+  Engine& engine_;
+  const int64_t vocab_size_;
+  std::vector<int32_t> users_;  // [groups] sequences that have seen it, and one for the groups that always count
+  std::vector<std::vector<bool>> seen_;  // [parallel][groups]
   int64_t num_rows_ = 0;
 };
 

@@ -7,6 +7,9 @@
 
 namespace foretoken {
 
+/// Longest draft.
+inline constexpr int kMaxDraft = 8;
+
 /// What one generation did and took. Times are wall clock.
 struct DecodeStatistics {
   int64_t prompt_tokens = 0;

@@ -255,7 +255,7 @@ int run_eval(int argc, const char* const* argv) {
   logits_file.begin(num_tokens, vocab_size);
   mtp_file.begin(num_tokens, vocab_size);
   if (flags.needs_mtp() && flags.model.draft_vocab.value_or(0) > 0) {
-    DraftVocabulary(session, *flags.model.draft_vocab).see(ids);
+    DraftVocabulary(session.engine(), *flags.model.draft_vocab).see(session.sequence(), ids);
   }
   Evaluation evaluation(session, flags.model.mtp, logits_file, mtp_file);
   ProgressBar bar("evaluating");

@@ -558,6 +558,7 @@ void CudaForwardPass::mtp(const CudaMtp& weights, const CudaRows& rows, const in
   pending_ = Pending::kMixed;
   norm(weights.layer.mix_norm, normed);
   store_keys_and_values(mix, state_.mtp_kv);
+  if (outputs.max_rows == 0) return;
 
   // The rows whose output is wanted go on alone, moved to the front.
   if (first_output == nullptr) {

@@ -1,0 +1,142 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+
+#include "engine/options.h"
+
+namespace foretoken {
+
+class Model;
+
+/// Bytes of weights that decoding reads, by how often: what the costs of passes and drafts are derived from before any
+/// was measured. Keys and values are left out: they weigh on every pass of a sequence alike.
+struct DecodeBytes {
+  double dense = 0;        // trunk: everything outside the routed experts, once a pass whatever its rows; with the head
+  double routed = 0;       // trunk: the top-k experts of one token, all layers
+  double sequence = 0;     // trunk: recurrent state of one sequence, read and written once a pass
+  double mtp_dense = 0;    // MTP layer without its head
+  double mtp_routed = 0;   // MTP layer: the top-k experts of one token
+  double draft_head = 0;   // the head's rows that drafts read
+  double top_k_share = 0;  // top_k / num_experts; 0: no routed experts
+  /// All weights stay in the processor's last cache from pass to pass: there is no memory to wait for, behind which
+  /// further rows would hide.
+  bool in_cache = false;
+};
+
+/// Of a model whose drafts read `draft_rows` rows of the head (0: all), on this machine's processor or on a device.
+[[nodiscard]] DecodeBytes decode_bytes(const Model& model, int64_t draft_rows, Device device);
+
+/// What a pass goes through: the rows of windows and prompt chunks of any number of sequences.
+struct PassShape {
+  int num_spans = 1;  // sequences that have rows in it
+  int num_rows = 1;   // of all spans together
+};
+
+/// What passes and drafts cost, in milliseconds, for any number of rows and sequences: from bytes and a first plain
+/// pass at once, and from every pass that was measured since. All readings refine the same two numbers, so that a pass
+/// that never ran is known nearly as well as one that ran often:
+///
+///   pass = sqrt(memory^2 + arithmetic^2)     two times that overlap, most where one of them is short
+///   memory = ms_per_byte * (dense + routed * U + sequence * spans)
+///   arithmetic = ms_per_row * rows
+///
+/// Measured on 8 layers of a 35B-A3B (AVX-512 VNNI, 2 cores): 37.5 43.5 48 54 57 .. 80 (8 rows) ms; from the prompt and
+/// the first plain pass alone this gives 37.5 43.8 50 56 63 .. 83.
+///
+/// U counts distinct experts. Rows of different sequences route independently; a further row of one sequence counts as
+/// the part of an independent one that this run's passes show (0.55 for the overlap published for Qwen3-30B-A3B).
+///
+/// The two numbers are tracked by a Kalman filter over their logarithms. Machines that are busy elsewhere make passes
+/// slower, never faster: a reading that is far too long counts as one that is a little too long.
+class CostModel {
+ public:
+  explicit CostModel(const DecodeBytes& bytes);
+
+  /// False until the first plain pass was observed: there is no measure for anything before.
+  [[nodiscard]] bool is_known() const { return plain_passes_ > 0; }
+  /// The first plain passes are over. On a large model one is enough; where a pass takes microseconds, the first ones
+  /// show cold caches and threads that wake up, and a few more cost nothing.
+  [[nodiscard]] bool is_warm() const { return is_warm_; }
+  /// Rows of the widest window that was measured; several sequences count by their mean, rounded up.
+  [[nodiscard]] int widest_window() const { return widest_window_; }
+
+  [[nodiscard]] double pass_ms(const PassShape& pass) const;
+  /// Distinct experts of a pass, in units of one token's top-k: U.
+  [[nodiscard]] double distinct_experts(const PassShape& pass) const;
+
+  /// All drafts of a pass: sequences_by_draft[j] sequences make draft j + 1, falling. The MTP layer goes over the
+  /// accepted tokens of all that draft and its head makes the first ones; each further step is one more pass through
+  /// both.
+  [[nodiscard]] double drafts_ms(std::span<const int> sequences_by_draft) const;
+  /// What one more sequence adds that makes draft number `draft` (1: the first), where num_sequences make it already.
+  [[nodiscard]] double another_draft_ms(int draft, int num_sequences) const;
+
+  /// The drafter takes in tokens that it was not told of while drafting rested.
+  [[nodiscard]] double catch_up_ms(int num_rows) const { return num_rows * catch_up_row_ms_; }
+
+  /// A pass of windows (no prompt rows) took so long. distinct_experts: its U, 0 where it is not known.
+  void observe_window(const PassShape& pass, double distinct_experts, double ms);
+  /// A pass over prompt rows, alone or beside windows.
+  void observe_prompt(const PassShape& pass, double distinct_experts, double ms);
+  /// The drafter took in prompt rows or tokens that waited, in a pass of their own.
+  void observe_catch_up(int num_rows, double ms);
+  // Steps of num_sequences sequences at once. First: the head alone, after the refresh.
+  void observe_first_draft(int num_sequences, double ms) { observe_draft(kFirst, num_sequences, ms); }
+  void observe_step(int num_sequences, double ms) { observe_draft(kStep, num_sequences, ms); }
+  void observe_refresh(int num_sequences, double ms) { observe_draft(kRefresh, num_sequences, ms); }
+
+ private:
+  static constexpr int kMaxResidualRows = 17;
+  enum DraftPart { kFirst, kStep, kRefresh, kNumParts };
+
+  struct Parts {
+    double memory_ms = 0, arithmetic_ms = 0;
+  };
+  [[nodiscard]] Parts parts(const PassShape& pass, double distinct_experts) const;
+  [[nodiscard]] double bytes(const PassShape& pass, double distinct_experts) const;
+  [[nodiscard]] double residual(int num_rows) const;
+  // Of a part for num_sequences at once, as the bytes have it.
+  [[nodiscard]] double assumed_draft_ms(DraftPart part, int num_sequences) const;
+  [[nodiscard]] double draft_ms(DraftPart part, int num_sequences) const;
+
+  void begin(double plain_ms);
+  void learn(const PassShape& pass, double distinct_experts, double ms, double noise);
+  void learn_overlap(const PassShape& pass, double distinct_experts);
+  void observe_draft(DraftPart part, int num_sequences, double ms);
+
+  const DecodeBytes bytes_;
+
+  // Before the first plain pass: the last long prompt chunk.
+  PassShape prompt_;
+  double prompt_experts_ = 0, prompt_ms_ = 0;
+
+  int plain_passes_ = 0;
+  double plain_ms_ = 0;        // shortest of the first plain passes
+  double plain_total_ms_ = 0;  // and their sum
+  bool is_warm_ = false;
+  int widest_window_ = 1;
+  double catch_up_row_ms_ = 0;
+
+  double ms_per_byte_ = 0, ms_per_row_ = 0;
+  // Covariance of the errors of log(ms_per_byte_) and log(ms_per_row_).
+  double var_byte_ = 0, var_row_ = 0, cov_ = 0;
+  double row_overlap_;  // a further row of a sequence, in independent rows
+  double overlap_weight_;
+
+  // What passes of exactly n rows took beyond the two numbers, as logarithms: kernels change at some widths.
+  struct Residual {
+    double sum = 0, weight = 0;
+  };
+  std::array<Residual, kMaxResidualRows> residuals_{};
+
+  // Measured over assumed, as logarithms.
+  struct Ratio {
+    double log = 0;
+    int count = 0;
+  };
+  std::array<Ratio, kNumParts> draft_ratio_{};
+};
+
+}  // namespace foretoken

@@ -1,0 +1,104 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "engine/engine.h"
+#include "mtp/controller.h"
+#include "mtp/draft_vocabulary.h"
+#include "mtp/drafter.h"
+#include "mtp/forced_drafter.h"
+#include "mtp/generation.h"
+
+namespace foretoken {
+
+class DeviceCycle;
+
+struct GeneratorOptions {
+  bool mtp = false;        // the MTP layer drafts. REQUIRES: engine.options().with_mtp
+  int max_drafts = 0;      // that any generation may ask for: the controller's bound. 0 .. kMaxDraft
+  bool controller = true;  // let the controller choose shorter drafts, down to 0
+  // Head rows that drafts read (low ids; special and seen ones are added); 0: all; kAutoDraftVocab: auto_draft_vocab().
+  int64_t draft_vocab = kAutoDraftVocab;
+};
+
+/// Moves any number of generations over one engine on, a step at a time: draft, verify, accept, commit, refresh, for
+/// all of them together in as few passes as there are stages. The ids and every logit of a generation are the same
+/// whoever else is in its steps, and for all values of the options.
+class Generator {
+ public:
+  Generator(Engine& engine, const GeneratorOptions& options);
+  ~Generator();
+
+  /// One generation's part in a step: its window, or so many tokens of its prompt.
+  struct Part {
+    Generation* generation = nullptr;
+    int prompt_rows = 0;  // 0: a window. REQUIRES: > 0 exactly while the prompt is not read, <= unread()
+  };
+
+  /// What a step did.
+  struct Step {
+    int num_windows = 0, window_rows = 0, prompt_rows = 0;
+    double distinct_experts = 0;  // U of the pass
+    double verify_ms = 0;         // the pass with its head and choices
+    double whole_ms = 0;
+  };
+
+  /// Runs one step. Generations that finish in it have given their last token. A generation enters with the first step
+  /// that it has a part in; leave() has to be called when it is finished or given up, before its sequence goes.
+  /// REQUIRES: nobody twice, nobody finished; rows of all parts <= engine.max_rows(), where a window has
+  /// max_drafts + 1; sequences have their pages. Throws Interrupted if the engine was asked to stop; all generations of
+  /// the step are then finished.
+  Step step(std::span<const Part> parts);
+
+  void leave(Generation& generation);
+
+  [[nodiscard]] DraftController& controller() { return controller_; }
+  [[nodiscard]] Engine& engine() { return engine_; }
+
+ private:
+  void enter(Generation& generation);
+  void draft(std::span<const Part> parts);
+  void forward(std::span<const Part> parts);
+  void choose(std::span<const Part> parts);
+  void accept_windows(std::span<const Part> parts, const Step& step);
+  void end_prompts(std::span<const Part> parts, double pass_ms);
+  void refresh(std::span<const Part> parts);
+  void report_prompt_logits(std::span<const Part> parts);
+  [[nodiscard]] bool may_go_on(Generation& generation) const;
+  bool emit(Generation& generation, TokenId id);
+  void stop_drafting_on_fault(Generation& generation);
+  bool rows_are_finite(Generation& generation, int first_row, int num_rows);
+  [[nodiscard]] DraftingBatch batch_of(std::span<Generation* const> generations, std::span<const Part> parts);
+
+  // The device's own cycle.
+  void device_begin(Generation& generation, TokenId first, int row);
+  Step device_step(Generation& generation);
+  [[nodiscard]] int plan_device_window(Generation& generation, int limit);
+
+  Engine& engine_;
+  const GeneratorOptions options_;
+  DraftController controller_;
+  std::unique_ptr<Drafter> source_;       // nullptr: nobody drafts
+  std::optional<ForcedDrafter> drafter_;  // over source_
+  std::optional<DraftVocabulary> vocabulary_;
+  DeviceCycle* device_ = nullptr;
+  Generation* on_device_ = nullptr;  // whose cycles the device runs
+
+  // Of the running step.
+  std::vector<Engine::Input> inputs_;
+  std::vector<TokenId> ids_;
+  std::vector<int32_t> logits_rows_;
+  std::vector<Generation*> drafting_;
+  std::vector<DraftWindow*> extending_;
+  std::vector<DraftingSequence> batch_;
+  std::vector<int> num_drafts_;
+  std::vector<KnownTokens> known_;
+  std::vector<const float*> hidden_;
+  std::vector<TokenId> known_ids_;
+};
+
+}  // namespace foretoken

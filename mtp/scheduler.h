@@ -1,0 +1,92 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "engine/engine.h"
+#include "mtp/generation.h"
+#include "mtp/generator.h"
+
+namespace foretoken {
+
+struct SchedulerOptions {
+  GeneratorOptions generator;
+  /// A step with running texts in it reads no more of waiting prompts than fits into so many milliseconds, as far as
+  /// that can be known before: the longest gap between two tokens of a running text stays about there. At least
+  /// kLeastPromptRows rows are read.
+  double step_ms = 200;
+};
+
+/// Decides who is in a step: the window of every running text, then chunks of prompts that wait to be read, first come
+/// first served, as far as rows and time of the step go. A text begins when a sequence and pages for all that it may
+/// come to need are free, so that it never has to stop half-way; until then it waits. One thread at a time may call it.
+class Scheduler {
+ public:
+  static constexpr int kLeastPromptRows = 8;
+
+  Scheduler(Engine& engine, const SchedulerOptions& options);
+  ~Scheduler();
+
+  /// One text from its arrival to its end. Lives until forget().
+  class Request;
+
+  /// Puts a text at the end of the queue. Throws InputError if it can never fit: the prompt leaves no room in the
+  /// context, or it needs more pages than there are; UsageError for sampling options out of range.
+  Request& add(std::vector<TokenId> prompt, GenerationOptions options);
+
+  /// Runs one step. False if nothing was there to do. Throws Interrupted as Generator::step.
+  bool step();
+  [[nodiscard]] const Generator::Step& last_step() const { return last_step_; }
+
+  /// Ends a text, waiting or running.
+  void cancel(Request& request);
+  /// Its result is not needed any more. REQUIRES: it is finished.
+  void forget(Request& request);
+
+  [[nodiscard]] int num_waiting() const { return static_cast<int>(waiting_.size()); }
+  [[nodiscard]] int num_active() const { return static_cast<int>(active_.size()); }
+
+ private:
+  void admit();
+  [[nodiscard]] int prompt_rows_within(double ms, int num_windows, int window_rows) const;
+  void observe(const Generator::Step& step);
+  void retire();
+
+  Engine& engine_;
+  const SchedulerOptions options_;
+  Generator generator_;
+  std::vector<std::unique_ptr<Request>> requests_;
+  std::deque<Request*> waiting_;  // no sequence yet
+  std::vector<Request*> active_;  // in order of arrival
+  std::vector<Generator::Part> parts_;
+  Generator::Step last_step_;
+
+  // What was measured: milliseconds of steps without prompt rows, and of a prompt row beside them.
+  double window_step_ms_ = 0;
+  double prompt_row_ms_ = 0;
+};
+
+class Scheduler::Request {
+ public:
+  [[nodiscard]] bool is_finished() const;
+  /// It is in the queue: no sequence, or not enough pages, are free.
+  [[nodiscard]] bool is_waiting() const { return generation_ == nullptr && !was_cancelled_; }
+  [[nodiscard]] std::span<const TokenId> prompt() const;
+  [[nodiscard]] const std::vector<TokenId>& ids() const;
+  [[nodiscard]] StopReason stop_reason() const;
+  [[nodiscard]] const DecodeStatistics& statistics() const;
+
+ private:
+  friend class Scheduler;
+  std::vector<TokenId> prompt_;  // until it begins
+  GenerationOptions options_;
+  std::unique_ptr<Sequence> sequence_;  // while it is active
+  std::unique_ptr<Generation> generation_;
+  int64_t positions_ = 0;
+  bool was_cancelled_ = false;  // while it waited
+};
+
+}  // namespace foretoken
