@@ -32,8 +32,12 @@ struct Environment {
   [[nodiscard]] static Environment read();
 };
 
+class Model;
+
 struct LoadOptions {
   bool repack = true;  // interleave the weights while loading; false: compute from the file's own layout (same bits)
+  /// Called when everything but the weights is known and has been checked; may throw, so that nothing is read in vain.
+  std::function<void(const Model& without_weights)> on_header;
   /// Called while loading with bytes done and bytes in all; may be empty.
   std::function<void(size_t done, size_t all)> progress;
   /// Where the rows of repacked weights are put; a session over the same nodes reads them from there (same bits over

@@ -39,7 +39,7 @@ struct DecodeFlags {
     model.add_to(line);
     if (!line.parse(argc, argv)) return false;
     prompt.resolve(line);
-    model.resolve();
+    model.resolve(line);
     return true;
   }
 };
@@ -85,9 +85,13 @@ int run_decode(int argc, const char* const* argv) {
   OutputFile json_file(flags.json_path, "--json");
   const Prompt prompt = read_prompt(flags.prompt);
 
-  const Model model = flags.model.load();
-  check_mtp(model, flags.model.mtp);
-  const std::vector<TokenId> prompt_ids = tokenize_prompt(prompt, model.tokenizer());
+  std::vector<TokenId> prompt_ids;
+  const Model model = flags.model.load([&](const Model& header) {
+    check_mtp(header, flags.model.mtp);
+    prompt_ids = tokenize_prompt(prompt, header.tokenizer());
+    flags.model.check_room(header.config(), prompt.source, prompt_ids.size(), /*takes_what_it_needs=*/false,
+                           "shorten the prompt");
+  });
   Session session(model, flags.model.session_options(flags.model.mtp));
   print_message("{}{}", describe_run(flags.model, model), describe_session(session));
 

@@ -46,7 +46,7 @@ struct EvalFlags {
     if (!line.parse(argc, argv)) return false;
     prompt.resolve(line);
     model.needs_mtp = !mtp_logits_path.empty();
-    model.resolve();
+    model.resolve(line);
     return true;
   }
 
@@ -239,9 +239,11 @@ int run_eval(int argc, const char* const* argv) {
                     {"--mtp-logits", mtp_file.is_stdout()}});
   const Prompt text = read_prompt(flags.prompt);
 
-  const Model model = flags.model.load();
-  if (flags.needs_mtp()) check_mtp(model, std::max(flags.model.mtp, 1));
-  const std::vector<TokenId> ids = tokenize_prompt(text, model.tokenizer());
+  std::vector<TokenId> ids;
+  const Model model = flags.model.load([&](const Model& header) {
+    if (flags.needs_mtp()) check_mtp(header, std::max(flags.model.mtp, 1));
+    ids = tokenize_prompt(text, header.tokenizer());
+  });
   const int64_t num_tokens = static_cast<int64_t>(ids.size());
   const int64_t vocab_size = model.config().vocab_size;
 

@@ -55,7 +55,7 @@ struct InspectFlags {
     line.epilogue(environment_help());
     if (!line.parse(argc, argv)) return false;
     if (model.model_path.empty()) throw UsageError("MODEL is missing: name a GGUF file");
-    model.resolve();
+    model.resolve(line);
     model.ctx_size = kv_len;
     return true;
   }

@@ -155,6 +155,12 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
   ModelWeights& w = m.weights;
   WeightLoader loader(m.file, options, w);
   declare_model(loader, m.file, m.config, m.tokenizer, w);
+  std::chrono::steady_clock::duration elsewhere{};
+  if (options.on_header) {
+    const auto called = std::chrono::steady_clock::now();
+    options.on_header(model);
+    elsewhere = std::chrono::steady_clock::now() - called;
+  }
   loader.load();
 
   const auto finish = [](MoeWeights& moe) {
@@ -164,7 +170,7 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
   finish(w.mtp.layer.moe);
   if (w.mtp.embed.data == nullptr) w.mtp.embed = w.embed;
   if (w.mtp.head.data == nullptr) w.mtp.head = w.head;
-  m.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  m.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin - elsewhere).count();
   return model;
 }
 

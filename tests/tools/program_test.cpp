@@ -402,7 +402,7 @@ TEST_CASE("Bad prompts exit 1 with one line", "[program][bad_input]") {
   check_refused(run(demo({"--ids", write_file(folder, "big-ids.txt", "1 2 4096000")})), 1, {"4096000", "vocabulary"});
   std::string longer;
   for (int i = 0; i < 200; ++i) longer += "import os\n";
-  check_refused(run(demo({"-p", longer, "-c", "64"})), 1, {"64", "--ctx-size"});
+  check_refused(run(demo({"-p", longer, "-c", "64"})), 1, {"context of 64", "raise --ctx-size"});
 }
 
 TEST_CASE("A user's text is plain unless it is asked for: decode, --chat and tokenize agree", "[program][text]") {
@@ -539,6 +539,100 @@ TEST_CASE("inspect plans a placement for a GPU of any size", "[program][inspect]
   CHECK(plan({"8", "--gpu-experts", "4096"})["refusal"].get<std::string>().find("4096") != std::string::npos);
   const Outcome text = run({"inspect", kDemoModel, "--plan-vram", "8"});
   CHECK(text.out.find("placement: ") != std::string::npos);
+}
+
+TEST_CASE("What the header decides is refused before the weights are read", "[program][early]") {
+  const TempFolder folder;
+  foretoken::test::GgufEdit file(kDemoModel);
+  std::vector<std::byte>& last = file.tensors.back().bytes;
+  std::fill(last.end() - 64, last.end(), std::byte{0xff});  // reading the weights ends here
+  const std::string model = folder.file("damaged.gguf");
+  file.write(model);
+  const auto with = [&](const std::string& command, std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), {command, "-m", model});
+    return run(arguments);
+  };
+  const auto refused = [&](const Outcome& outcome, const std::vector<std::string>& words) {
+    check_refused(outcome, 1, words);
+    CHECK(outcome.err.find("finite") == std::string::npos);
+  };
+  check_refused(with("decode", {"-p", "x"}), 1, {"finite"});
+  refused(with("decode", {"-p", "x", "-c", "100000"}), {"-c 100000: --ctx-size", "2048"});
+  refused(with("decode", {"-p", "x", "--ctx-size", "100000"}), {"--ctx-size 100000:", "2048"});
+  for (const char* command : {"eval", "selfcheck"}) refused(with(command, {"-p", "x", "-c", "2049"}), {"-c 2049"});
+  refused(with("bench", {"-c", "2049"}), {"-c 2049"});
+
+  std::string text;
+  for (int i = 0; i < 3000; ++i) text += "x ";
+  for (const auto& more : std::vector<std::vector<std::string>>{{}, {"-c", "2048"}}) {
+    std::vector<std::string> arguments = {"-p", text};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const Outcome outcome = with("decode", arguments);
+    refused(outcome, {"-p: 3", "2048 positions", "shorten the prompt"});
+    CHECK(outcome.err.find("raise") == std::string::npos);  // there is nothing to raise
+  }
+  refused(with("decode", {"-p", text.substr(0, 200), "-c", "64"}), {"raise --ctx-size", "up to 2048"});
+  refused(with("bench", {"-c", "8"}), {"a built-in prompt", "raise --ctx-size", "--prompt-tokens N"});
+  refused(with("bench", {"--prompt-tokens", "5000"}), {"5000 tokens", "lower --prompt-tokens"});
+  refused(with("selfcheck", {"-c", "16"}), {"the built-in prompt", "raise --ctx-size", "-p TEXT"});
+  refused(with("selfcheck", {"-p", text}), {"2048 positions", "shorter prompt"});
+  refused(with("decode", {"--ids", write_file(folder, "ids", "5000000")}), {"outside the vocabulary"});
+  refused(with("decode", {"-p", "x", "--device", "cuda"}), {"--device cuda"});
+
+  file.set_string("tokenizer.chat_template", "{{ messages[0].content }}");
+  file.write(model);
+  refused(with("decode", {"-p", "x", "--chat"}), {"--chat", "messages[0].content"});
+
+  foretoken::test::RandomModel random;
+  random.mtp = false;
+  foretoken::test::GgufEdit plain = random.build();
+  std::fill(plain.tensors.back().bytes.end() - 64, plain.tensors.back().bytes.end(), std::byte{0xff});
+  plain.write(model);
+  const std::string ids = write_file(folder, "few", "1 2 3");
+  refused(with("decode", {"--ids", ids, "--mtp", "1"}), {"MTP layer"});
+  refused(with("eval", {"--ids", ids, "--mtp", "1"}), {"MTP layer"});
+  refused(with("selfcheck", {"--ids", ids, "--mtp", "1"}), {"MTP layer"});
+  refused(with("bench", {"--arms", "off,mtp:1"}), {"MTP layer"});
+}
+
+TEST_CASE("A number of tokens beyond the context costs nothing", "[program][early]") {
+  const TempFolder folder;
+  const std::string prompts = write_file(folder, "prompt.txt", "import os\n");
+  const std::string huge = "1000000000";
+  CHECK(decode_json({"-p", kPrompt, "-n", huge, "-c", "40", "--ignore-eos"})["stop_reason"] == "context_full");
+  const Outcome bench = run(demo({"--prompts", prompts, "-n", huge, "-c", "64", "--rounds", "1", "--arms", "off,mtp:2",
+                                  "--forced-acceptance", "0.85", "--ignore-eos", "--json", "-"},
+                                 "bench"));
+  INFO(bench.err);
+  REQUIRE(bench.exit_code == 0);
+  CHECK(Json::parse(bench.out)["arms"][0]["verify_passes"].get<int64_t>() < 64);
+  const Outcome check =
+      run_with(demo({"-p", "import os\n", "-n", huge, "-c", "16", "--mtp", "1", "-t", "1", "--json", "-"}, "selfcheck"),
+               {"FORETOKEN_ISA=avx2"});
+  INFO(check.err);
+  CHECK(check.exit_code == 0);
+}
+
+TEST_CASE("bench says when its prompts end at once", "[program][bench]") {
+  const TempFolder folder;
+  const std::string prompts = write_file(folder, "prompts.txt", "def main():");
+  const Json ids = decode_json({"-p", "def main():", "-n", "1"})["ids"];
+  foretoken::test::GgufEdit file(kDemoModel);
+  file.set_uint32("tokenizer.ggml.eos_token_id", ids[0].get<uint32_t>());
+  const std::string model = folder.file("ends.gguf");
+  file.write(model);
+  const std::vector<std::string> arguments = {"bench", "-m",     model,       "--rounds",  "1",    "-n",
+                                              "8",     "--arms", "off,mtp:2", "--prompts", prompts};
+  check_refused(run(arguments), 1, {"no token to time", "--ignore-eos"});
+  auto going_on = arguments;
+  going_on.push_back("--ignore-eos");
+  CHECK(run(going_on).exit_code == 0);
+  // One that ends and one that does not: a note.
+  auto both = arguments;
+  both.back() = write_file(folder, "both.txt", "def main():\n\nimport os\nimport sys\n\nclass A:\n");
+  const Outcome outcome = run(both);
+  INFO(outcome.err);
+  CHECK(outcome.exit_code == 0);
 }
 
 TEST_CASE("A path that cannot be written is known before the work", "[program][bad_input]") {

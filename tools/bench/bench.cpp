@@ -68,9 +68,11 @@ struct BenchFlags {
     model.needs_mtp = true;
     model.add_to(line);
     if (!line.parse(argc, argv)) return false;
-    model.resolve();
+    model.resolve(line);
     return true;
   }
+
+  [[nodiscard]] std::vector<TokenId> ids_of(const Prompt& text, const Model& loaded) const;
 
   [[nodiscard]] std::vector<BenchArm> arms(const Model& loaded) const {
     std::string text = arms_text;
@@ -82,6 +84,21 @@ struct BenchFlags {
     return parse_arms(text, defaults);
   }
 };
+
+/// The prompt's ids, lengthened or cut to --prompt-tokens.
+std::vector<TokenId> BenchFlags::ids_of(const Prompt& text, const Model& loaded) const {
+  std::vector<TokenId> ids = tokenize_prompt(text, loaded.tokenizer());
+  const auto wanted = static_cast<size_t>(prompt_tokens);
+  const size_t size = wanted > 0 ? wanted : ids.size();
+  model.check_room(loaded.config(), text.source, size, /*takes_what_it_needs=*/true,
+                   wanted > 0 ? "lower --prompt-tokens"
+                              : "cut prompts with --prompt-tokens N, or give shorter ones with "
+                                "--prompts FILE");
+  const size_t whole = ids.size();
+  for (size_t i = whole; i < size; ++i) ids.push_back(ids[i - whole]);
+  ids.resize(size);
+  return ids;
+}
 
 std::vector<Prompt> read_prompts(const std::string& path, bool parse_special) {
   std::vector<Prompt> prompts;
@@ -113,6 +130,8 @@ class ArmRunner {
     for (const auto& prompt : prompts) longest = std::max(longest, prompt.size());
     ctx_size_ =
         std::min(static_cast<int64_t>(longest) + flags.max_new_tokens + kMaxDraft + 1, model.config().context_length);
+    if (flags.model.ctx_size > 0) ctx_size_ = flags.model.ctx_size;
+    new_tokens_ = std::min(flags.max_new_tokens, ctx_size_);
     if (flags.model.device == Device::kCpu) return;
     SessionOptions options = flags.model.session_options(0);
     options.ctx_size = options.prompt_chunk = 1;
@@ -127,7 +146,7 @@ class ArmRunner {
       const std::vector<TokenId>& prompt = prompts_[prompt_idx];
       DecodeOptions options = flags_.model.decode_options();
       options.mtp = 0;
-      options.max_new_tokens = flags_.max_new_tokens + kMaxDraft;
+      options.max_new_tokens = new_tokens_ + kMaxDraft;
       options.ignore_eos = flags_.ignore_eos;
       DecodeResult result = decode(session, prompt, options);
       continuations_.push_back(std::move(result.ids));
@@ -144,8 +163,9 @@ class ArmRunner {
     double best_error = 2;
     for (uint64_t seed = prompt_idx * kCandidates; seed < (prompt_idx + 1) * kCandidates; ++seed) {
       int64_t right = 0;
-      for (int64_t i = 1; i < flags_.max_new_tokens; ++i) right += forced_coin(seed, prompt_length + i, p) ? 1 : 0;
-      const double error = std::abs(static_cast<double>(right) / static_cast<double>(flags_.max_new_tokens - 1) - p);
+      for (int64_t i = 1; i < new_tokens_; ++i) right += forced_coin(seed, prompt_length + i, p) ? 1 : 0;
+      const double error =
+          std::abs(static_cast<double>(right) / static_cast<double>(std::max<int64_t>(new_tokens_ - 1, 1)) - p);
       if (error >= best_error) continue;
       best = seed;
       best_error = error;
@@ -163,8 +183,27 @@ class ArmRunner {
     if (session == nullptr) session = std::make_unique<Session>(model_, options_of(arms_[arm_idx]));
     const DecodeResult result = decode(*session, prompts_[prompt_idx], decode_options(arms_[arm_idx], prompt_idx));
     refuse_draft_fault(model_, result.statistics);
+    if (alone && arm_idx == 0) {
+      measured_.push_back(result.statistics.decode_tokens);
+      if (measured_.size() == prompts_.size()) check_lengths(result.stop_reason);
+    }
     if (alone) memory_[arm_idx] = {peak_rss_bytes(), session->memory().total()};
     return {result.ids, result.statistics};
+  }
+
+  /// Refuses prompts that end at once: their times say nothing. `reason` is that of the last one.
+  void check_lengths(StopReason reason) const {
+    const auto all = static_cast<ptrdiff_t>(measured_.size());
+    const auto ended = std::count(measured_.begin(), measured_.end(), 0);
+    if (ended == 0) return;
+    const std::string remedy = reason == StopReason::kContextFull
+                                   ? "their context is full then: raise --ctx-size or shorten the prompts"
+                                   : "an end token follows them: --ignore-eos goes on behind it, --prompts FILE gives "
+                                     "other prompts";
+    if (ended == all) {
+      throw InputError(fmt::format("{} prompts, no token to time after the first of each; {}", all, remedy));
+    }
+    print_message("note: {} of {} prompts have no token to time after the first; {}\n", ended, all, remedy);
   }
 
   /// One more run of an arm over the first prompt with every work item timed; adds to the arm's JSON and returns the
@@ -192,7 +231,7 @@ class ArmRunner {
   [[nodiscard]] SessionOptions options_of(const BenchArm& arm) const {
     SessionOptions options = flags_.model.session_options(arm.mtp);
     options.moe_verify = arm.moe_verify;
-    if (options.ctx_size == 0) options.ctx_size = ctx_size_;
+    options.ctx_size = ctx_size_;
     return options;
   }
 
@@ -200,7 +239,7 @@ class ArmRunner {
     DecodeOptions options = flags_.model.decode_options();
     options.mtp = arm.mtp;
     options.controller = arm.controller;
-    options.max_new_tokens = flags_.max_new_tokens;
+    options.max_new_tokens = new_tokens_;
     options.ignore_eos = flags_.ignore_eos;
     if (!continuations_.empty()) {
       options.forced_continuation = continuations_[prompt_idx];
@@ -220,6 +259,8 @@ class ArmRunner {
   std::vector<std::unique_ptr<Session>> sessions_;
   std::vector<ArmMemory> memory_;
   int64_t ctx_size_ = 0;
+  int64_t new_tokens_ = 0;         // made from each prompt at most
+  std::vector<int64_t> measured_;  // new tokens of each prompt that can be timed: all but the first
 };
 
 double mean_kv_len(const std::vector<std::vector<TokenId>>& prompts, const BenchSamples& samples) {
@@ -269,18 +310,13 @@ int run_bench(int argc, const char* const* argv) {
   check_one_stdout({{"--json", json_file.is_stdout()}, {"--csv", csv_file.is_stdout()}});
   const std::vector<Prompt> texts = read_prompts(flags.prompts_path, flags.parse_special);
 
-  const Model model = flags.model.load();
-  const std::vector<BenchArm> arms = flags.arms(model);
-  for (const BenchArm& arm : arms) check_mtp(model, arm.mtp);
+  std::vector<BenchArm> arms;
   std::vector<std::vector<TokenId>> prompts;
-  for (const Prompt& text : texts) prompts.push_back(tokenize_prompt(text, model.tokenizer()));
-  if (flags.prompt_tokens > 0) {
-    for (auto& prompt : prompts) {
-      const size_t whole = prompt.size(), wanted = static_cast<size_t>(flags.prompt_tokens);
-      for (size_t i = whole; i < wanted; ++i) prompt.push_back(prompt[i - whole]);
-      prompt.resize(wanted);
-    }
-  }
+  const Model model = flags.model.load([&](const Model& header) {
+    arms = flags.arms(header);
+    for (const BenchArm& arm : arms) check_mtp(header, arm.mtp);
+    for (const Prompt& text : texts) prompts.push_back(flags.ids_of(text, header));
+  });
   print_message("{}{} rounds of {} prompts x {} tokens, and one that is dropped\n", describe_run(flags.model, model),
                 flags.rounds, prompts.size(), flags.max_new_tokens);
   if (flags.rounds < 3 || static_cast<int64_t>(prompts.size()) * flags.max_new_tokens < 128) {

@@ -95,7 +95,8 @@ void ModelFlags::add_to(CommandLine& line) {
   line.epilogue(environment_help());
 }
 
-void ModelFlags::resolve() {
+void ModelFlags::resolve(const CommandLine& line) {
+  ctx_flag = line.typed("ctx-size");
   if (model_path.empty()) throw UsageError("-m MODEL is missing: name a GGUF file");
   mtp = parse_mtp("--mtp", mtp_text);
   if (mtp_fixed && mtp_text == "auto")
@@ -135,7 +136,28 @@ PlacementRequest ModelFlags::placement_request(const ModelConfig& config, size_t
   return request;
 }
 
-Model ModelFlags::load() {
+int64_t ModelFlags::most_positions(const ModelConfig& config, bool takes_what_it_needs) const {
+  if (ctx_size > 0) return std::min(ctx_size, config.context_length);
+  return takes_what_it_needs ? config.context_length : std::min(config.context_length, kDefaultContext);
+}
+
+void ModelFlags::check_room(const ModelConfig& config, std::string_view source, size_t prompt_tokens,
+                            bool takes_what_it_needs, std::string_view shorten) const {
+  const int64_t positions = most_positions(config, takes_what_it_needs);
+  if (static_cast<int64_t>(prompt_tokens) < positions) return;
+  if (static_cast<int64_t>(prompt_tokens) >= config.context_length) {
+    throw InputError(
+        fmt::format("{}: {} tokens leave no room for a new one in the {} positions that this model was made "
+                    "for; {}",
+                    source, prompt_tokens, config.context_length, shorten));
+  }
+  throw InputError(fmt::format(
+      "{}: {} tokens leave no room for a new one in a context of {}; raise --ctx-size (this model: up to {}), "
+      "or {}",
+      source, prompt_tokens, positions, config.context_length, shorten));
+}
+
+Model ModelFlags::load(const std::function<void(const Model&)>& check) {
   if (device != Device::kCpu) {
     const GgufFile file = GgufFile::open(model_path);
     const ModelConfig config = ModelConfig::read(file);
@@ -147,6 +169,14 @@ Model ModelFlags::load() {
   LoadOptions options;
   options.repack = !no_repack;
   options.nodes = nodes;
+  options.on_header = [&](const Model& model) {
+    if (ctx_size > model.config().context_length) {
+      throw InputError(fmt::format("{} is more than the {} positions that {} was made for",
+                                   value_in_message(ctx_flag, "ctx-size", std::to_string(ctx_size)),
+                                   model.config().context_length, model.path()));
+    }
+    if (check) check(model);
+  };
   Model model = [&] {
     ProgressBar bar("loading");
     options.progress = [&bar](size_t done, size_t all) { bar.show(done, all); };

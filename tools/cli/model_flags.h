@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -23,7 +24,8 @@ namespace foretoken {
 /// call resolve().
 struct ModelFlags {
   std::string model_path;
-  int64_t ctx_size = 0;  // 0: the model's own, at most 4096
+  int64_t ctx_size = 0;                 // 0: the model's own, at most 4096
+  std::string ctx_flag = "--ctx-size";  // as it was typed
   std::optional<int> threads_flag;
   int threads = 0;  // of -t, else FORETOKEN_THREADS, else all cores
   NumaNodes nodes;  // that they are laid over; one with FORETOKEN_NUMA=off
@@ -63,12 +65,21 @@ struct ModelFlags {
   void add_sampling(CommandLine& line);   // --temp --top-k --top-p --min-p --seed
 
   /// Turns the texts into values, reads the environment and checks what can be checked without the model.
-  /// Throws UsageError or InputError.
-  void resolve();
+  /// REQUIRES: line.parse() returned true. Throws UsageError or InputError.
+  void resolve(const CommandLine& line);
 
   /// Loads the model, with a progress bar on a terminal. Where a GPU has a part in it, the plan of what lies where is
-  /// made and printed first.
-  [[nodiscard]] Model load();
+  /// made and printed first. `check` gets the model before its weights are read: what a command would refuse anyway it
+  /// refuses there. A context that the model cannot have is refused before that.
+  [[nodiscard]] Model load(const std::function<void(const Model&)>& check = {});
+
+  /// Positions that a prompt may use together with what is made from it; `takes_what_it_needs`: the command chooses a
+  /// context that fits, up to the model's own.
+  [[nodiscard]] int64_t most_positions(const ModelConfig& config, bool takes_what_it_needs) const;
+  /// Throws InputError if a prompt of so many tokens leaves no room for a new one. `shorten` says how the command takes
+  /// a shorter one.
+  void check_room(const ModelConfig& config, std::string_view source, size_t prompt_tokens, bool takes_what_it_needs,
+                  std::string_view shorten) const;
 
   /// Throws InputError if the file that has this GgufFile::fingerprint is not the one that was opened first.
   void check_same_file(const std::string& found);

@@ -64,7 +64,7 @@ struct SelfcheckFlags {
     new_tokens_given = line.given("n-predict");
     prompt.resolve(line);
     model.needs_mtp = true;
-    model.resolve();
+    model.resolve(line);
     some_experts = parse_experts("--gpu-experts", model.gpu_experts_text).value_or(0);
     model.device = Device::kCpu;  // all devices are checked; the cases name theirs
     return true;
@@ -268,9 +268,13 @@ int run_selfcheck(int argc, const char* const* argv) {
   }
 
   flags.model.no_repack = false;
-  std::optional<Model> model = flags.model.load();
-  if (flags.mtp_given) check_mtp(*model, flags.model.mtp);
-  const std::vector<TokenId> prompt = tokenize_prompt(text, model->tokenizer());
+  std::vector<TokenId> prompt;
+  std::optional<Model> model = flags.model.load([&](const Model& header) {
+    if (flags.mtp_given) check_mtp(header, flags.model.mtp);
+    prompt = tokenize_prompt(text, header.tokenizer());
+    flags.model.check_room(header.config(), text.source, prompt.size(), /*takes_what_it_needs=*/true,
+                           "give a shorter prompt with -p TEXT or -f FILE");
+  });
   std::vector<Isa> isas = supported_isas();
   if (flags.model.environment.isa) isas = {*flags.model.environment.isa};
   std::vector<NotRun> not_run = list_not_run(*model, isas);
