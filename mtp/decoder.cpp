@@ -61,6 +61,7 @@ DecodeResult decode(Session& session, std::span<const TokenId> prompt, const Dec
       const auto chunk = std::min<int64_t>(generation.unread(), session.options().prompt_chunk);
       const Generator::Part part{&generation, static_cast<int>(chunk)};
       (void)generator.step({&part, 1});
+      if (chunk > 0 && options.on_prompt) options.on_prompt(static_cast<int64_t>(prompt.size()) - generation.unread());
     }
   } catch (const Interrupted&) {
   }

@@ -21,6 +21,8 @@ struct DecodeOptions {
   bool ignore_eos = false;
   const std::atomic<bool>* stop = nullptr;  // set from a signal handler: ends after the current window or prompt chunk
 
+  /// Called after each chunk of the prompt with the tokens of it that have been read.
+  std::function<void(int64_t prompt_tokens)> on_prompt;
   // As GenerationOptions.
   std::function<bool(TokenId)> on_token;
   std::function<void(int64_t position, const float* logits)> on_logits;

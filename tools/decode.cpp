@@ -100,13 +100,20 @@ int run_decode(int argc, const char* const* argv) {
   options.max_new_tokens = flags.max_new_tokens;
   options.ignore_eos = flags.ignore_eos;
   options.stop = &interrupted();
+  ProgressBar bar("reading the prompt", Unit::kTokens);
+  bar.show(0, prompt_ids.size());
+  options.on_prompt = [&](int64_t done) { bar.show(static_cast<size_t>(done), prompt_ids.size()); };
   // Once there is text, it is worth keeping: a signal lets the statistics follow it.
   std::optional<PolledInterrupts> polled;
   options.on_token = [&](TokenId id) {
-    if (!polled) polled.emplace();
+    if (!polled) {
+      polled.emplace();
+      bar.wipe();
+    }
     return printer.print(id);
   };
   const DecodeResult result = decode(session, prompt_ids, options);
+  bar.wipe();
   printer.finish();
 
   print_message("\n{}{}{:<22} {}\n", describe_statistics(result.statistics, flags.model.mtp),

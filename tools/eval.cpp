@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -87,8 +88,8 @@ class Evaluation {
     result_.agreed.assign(static_cast<size_t>(mtp), 0);
   }
 
-  /// One part of the text, from an empty context.
-  void run(std::span<const TokenId> ids) {
+  /// One part of the text, from an empty context. `progress` is told how many of its tokens are done.
+  void run(std::span<const TokenId> ids, const std::function<void(size_t)>& progress) {
     session_.reset();
     ids_ = ids;
     choices_.clear();
@@ -100,6 +101,7 @@ class Evaluation {
       session_.commit(static_cast<int>(end - begin));
       if (!hidden_.empty()) mtp_rows(begin, end);
       begin = end;
+      progress(end);
     }
     compare_drafts();
   }
@@ -260,11 +262,12 @@ int run_eval(int argc, const char* const* argv) {
     DraftVocabulary(session.engine(), *flags.model.draft_vocab).see(session.sequence(), ids);
   }
   Evaluation evaluation(session, flags.model.mtp, logits_file, mtp_file);
-  ProgressBar bar("evaluating");
+  ProgressBar bar("evaluating", Unit::kTokens);
   for (int64_t begin = 0; begin < num_tokens; begin += part_size) {
     const int64_t size = std::min(part_size, num_tokens - begin);
-    evaluation.run(std::span(ids).subspan(static_cast<size_t>(begin), static_cast<size_t>(size)));
-    bar.show(static_cast<size_t>(begin + size), ids.size());
+    const auto first = static_cast<size_t>(begin);
+    evaluation.run(std::span(ids).subspan(first, static_cast<size_t>(size)),
+                   [&](size_t done) { bar.show(first + done, ids.size()); });
   }
   model.check_unchanged();
   logits_file.commit();

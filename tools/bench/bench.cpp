@@ -330,10 +330,19 @@ int run_bench(int argc, const char* const* argv) {
     int8_peak = measure_int8_peak(flags.model.isa(), team);
   }
   ArmRunner runner(model, flags, arms, prompts);
+  ProgressBar bar("measuring", Unit::kRuns);
+  const size_t num_runs = arms.size() * prompts.size() * static_cast<size_t>(flags.rounds + 1);
+  size_t runs_done = 0;
+  bar.show(0, num_runs);
   if (flags.forced_acceptance) runner.learn_continuations();
   const BenchSamples samples =
-      measure_arms(arms.size(), prompts.size(), flags.rounds,
-                   [&](int round, size_t arm, size_t prompt) { return runner.run(round, arm, prompt); });
+      measure_arms(arms.size(), prompts.size(), flags.rounds, [&](int round, size_t arm, size_t prompt) {
+        bar.show(runs_done++, num_runs,
+                 round == 0 ? fmt::format("first round, {}", arms[arm].name)
+                            : fmt::format("round {} of {}, {}", round, flags.rounds, arms[arm].name));
+        return runner.run(round, arm, prompt);
+      });
+  bar.wipe();
 
   model.check_unchanged();
   const GgufFile file = GgufFile::open(model.path());

@@ -178,7 +178,7 @@ Model ModelFlags::load(const std::function<void(const Model&)>& check) {
     if (check) check(model);
   };
   Model model = [&] {
-    ProgressBar bar("loading");
+    ProgressBar bar("loading", Unit::kBytes);
     options.progress = [&bar](size_t done, size_t all) { bar.show(done, all); };
     return Model::load(model_path, options);
   }();

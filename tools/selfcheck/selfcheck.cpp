@@ -290,8 +290,9 @@ int run_selfcheck(int argc, const char* const* argv) {
   for (const ChosenSize& item : chosen) sizes += describe(item, whole);
   print_message("{}: {} cases\n{}", model->path(), plan.size(), sizes);
   std::vector<CheckResult> results;
-  ProgressBar bar("checking");
+  ProgressBar bar("checking", Unit::kCases);
   for (const CheckCase& check : plan) {
+    bar.show(results.size(), plan.size(), describe(check));
     if (check.repack == flags.model.no_repack) {
       model->check_unchanged();
       flags.model.no_repack = !check.repack;
@@ -299,7 +300,6 @@ int run_selfcheck(int argc, const char* const* argv) {
       model = flags.model.load();
     }
     results.push_back(run_case(*model, flags, prompt, check));
-    bar.show(results.size(), plan.size());
   }
 
   model->check_unchanged();

@@ -97,7 +97,7 @@ int run_synth(int argc, const char* const* argv) {
   const auto begin = std::chrono::steady_clock::now();
   SynthReport report;
   {
-    ProgressBar bar("writing " + path);
+    ProgressBar bar("writing", Unit::kBytes);
     report = write_synth_model(path, spec, [&](size_t done, size_t all) { bar.show(done, all); });
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
