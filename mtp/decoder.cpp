@@ -29,8 +29,8 @@ void check_mtp(const Model& model, int mtp) {
   if (mtp < 0 || mtp > kMaxDraft)
     throw UsageError(fmt::format("--mtp {}: 0 to {} drafts are possible", mtp, kMaxDraft));
   if (mtp > 0 && !model.has_mtp()) {
-    throw InputError(fmt::format("{}: --mtp {}: this {} file has no MTP layer to draft with; it can have --mtp 0 only",
-                                 model.path(), mtp, model.config().architecture));
+    throw InputError(
+        fmt::format("{}: --mtp {}: {}; it runs with --mtp 0 only", model.path(), mtp, model.mtp_absence()));
   }
 }
 
