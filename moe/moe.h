@@ -17,33 +17,60 @@
 
 namespace foretoken {
 
+/// What a weight is for, as counts of bytes and plans tell weights apart.
+enum class WeightRole { kAttention, kDeltaNet, kRouter, kRoutedExpert, kSharedExpert, kNorm, kMtp };
+
 /// One matrix of every expert, cut out of one tensor: expert e has rows [e * stride_rows + first_row, + num_rows) of
 /// `all`. (A fused gate_up tensor holds two of them, with stride 2F.)
-struct ExpertMatrices {
-  MatrixView all;
+template <class Matrix>
+struct BasicExpertMatrices {
+  Matrix all;
   int64_t stride_rows = 0;
   int64_t first_row = 0;
   int64_t num_rows = 0;
-  [[nodiscard]] MatrixView expert(int64_t e) const {
+  [[nodiscard]] Matrix expert(int64_t e) const {
     const int64_t begin = e * stride_rows + first_row;
     return all.slice_rows(begin, begin + num_rows);
   }
+  /// From the first expert's first row on.
+  [[nodiscard]] Matrix from_first() const { return all.slice_rows(first_row, all.num_rows); }
 };
 
 /// The feed-forward part of one layer. A mixture of experts has num_experts > 0; its shared expert is optional
 /// (shared_gate empty) and, where there is one, weighted by sigmoid(shared_router . x). A dense layer has num_experts =
-/// 0 and its only expert in shared_*, unweighted (shared_router empty).
-struct MoeWeights {
+/// 0 and its only expert in shared_*, unweighted (shared_router empty). `Matrix` is how a matrix is held: MatrixView in
+/// the host's memory, DeviceMatrix in a GPU's.
+template <class Matrix>
+struct BasicMoeWeights {
   int num_experts = 0;
   int top_k = 0;
-  MatrixView router;                     // [num_experts, hidden_dim]
-  ExpertMatrices gate, up;               // expert: [expert_dim, hidden_dim]
-  ExpertMatrices down;                   // expert: [hidden_dim, expert_dim]
-  MatrixView shared_gate, shared_up;     // [shared_dim, hidden_dim]
-  MatrixView shared_down;                // [hidden_dim, shared_dim]
-  const float* shared_router = nullptr;  // [hidden_dim]
+  /// Experts that gate, up and down have room for: all, or of a split model fewer; then `places` says which.
+  int capacity = 0;
+  const int32_t* places = nullptr;       // [num_experts] in the matrices' memory; nullptr: expert e is the e-th
+  Matrix router;                         // [num_experts, hidden_dim]
+  BasicExpertMatrices<Matrix> gate, up;  // expert: [expert_dim, hidden_dim]
+  BasicExpertMatrices<Matrix> down;      // expert: [hidden_dim, expert_dim]
+  Matrix shared_gate, shared_up;         // [shared_dim, hidden_dim]
+  Matrix shared_down;                    // [hidden_dim, shared_dim]
+  VectorView shared_router;              // [hidden_dim]
   [[nodiscard]] bool has_shared() const { return shared_gate.data != nullptr; }
+
+  /// Calls visit(role, member...) for every member that holds weights, with that member of each of `moe`.
+  template <class Visit, class... Moe>
+  static void for_each(Visit&& visit, Moe&... moe) {
+    visit(WeightRole::kRouter, moe.router...);
+    visit(WeightRole::kRoutedExpert, moe.gate...);
+    visit(WeightRole::kRoutedExpert, moe.up...);
+    visit(WeightRole::kRoutedExpert, moe.down...);
+    visit(WeightRole::kSharedExpert, moe.shared_gate...);
+    visit(WeightRole::kSharedExpert, moe.shared_up...);
+    visit(WeightRole::kSharedExpert, moe.shared_down...);
+    visit(WeightRole::kSharedExpert, moe.shared_router...);
+  }
 };
+
+using ExpertMatrices = BasicExpertMatrices<MatrixView>;
+using MoeWeights = BasicMoeWeights<MatrixView>;
 
 /// Counts weight rows that the cores hand to the matrix kernels, by expert and matrix: what "each expert is read once"
 /// is shown by.

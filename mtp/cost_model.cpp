@@ -50,22 +50,15 @@ double size_of(const MatrixView& matrix) {
   return static_cast<double>(matrix.size_bytes());
 }
 
-double size_of(const ExpertMatrices& experts, int num_experts) {
-  return num_experts > 0 ? size_of(experts.expert(0)) * num_experts : 0;
-}
-
 void add_layer(const LayerWeights& layer, double& dense, double& routed) {
-  const AttentionWeights& a = layer.attention;
-  const DeltaNetWeights& d = layer.delta_net;
-  for (const MatrixView& matrix : {a.q, a.k, a.v, a.output, d.qkv, d.gate, d.beta, d.alpha, d.out, layer.moe.router,
-                                   layer.moe.shared_gate, layer.moe.shared_up, layer.moe.shared_down}) {
-    dense += size_of(matrix);
-  }
-  const MoeWeights& moe = layer.moe;
-  if (moe.num_experts == 0) return;
-  const double all =
-      size_of(moe.gate, moe.num_experts) + size_of(moe.up, moe.num_experts) + size_of(moe.down, moe.num_experts);
-  routed += all * moe.top_k / moe.num_experts;
+  const WeightVisit add{
+      [&](WeightRole, const MatrixView& matrix) { dense += size_of(matrix); },
+      [](WeightRole, const VectorView&) {},
+      [&](WeightRole, const ExpertMatrices& experts) {
+        if (layer.moe.num_experts > 0) routed += size_of(experts.expert(0)) * layer.moe.top_k;
+      },
+  };
+  LayerWeights::for_each(add, layer);
 }
 
 }  // namespace
@@ -77,7 +70,7 @@ DecodeBytes decode_bytes(const Model& model, int64_t draft_rows, Device device) 
   bytes.in_cache = device == Device::kCpu && weights.matrix_bytes <= last_level_cache_bytes();
   for (const LayerWeights& layer : weights.layers) {
     add_layer(layer, bytes.dense, bytes.routed);
-    if (!layer.recurrent) continue;
+    if (!layer.is_recurrent()) continue;
     const auto values =
         config.state_size * config.value_dim() + std::max(config.conv_taps - 1, 0) * config.conv_channels();
     bytes.sequence += 2.0 * sizeof(float) * static_cast<double>(values);

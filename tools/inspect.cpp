@@ -91,16 +91,17 @@ TensorUse use_of(const GgufFile& file, const GgufTensor& tensor) {
 /// All that the report says about a file, gathered first so that text and JSON agree.
 struct Inspection {
   const GgufFile& file;
-  std::optional<ModelConfig> config;  // nothing where not even the metadata can be used
-  std::string refusal;                // why it cannot be run, as `decode` says it; empty if nothing speaks against it
+  std::optional<ModelConfig> config;    // nothing where not even the metadata can be used
+  std::optional<ModelOutline> outline;  // nothing where the file cannot be run
+  std::string refusal;                  // why it cannot be run, as `decode` says it; empty if nothing speaks against it
   std::vector<const GgufTensor*> unsupported;
 };
 
 Inspection inspect(const GgufFile& file) {
-  Inspection result{file, std::nullopt, "", {}};
+  Inspection result{file, std::nullopt, std::nullopt, "", {}};
   try {
     result.config = ModelConfig::read(file);
-    Model::check(file);
+    result.outline = Model::outline(file);
   } catch (const InputError& error) {
     result.refusal = error.what();
   }
@@ -162,9 +163,9 @@ std::vector<std::pair<std::string_view, double>> parts_of(const PassBytes& bytes
 
 /// Byte counts and ideal speed-ups of a model that can be run.
 struct Costs {
-  Costs(const GgufFile& file, const ModelConfig& config, const InspectFlags& flags, double bandwidth)
-      : config(config),
-        bytes(file, config),
+  Costs(const ModelOutline& outline, const InspectFlags& flags, double bandwidth)
+      : config(outline.config),
+        bytes(outline.weights, config),
         flags(flags),
         bandwidth(bandwidth),
         kv_len(std::min(flags.kv_len, config.context_length)),
@@ -274,7 +275,8 @@ struct Plan {
   std::string refusal;  // why there is none
 };
 
-Plan make_plan(const GgufFile& file, const ModelConfig& config, const InspectFlags& flags, double bandwidth) {
+Plan make_plan(const ModelOutline& outline, const InspectFlags& flags, double bandwidth) {
+  const ModelConfig& config = outline.config;
   Plan plan;
   const std::string missing = cuda::query_device().reason;
   if (!flags.plan_vram_gib && !missing.empty()) {
@@ -283,7 +285,7 @@ Plan make_plan(const GgufFile& file, const ModelConfig& config, const InspectFla
   }
   ModelFlags model = flags.model;
   model.ctx_size = std::min(flags.kv_len, config.context_length);
-  plan.sizes = ModelSizes::of(file, config);
+  plan.sizes = ModelSizes::of(outline.weights, config);
   plan.speed.host = bandwidth;
   if (!flags.plan_vram_gib) plan.speed = measure_speed(bandwidth);
   const size_t free_bytes =
@@ -372,10 +374,10 @@ int run_inspect(int argc, const char* const* argv) {
 
   std::optional<Costs> costs;
   std::optional<Plan> plan;
-  if (inspection.refusal.empty()) {
+  if (inspection.outline) {
     const double bandwidth = flags.model.measure_bandwidth();
-    costs.emplace(file, *inspection.config, flags, bandwidth);
-    plan = make_plan(file, *inspection.config, flags, bandwidth);
+    costs.emplace(*inspection.outline, flags, bandwidth);
+    plan = make_plan(*inspection.outline, flags, bandwidth);
   }
 
   if (!json_file.is_stdout()) {

@@ -10,6 +10,7 @@
 
 #include "engine/cpu/forward_pass.h"
 #include "engine/machine.h"
+#include "engine/model/families/families.h"
 #include "kernels/base/error.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/rows/elementwise.h"
@@ -148,11 +149,7 @@ class CpuBackend final : public Backend {
     faults_.begin(static_cast<int>(ids.size()));
     pass_.begin(spans, faults_);
     pass_.embed(weights_.embed, ids);
-    if (config_.architecture == "qwen3moe") {
-      run_qwen3moe_trunk(pass_, weights_);
-    } else {
-      run_qwen35_trunk(pass_, weights_);
-    }
+    for (const LayerWeights& layer : weights_.layers) run_layer(config_.architecture, pass_, layer);
     pass_.norm_to(weights_.output_norm, block_bits({&weights_.head}), buffers_.hidden);
     distinct_experts_ = pass_.take_distinct_experts();
     check_stop();
@@ -171,9 +168,9 @@ class CpuBackend final : public Backend {
   void mtp_forward(std::span<const MtpSpan> spans, std::span<const TokenId> ids,
                    std::span<const float* const> hidden) override {
     const MtpWeights& w = weights_.mtp;
-    const AttentionWeights& mix = w.layer.attention;
+    const AttentionWeights& mix = w.layer.attention();
     const int64_t dim = config_.hidden_dim;
-    const int kv_layer = buffers_.kv.shape().num_layers - 1;
+    const int kv_layer = w.layer.mixer_idx;
     RowBuffer& join = buffers_.mtp_join;
     RowBuffer& residual = buffers_.pass.residual;
 
@@ -203,7 +200,7 @@ class CpuBackend final : public Backend {
     if (num_outputs == 0) return;
     pass_.attend_stored(mix, kv_layer);
     pass_.add_and_norm(w.layer.ffn_norm, input_blocks(w.layer.moe));
-    pass_.feed_forward(w.layer.moe);
+    pass_.feed_forward(w.layer.moe, w.layer.layer_idx);
     (void)pass_.take_distinct_experts();
     mtp_current_ = 1 - mtp_current_;
     pass_.norm_to(w.head_norm, block_bits({&w.head}), buffers_.mtp_hidden[static_cast<size_t>(mtp_current_)]);

@@ -165,7 +165,19 @@ void ForwardPass::project(Work work, const RowBuffer& input, std::initializer_li
   });
 }
 
-void ForwardPass::feed_forward(const MoeWeights& weights) {
+unsigned ForwardPass::inputs_of(const AttentionWeights& weights) {
+  return block_bits({&weights.q, &weights.k, &weights.v});
+}
+
+unsigned ForwardPass::inputs_of(const DeltaNetWeights& weights) {
+  return block_bits({&weights.qkv, &weights.gate, &weights.beta, &weights.alpha});
+}
+
+unsigned ForwardPass::inputs_of(const MoeWeights& weights) {
+  return input_blocks(weights);
+}
+
+void ForwardPass::feed_forward(const MoeWeights& weights, int /*layer_idx*/) {
   buffers_.moe.profile = profile_;
   buffers_.moe.is_mtp = is_mtp_;
   moe_forward(isa_, team_, verify_, weights, buffers_.normed, num_rows_, buffers_.moe, buffers_.residual);

@@ -54,6 +54,8 @@ struct PassBuffers {
 /// alone.
 class ForwardPass {
  public:
+  using Matrix = MatrixView;
+
   /// `profile` may be nullptr.
   ///
   /// Numbers that are not finite are noted where they are stored or would be lost (the sum of squares of every norm,
@@ -91,7 +93,12 @@ class ForwardPass {
   void settle(SequenceState& sequence);
 
   /// residual += feed-forward part of `normed`. The last operation of a layer.
-  void feed_forward(const MoeWeights& weights);
+  void feed_forward(const MoeWeights& weights, int layer_idx);
+
+  /// Forms of `normed` that a layer's part reads; see norm().
+  [[nodiscard]] static unsigned inputs_of(const AttentionWeights& weights);
+  [[nodiscard]] static unsigned inputs_of(const DeltaNetWeights& weights);
+  [[nodiscard]] static unsigned inputs_of(const MoeWeights& weights);
 
   /// One or more matrices over the same rows, in one parallel loop: output[r] = matrix . input[r].
   struct Projection {
@@ -228,10 +235,5 @@ class ForwardPass {
 
 /// Makes the forms of `blocks` for row r.
 void quantise_forms(Isa isa, RowBuffer& rows, int64_t r, unsigned blocks);
-
-/// The trunk of one family over the rows whose embeddings are in `residual`; leaves residual complete (before the final
-/// norm).
-void run_qwen35_trunk(ForwardPass& pass, const ModelWeights& weights);
-void run_qwen3moe_trunk(ForwardPass& pass, const ModelWeights& weights);
 
 }  // namespace foretoken

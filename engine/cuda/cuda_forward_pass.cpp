@@ -47,12 +47,17 @@ struct Needs {
     two_types = two_types || moe.gate.all.type != moe.up.all.type || moe.shared_gate.type != moe.shared_up.type;
   }
   void add(const CudaLayer& layer) {
-    const CudaAttention& a = layer.attention;
-    const CudaDeltaNet& d = layer.delta_net;
-    normed |= forms_of({&a.q, &a.k, &a.v, &d.qkv, &d.gate, &d.beta, &d.alpha});
-    attended |= input_forms(a.output);
-    delta_out |= input_forms(d.out);
-    add_blas({&a.q, &a.k, &a.v, &a.output, &d.qkv, &d.gate, &d.beta, &d.alpha, &d.out});
+    if (layer.is_recurrent()) {
+      const CudaDeltaNet& d = layer.delta_net();
+      normed |= forms_of({&d.qkv, &d.gate, &d.beta, &d.alpha});
+      delta_out |= input_forms(d.out);
+      add_blas({&d.qkv, &d.gate, &d.beta, &d.alpha, &d.out});
+    } else {
+      const CudaAttention& a = layer.attention();
+      normed |= forms_of({&a.q, &a.k, &a.v});
+      attended |= input_forms(a.output);
+      add_blas({&a.q, &a.k, &a.v, &a.output});
+    }
     add(layer.moe);
   }
 };
@@ -474,18 +479,18 @@ void CudaForwardPass::begin_trunk(const CudaWeights& weights, const CudaRows& ro
   embed(weights.embed, ids);
 }
 
-// Both families: they differ in what a layer has, as in run_qwen35_trunk and run_qwen3moe_trunk.
+// The layer text of engine/model/families: what the families have differs by what a layer holds.
 void CudaForwardPass::mix(const CudaWeights& weights, int layer_idx) {
   const auto at = weights.layers.begin() + layer_idx;
   const auto recurrent_idx = static_cast<size_t>(
-      std::count_if(weights.layers.begin(), at, [](const CudaLayer& layer) { return layer.recurrent; }));
+      std::count_if(weights.layers.begin(), at, [](const CudaLayer& layer) { return layer.is_recurrent(); }));
   const size_t attention_idx = static_cast<size_t>(layer_idx) - recurrent_idx;
-  if (at->recurrent) {
-    const CudaDeltaNet& w = at->delta_net;
+  if (at->is_recurrent()) {
+    const CudaDeltaNet& w = at->delta_net();
     norm(at->mix_norm, with_forms(buffers_.normed, forms_of({&w.qkv, &w.gate, &w.beta, &w.alpha})));
     delta_net(w, state_.recurrent[recurrent_idx]);
   } else {
-    const CudaAttention& w = at->attention;
+    const CudaAttention& w = at->attention();
     const DeviceKv& kv = state_.kv[attention_idx];
     norm(at->mix_norm, with_forms(buffers_.normed, forms_of({&w.q, &w.k, &w.v})));
     store_keys_and_values(w, kv);
@@ -527,7 +532,7 @@ void CudaForwardPass::trunk(const CudaWeights& weights, const CudaRows& rows, co
 
 void CudaForwardPass::mtp(const CudaMtp& weights, const CudaRows& rows, const int32_t* ids, const float* hidden,
                           const CudaRows& outputs, const int32_t* first_output, const DeviceRows& to) {
-  const CudaAttention& mix = weights.layer.attention;
+  const CudaAttention& mix = weights.layer.attention();
   const int64_t dim = config_.hidden_dim;
   const unsigned mix_forms = forms_of({&mix.q, &mix.k, &mix.v});
   const DeviceRows normed = with_forms(buffers_.normed, mix_forms);

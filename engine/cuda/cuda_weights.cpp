@@ -45,32 +45,45 @@ class Staging {
 
 }  // namespace
 
-CudaWeights::CudaWeights(const Model& model, bool with_mtp, const HotExperts* split)
-    : layers(model.weights().layers.size()) {
-  const ModelConfig& c = model.config();
+auto CudaWeights::declaration(int placed, int capacity) {
+  return WeightVisit{
+      [this](WeightRole, const MatrixView& from, DeviceMatrix& to) { declare(from, to); },
+      [this](WeightRole, const VectorView& from, VectorView& to) { declare(from, to); },
+      [this, placed, capacity](WeightRole, const ExpertMatrices& from, CudaExpertMatrices& to) {
+        declare(from, placed, capacity, to);
+      },
+  };
+}
+
+CudaWeights::CudaWeights(const Model& model, bool with_mtp, const HotExperts* split) {
   const ModelWeights& w = model.weights();
+  const int num_experts = model.config().num_experts;
+  layers.resize(w.layers.size());
+  tied_head = w.tied_head;
   declare(w.embed, embed);
   for (size_t i = 0; i < layers.size(); ++i) {
     const int l = static_cast<int>(i);
-    declare(c, w.layers[i], split == nullptr ? c.num_experts : split->placed(l),
-            split == nullptr ? c.num_experts : split->capacity(l), layers[i]);
+    const int placed = split == nullptr ? num_experts : split->placed(l);
+    const int capacity = split == nullptr ? num_experts : split->capacity(l);
+    layers[i].take_shape(w.layers[i]);
+    layers[i].moe.capacity = capacity;
+    CudaLayer::for_each(declaration(placed, capacity), w.layers[i], layers[i]);
   }
-  declare(w.output_norm, c.hidden_dim, output_norm);
-  declare(w.head, head);
+  declare(w.output_norm, output_norm);
+  // A tied head is the embedding, which the host holds twice: in the file and interleaved.
+  const MatrixView& trunk_head = tied_head ? w.embed : w.head;
+  declare(trunk_head, head);
   if (with_mtp) {
+    mtp.layer.take_shape(w.mtp.layer);
     declare(w.mtp.embed, mtp.embed);
-    declare(w.mtp.embed_norm, c.hidden_dim, mtp.embed_norm);
-    declare(w.mtp.hidden_norm, c.hidden_dim, mtp.hidden_norm);
-    declare(w.mtp.join, mtp.join);
-    declare(c, w.mtp.layer, c.num_experts, c.num_experts, mtp.layer);
-    declare(w.mtp.head_norm, c.hidden_dim, mtp.head_norm);
-    declare(w.mtp.head, mtp.head);
+    CudaMtp::for_each(declaration(num_experts, num_experts), w.mtp, mtp);
+    declare(w.mtp.own_head ? w.mtp.head : trunk_head, mtp.head);
   }
   // std::map keeps its nodes where they are, so the arena may set pointers in them.
   for (auto& [view, upload] : matrices_) {
     arena_.take_matrix(upload.from.type, upload.device_rows, upload.from.num_cols, upload.memory);
   }
-  for (const VectorUpload& vector : vectors_) arena_.take(vector.count, *vector.to);
+  for (const VectorUpload& vector : vectors_) arena_.take(vector.from.count, vector.to->data);
 }
 
 void CudaWeights::declare(const MatrixView& from, DeviceMatrix& to) {
@@ -97,47 +110,10 @@ void CudaWeights::declare(const ExpertMatrices& from, int placed, int capacity, 
             from.all.type};
 }
 
-void CudaWeights::declare(const float* from, int64_t count, const float*& to) {
-  if (from != nullptr) vectors_.push_back({from, count, &to});
-}
-
-void CudaWeights::declare(const ModelConfig& c, const MoeWeights& from, int placed, int capacity, CudaMoe& to) {
-  to.num_experts = from.num_experts;
-  to.capacity = capacity;
-  to.top_k = from.top_k;
-  declare(from.router, to.router);
-  declare(from.gate, placed, capacity, to.gate);
-  declare(from.up, placed, capacity, to.up);
-  declare(from.down, placed, capacity, to.down);
-  declare(from.shared_gate, to.shared_gate);
-  declare(from.shared_up, to.shared_up);
-  declare(from.shared_down, to.shared_down);
-  declare(from.shared_router, c.hidden_dim, to.shared_router);
-}
-
-void CudaWeights::declare(const ModelConfig& c, const LayerWeights& from, int placed, int capacity, CudaLayer& to) {
-  to.recurrent = from.recurrent;
-  declare(from.mix_norm, c.hidden_dim, to.mix_norm);
-  declare(from.ffn_norm, c.hidden_dim, to.ffn_norm);
-  if (from.recurrent) {
-    declare(from.delta_net.qkv, to.delta_net.qkv);
-    declare(from.delta_net.gate, to.delta_net.gate);
-    declare(from.delta_net.beta, to.delta_net.beta);
-    declare(from.delta_net.alpha, to.delta_net.alpha);
-    declare(from.delta_net.out, to.delta_net.out);
-    declare(from.delta_net.conv, c.conv_channels() * c.conv_taps, to.delta_net.conv);
-    declare(from.delta_net.dt, c.num_value_heads, to.delta_net.dt);
-    declare(from.delta_net.a, c.num_value_heads, to.delta_net.a);
-    declare(from.delta_net.norm, c.state_size, to.delta_net.norm);
-  } else {
-    declare(from.attention.q, to.attention.q);
-    declare(from.attention.k, to.attention.k);
-    declare(from.attention.v, to.attention.v);
-    declare(from.attention.output, to.attention.output);
-    declare(from.attention.q_norm, c.head_dim, to.attention.q_norm);
-    declare(from.attention.k_norm, c.head_dim, to.attention.k_norm);
-  }
-  declare(c, from.moe, placed, capacity, to.moe);
+void CudaWeights::declare(const VectorView& from, VectorView& to) {
+  if (from.data == nullptr) return;
+  to.count = from.count;
+  vectors_.push_back({from, &to});
 }
 
 void CudaWeights::upload(const Stream& stream) {
@@ -160,8 +136,8 @@ void CudaWeights::upload(const Stream& stream) {
     for (DeviceMatrix* user : upload.users) *user = upload.memory;
   }
   for (const VectorUpload& vector : vectors_) {
-    copy_to_device(stream, const_cast<float*>(*vector.to), vector.from,
-                   static_cast<size_t>(vector.count) * sizeof(float));
+    copy_to_device(stream, const_cast<float*>(vector.to->data), vector.from.data,
+                   static_cast<size_t>(vector.from.count) * sizeof(float));
   }
   stream.synchronize();
 }

@@ -7,7 +7,6 @@
 
 #include "engine/backend.h"
 #include "engine/cpu/forward_pass.h"
-#include "engine/gguf/tensor_name.h"
 #include "engine/sequence/float_rows.h"
 #include "engine/sequence/kv_pages.h"
 #include "engine/sequence/recurrent_state.h"
@@ -31,14 +30,27 @@ std::string size_text(size_t bytes) {
   return mib >= 1024 ? fmt::format("{:.2f} GiB", mib / 1024) : fmt::format("{:.1f} MiB", mib);
 }
 
-/// Bytes of a tensor on the device: matrices in planes, vectors as floats.
-size_t device_bytes(const GgufTensor& tensor) {
-  if (!tensor.type()) return 0;
-  if (tensor.shape.size() < 2) return static_cast<size_t>(tensor.num_values()) * sizeof(float);
-  const WeightTypeInfo& info = weight_type_info(*tensor.type());
-  const int64_t num_cols = tensor.shape[0], num_blocks = num_cols / info.block_size;
-  const int64_t row_bytes = cuda::plane_offset(info.type, cuda::planes_of(info.type).count, num_blocks);
-  return static_cast<size_t>(tensor.num_values() / num_cols * row_bytes);
+/// Bytes of a matrix on the device, whose fields lie in planes.
+size_t device_bytes(const MatrixView& matrix) {
+  if (matrix.num_rows == 0) return 0;
+  const int64_t num_blocks = matrix.num_cols / weight_type_info(matrix.type).block_size;
+  const int64_t row_bytes = cuda::plane_offset(matrix.type, cuda::planes_of(matrix.type).count, num_blocks);
+  return static_cast<size_t>(matrix.num_rows * row_bytes);
+}
+
+/// Adds up a layer's parts in a walk over its weights.
+auto size_visit(LayerSizes& sizes) {
+  return WeightVisit{
+      [&sizes](WeightRole, const MatrixView& matrix) { sizes.dense_bytes += device_bytes(matrix); },
+      [&sizes](WeightRole, const VectorView& vector) {
+        sizes.dense_bytes += static_cast<size_t>(vector.count) * sizeof(float);
+      },
+      [&sizes](WeightRole, const ExpertMatrices& experts) {
+        if (experts.all.num_rows == 0) return;
+        sizes.num_experts = static_cast<int>(experts.all.num_rows / experts.stride_rows);
+        sizes.expert_bytes += device_bytes(experts.expert(0));
+      },
+  };
 }
 
 /// The share of a layer's experts that the device has.
@@ -264,35 +276,20 @@ size_t blas_work_bytes(const ModelConfig& c) {
 
 }  // namespace
 
-ModelSizes ModelSizes::of(const GgufFile& file, const ModelConfig& config) {
+ModelSizes ModelSizes::of(const BasicModelWeights<MatrixView>& weights, const ModelConfig& config) {
   ModelSizes sizes;
-  sizes.layers.resize(static_cast<size_t>(config.num_layers));
+  sizes.layers.resize(weights.layers.size());
   sizes.experts_per_token = config.experts_per_token;
   sizes.hidden_dim = config.hidden_dim;
-  if (config.num_mtp_layers > 0) sizes.mtp.emplace();
-  const auto add_to = [&](LayerSizes& layer, std::string_view part, size_t bytes) {
-    if (part.find("_exps.") == std::string_view::npos) {
-      layer.dense_bytes += bytes;
-    } else {
-      layer.num_experts = config.num_experts;
-      layer.expert_bytes += bytes / static_cast<size_t>(config.num_experts);
-    }
-  };
-  for (const GgufTensor& tensor : file.tensors()) {
-    const auto [layer, part] = split_tensor_name(tensor.name);
-    const size_t bytes = device_bytes(tensor);
-    if (part == "token_embd.weight" || part == "nextn.embed_tokens.weight") {
-      sizes.embed_bytes += bytes;
-    } else if (part == "output.weight") {
-      sizes.head_bytes += bytes;
-    } else if (part == "nextn.shared_head_head.weight") {
-      sizes.draft_head_bytes += bytes;
-    } else if (layer >= 0 && layer < config.num_layers) {
-      add_to(sizes.layers[static_cast<size_t>(layer)], part, bytes);
-    } else if (layer >= config.num_layers && sizes.mtp) {
-      add_to(*sizes.mtp, part, bytes);
-    }
+  for (size_t l = 0; l < weights.layers.size(); ++l) {
+    LayerWeights::for_each(size_visit(sizes.layers[l]), weights.layers[l]);
   }
+  sizes.embed_bytes = device_bytes(weights.embed);
+  if (!weights.tied_head) sizes.head_bytes = device_bytes(weights.head);
+  if (config.num_mtp_layers == 0) return sizes;
+  MtpWeights::for_each(size_visit(sizes.mtp.emplace()), weights.mtp);
+  if (weights.mtp.own_embed) sizes.embed_bytes += device_bytes(weights.mtp.embed);
+  if (weights.mtp.own_head) sizes.draft_head_bytes = device_bytes(weights.mtp.head);
   return sizes;
 }
 

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/gguf/gguf.h"
 #include "engine/model/model_config.h"
+#include "engine/model/weights.h"
 #include "engine/options.h"
 #include "engine/session.h"
 
@@ -31,8 +31,8 @@ struct ModelSizes {
   int experts_per_token = 0;
   int64_t hidden_dim = 0;
 
-  /// From a file's tensors, without reading their data. Tensors of unsupported type count as nothing.
-  [[nodiscard]] static ModelSizes of(const GgufFile& file, const ModelConfig& config);
+  /// From shapes and types alone: the weights need not be in memory (see Model::outline).
+  [[nodiscard]] static ModelSizes of(const BasicModelWeights<MatrixView>& weights, const ModelConfig& config);
 };
 
 /// Bytes a second, as measured on this machine; nothing where they are not known.

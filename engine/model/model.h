@@ -7,12 +7,18 @@
 
 #include "engine/gguf/gguf.h"
 #include "engine/model/model_config.h"
+#include "engine/model/weights.h"
 #include "engine/options.h"
 #include "engine/text/tokenizer.h"
 
 namespace foretoken {
 
-struct ModelWeights;
+/// A model as its file's headers describe it: shapes and types of all weights, none of them in memory. Views of the
+/// embeddings point into the file.
+struct ModelOutline {
+  ModelConfig config;
+  ModelWeights weights;
+};
 
 /// A model in memory: configuration, tokenizer, weights. Immutable after loading; any number of sessions may read it.
 class Model {
@@ -21,7 +27,7 @@ class Model {
   /// shape, NaN scale, too little memory (checked before anything is allocated).
   [[nodiscard]] static Model load(const std::string& path, const LoadOptions& options);
   /// What load() does before it reads any weights: throws the same InputError, from the headers alone.
-  static void check(const GgufFile& file);
+  [[nodiscard]] static ModelOutline outline(const GgufFile& file);
   ~Model();
   Model(Model&&) noexcept;
   Model& operator=(Model&&) noexcept;

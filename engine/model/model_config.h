@@ -2,7 +2,6 @@
 
 #include <cstdint>
 #include <string>
-#include <string_view>
 #include <vector>
 
 namespace foretoken {
@@ -12,7 +11,13 @@ class GgufFile;
 /// Shapes and constants of a model, read from a file's metadata and checked. Names follow the models' papers; the GGUF
 /// keys stand behind.
 struct ModelConfig {
-  std::string architecture;    // general.architecture: qwen35moe, qwen35 or qwen3moe
+  // Upper limits that no real model reaches and that keep every product of two of them inside int64.
+  static constexpr int64_t kMaxDim = int64_t{1} << 24;
+  static constexpr int64_t kMaxHeads = 65536;
+  static constexpr int64_t kMaxExperts = 65536;
+  static constexpr int64_t kMaxContext = int64_t{1} << 31;
+
+  std::string architecture;    // general.architecture, of a family in families/families.h
   std::string name;            // general.name, may be empty
   int num_layers = 0;          // trunk layers: block_count - nextn_predict_layers
   int num_mtp_layers = 0;      // 1: the file has the MTP layer that nextn_predict_layers declares
@@ -27,7 +32,7 @@ struct ModelConfig {
   int head_dim = 0;              // attention.key_length = value_length
   int rope_dim = 0;              // rope.dimension_count, default head_dim
   double rope_base = 10000.0;    // rope.freq_base
-  bool gated_attention = false;  // attn_q holds query and gate per head (qwen35*)
+  bool gated_attention = false;  // attn_q holds query and gate per head
 
   int num_experts = 0;        // expert_count; 0: dense feed-forward
   int experts_per_token = 0;  // expert_used_count (top-k)
@@ -44,8 +49,6 @@ struct ModelConfig {
   [[nodiscard]] int64_t key_dim() const { return int64_t{state_size} * num_key_heads; }
   [[nodiscard]] int64_t value_dim() const { return int64_t{state_size} * num_value_heads; }
   [[nodiscard]] int64_t conv_channels() const { return 2 * key_dim() + value_dim(); }
-
-  [[nodiscard]] static bool is_supported(std::string_view architecture);
 
   /// Throws InputError naming file, key, value and limit.
   [[nodiscard]] static ModelConfig read(const GgufFile& file);

@@ -64,42 +64,51 @@ const GgufTensor& WeightLoader::find(const std::string& name, const std::vector<
 }
 
 WeightLoader::Job& WeightLoader::declare(const GgufTensor& tensor, int64_t num_rows, int64_t granule_rows,
-                                         int64_t num_cols, bool in_place, MatrixView& to) {
+                                         int64_t num_cols, bool in_place, std::vector<MatrixView*> to) {
   Job job;
   job.tensor = &tensor;
   job.from = {tensor.data, num_rows, num_cols, *tensor.type(), Layout::kRows};
-  job.to = &to;
+  job.to = std::move(to);
   job.unit_rows = granule_rows;
   const bool aligned =
       reinterpret_cast<uintptr_t>(tensor.data) % kInPlaceAlignment == 0 || !weight_type_info(*tensor.type()).is_float();
   job.in_place = in_place || (!options_.repack && aligned);
   job.interleave = !job.in_place && options_.repack && can_interleave(job.from.type, granule_rows, num_cols);
-  to = job.from;
-  if (!job.in_place) to.data = nullptr;
-  if (job.interleave) to.layout = Layout::kInterleaved;
-  return jobs_.emplace_back(job);
+  for (MatrixView* view : job.to) {
+    *view = job.from;
+    if (!job.in_place) view->data = nullptr;
+    if (job.interleave) view->layout = Layout::kInterleaved;
+  }
+  return jobs_.emplace_back(std::move(job));
 }
 
 void WeightLoader::matrix(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to) {
-  declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/false, to);
+  declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/false, {&to});
 }
 
-void WeightLoader::head(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to) {
+void WeightLoader::head(const std::string& name, int64_t num_rows, int64_t num_cols,
+                        const std::vector<MatrixView*>& to) {
   Job& job = declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/false, to);
   job.unit_rows = kHeadUnitRows;
 }
 
 void WeightLoader::expert_matrices(const std::string& name, int64_t num_experts, int64_t num_rows, int64_t num_cols,
-                                   MatrixView& to, int parts) {
-  declare(find(name, {num_cols, num_rows, num_experts}), num_experts * num_rows, num_rows / parts, num_cols,
-          /*in_place=*/false, to);
+                                   const std::vector<ExpertMatrices*>& to) {
+  const int64_t stride = num_rows * static_cast<int64_t>(to.size());
+  std::vector<MatrixView*> views;
+  for (ExpertMatrices* part : to) {
+    *part = {{}, stride, num_rows * static_cast<int64_t>(views.size()), num_rows};
+    views.push_back(&part->all);
+  }
+  declare(find(name, {num_cols, stride, num_experts}), num_experts * stride, num_rows, num_cols,
+          /*in_place=*/false, std::move(views));
 }
 
 void WeightLoader::lookup(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to) {
-  declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/true, to);
+  declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/true, {&to});
 }
 
-void WeightLoader::vector(const std::string& name, int64_t count, const float*& to) {
+void WeightLoader::vector(const std::string& name, int64_t count, VectorView& to) {
   const GgufTensor* named = file_.find_tensor(name);
   if (named == nullptr) fail(name, "is missing; the file does not hold the whole model that its metadata describes");
   if (!named->type()) fail(name, fmt::format("type {} is not supported", gguf_type_name(named->type_id)));
@@ -108,6 +117,7 @@ void WeightLoader::vector(const std::string& name, int64_t count, const float*& 
                            named->num_values(), count));
   }
   declared_.insert(named->name);
+  to = {nullptr, count};
   vectors_.push_back({named, &to});
 }
 
@@ -127,7 +137,7 @@ void WeightLoader::load_vectors() {
         std::all_of(values.get(), values.get() + count, [](float v) { return v == 0; })) {
       zero_vectors_.push_back(vector.tensor);
     }
-    *vector.to = values.get();
+    vector.to->data = values.get();
     weights_.vectors.push_back(std::move(values));
   }
 }
@@ -146,7 +156,7 @@ void WeightLoader::fill(Job& job, int64_t row_begin, int64_t row_end) const {
          fmt::format("row {} has a value or scale that is not finite; the file is damaged", r));
   }
   if (job.in_place) return;
-  std::byte* to = const_cast<std::byte*>(job.to->data);
+  std::byte* to = const_cast<std::byte*>(job.to[0]->data);
   if (job.interleave) {
     interleave_rows(from, row_begin, row_end, to);
   } else {
@@ -159,7 +169,7 @@ void WeightLoader::fill(Job& job, int64_t row_begin, int64_t row_end) const {
 void WeightLoader::allocate(Job& job, const NumaNodes& nodes) {
   AlignedBuffer& buffer =
       weights_.buffers.emplace_back(job.from.size_bytes(), fmt::format("tensor {}", job.tensor->name));
-  job.to->data = buffer.data();
+  for (MatrixView* view : job.to) view->data = buffer.data();
   // A huge page would take its neighbour's rows along to one node. The shares of a single expert are smaller than one.
   for (int node = 1; node < nodes.count(); ++node) {
     for (const RowRange& rows : nodes.rows_of(node, job.from.num_rows, job.unit_rows)) {

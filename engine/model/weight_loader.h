@@ -31,16 +31,16 @@ class WeightLoader {
 
   /// A matrix of num_rows outputs and num_cols inputs.
   void matrix(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to);
-  /// The same, shared out over nodes in units of kHeadUnitRows.
-  void head(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to);
-  /// num_experts matrices of `parts` equal parts in one tensor; the parts' boundaries stay on group boundaries, or the
-  /// tensor stays in file layout.
-  void expert_matrices(const std::string& name, int64_t num_experts, int64_t num_rows, int64_t num_cols, MatrixView& to,
-                       int parts = 1);
+  /// The same, shared out over nodes in units of kHeadUnitRows. Several parts may use it.
+  void head(const std::string& name, int64_t num_rows, int64_t num_cols, const std::vector<MatrixView*>& to);
+  /// num_experts matrices of num_rows rows for each of `to`, in one tensor: of an expert's rows the first num_rows are
+  /// the first one's. The parts' boundaries stay on group boundaries, or the tensor stays in file layout.
+  void expert_matrices(const std::string& name, int64_t num_experts, int64_t num_rows, int64_t num_cols,
+                       const std::vector<ExpertMatrices*>& to);
   /// A matrix of which single rows are looked up: stays in the mapped file.
   void lookup(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to);
   /// A small tensor of `count` values, decoded to floats.
-  void vector(const std::string& name, int64_t count, const float*& to);
+  void vector(const std::string& name, int64_t count, VectorView& to);
 
   /// Names of the tensors that have been declared.
   [[nodiscard]] const std::set<std::string_view, std::less<>>& declared() const { return declared_; }
@@ -54,7 +54,7 @@ class WeightLoader {
   struct Job {
     const GgufTensor* tensor;
     MatrixView from;  // in the file
-    MatrixView* to;
+    std::vector<MatrixView*> to;
     int64_t unit_rows;  // that are shared out over nodes together
     bool in_place;      // only checked
     bool interleave;
@@ -68,12 +68,12 @@ class WeightLoader {
   };
   struct Vector {
     const GgufTensor* tensor;
-    const float** to;
+    VectorView* to;
   };
   const GgufTensor& find(const std::string& name, const std::vector<int64_t>& shape);
   /// Parts of granule_rows are read by loops of their own.
   Job& declare(const GgufTensor& tensor, int64_t num_rows, int64_t granule_rows, int64_t num_cols, bool in_place,
-               MatrixView& to);
+               std::vector<MatrixView*> to);
   [[noreturn]] void fail(const std::string& name, const std::string& what) const;
   void load_vectors();
   void allocate(Job& job, const NumaNodes& nodes);

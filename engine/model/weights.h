@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <variant>
 #include <vector>
 
 #include "kernels/base/aligned_buffer.h"
@@ -10,64 +11,166 @@
 
 namespace foretoken {
 
+// A model's weights, described once for every memory that they can lie in: `Matrix` is MatrixView in the host's memory,
+// DeviceMatrix in a GPU's. for_each() walks the weights of one or several such descriptions side by side; loader,
+// upload, placement and byte counts all use it, so a tensor that a family adds here is known to all of them.
+
 /// Softmax attention. With a gate, `q` holds query and gate rows interleaved by head: head h has rows [2h, 2h+1) x
 /// head_dim of query, then [2h+1, 2h+2) x head_dim of gate.
-struct AttentionWeights {
-  MatrixView q;                   // [num_heads * head_dim * (gated ? 2 : 1), hidden_dim]
-  MatrixView k, v;                // [num_kv_heads * head_dim, hidden_dim]
-  MatrixView output;              // [hidden_dim, num_heads * head_dim]
-  const float* q_norm = nullptr;  // [head_dim]
-  const float* k_norm = nullptr;  // [head_dim]
+template <class Matrix>
+struct BasicAttentionWeights {
+  Matrix q;           // [num_heads * head_dim * (gated ? 2 : 1), hidden_dim]
+  Matrix k, v;        // [num_kv_heads * head_dim, hidden_dim]
+  Matrix output;      // [hidden_dim, num_heads * head_dim]
+  VectorView q_norm;  // [head_dim]
+  VectorView k_norm;  // [head_dim]
+
+  template <class Visit, class... Weights>
+  static void for_each(Visit&& visit, Weights&... w) {
+    constexpr WeightRole kRole = WeightRole::kAttention;
+    visit(kRole, w.q...);
+    visit(kRole, w.k...);
+    visit(kRole, w.v...);
+    visit(kRole, w.output...);
+    visit(kRole, w.q_norm...);
+    visit(kRole, w.k_norm...);
+  }
 };
 
 /// Gated delta net. Value head i uses key head i mod num_key_heads.
-struct DeltaNetWeights {
-  MatrixView qkv;               // [conv_channels, hidden_dim]: all query heads, all key heads, all value heads
-  MatrixView gate;              // [value_dim, hidden_dim]: z
-  MatrixView beta, alpha;       // [num_value_heads, hidden_dim]
-  MatrixView out;               // [hidden_dim, value_dim]
-  const float* conv = nullptr;  // [conv_channels, conv_taps]
-  const float* dt = nullptr;    // [num_value_heads]
-  const float* a = nullptr;     // [num_value_heads], already -exp(A_log)
-  const float* norm = nullptr;  // [state_size]
+template <class Matrix>
+struct BasicDeltaNetWeights {
+  Matrix qkv;          // [conv_channels, hidden_dim]: all query heads, all key heads, all value heads
+  Matrix gate;         // [value_dim, hidden_dim]: z
+  Matrix beta, alpha;  // [num_value_heads, hidden_dim]
+  Matrix out;          // [hidden_dim, value_dim]
+  VectorView conv;     // [conv_channels, conv_taps]
+  VectorView dt;       // [num_value_heads]
+  VectorView a;        // [num_value_heads], already -exp(A_log)
+  VectorView norm;     // [state_size]
+
+  template <class Visit, class... Weights>
+  static void for_each(Visit&& visit, Weights&... w) {
+    constexpr WeightRole kRole = WeightRole::kDeltaNet;
+    visit(kRole, w.qkv...);
+    visit(kRole, w.gate...);
+    visit(kRole, w.beta...);
+    visit(kRole, w.alpha...);
+    visit(kRole, w.out...);
+    visit(kRole, w.conv...);
+    visit(kRole, w.dt...);
+    visit(kRole, w.a...);
+    visit(kRole, w.norm...);
+  }
 };
 
-struct LayerWeights {
-  const float* mix_norm = nullptr;  // [hidden_dim], before attention or delta net
-  const float* ffn_norm = nullptr;  // [hidden_dim], before the feed-forward part
-  bool recurrent = false;
-  AttentionWeights attention;  // if !recurrent
-  DeltaNetWeights delta_net;   // if recurrent
-  MoeWeights moe;
+/// A layer: what mixes a row with earlier ones, and the feed-forward part.
+template <class Matrix>
+struct BasicLayerWeights {
+  using Attention = BasicAttentionWeights<Matrix>;
+  using DeltaNet = BasicDeltaNetWeights<Matrix>;
+
+  int layer_idx = 0;  // in the model; of the MTP layer: behind the trunk's
+  int mixer_idx = 0;  // among the layers with a mixer of this kind: of its keys and values, or of its states
+
+  VectorView mix_norm;  // [hidden_dim], before the mixer
+  VectorView ffn_norm;  // [hidden_dim], before the feed-forward part
+  std::variant<Attention, DeltaNet> mixer;
+  BasicMoeWeights<Matrix> moe;
+
+  [[nodiscard]] bool is_recurrent() const { return std::holds_alternative<DeltaNet>(mixer); }
+  /// REQUIRES: !is_recurrent().
+  [[nodiscard]] Attention& attention() { return std::get<Attention>(mixer); }
+  [[nodiscard]] const Attention& attention() const { return std::get<Attention>(mixer); }
+  /// REQUIRES: is_recurrent().
+  [[nodiscard]] DeltaNet& delta_net() { return std::get<DeltaNet>(mixer); }
+  [[nodiscard]] const DeltaNet& delta_net() const { return std::get<DeltaNet>(mixer); }
+
+  /// The same kinds of parts as in `other`, whose weights may lie elsewhere; no weights yet.
+  template <class Other>
+  void take_shape(const BasicLayerWeights<Other>& other) {
+    layer_idx = other.layer_idx;
+    mixer_idx = other.mixer_idx;
+    if (other.is_recurrent()) {
+      mixer.template emplace<DeltaNet>();
+    } else {
+      mixer.template emplace<Attention>();
+    }
+    moe.num_experts = moe.capacity = other.moe.num_experts;
+    moe.top_k = other.moe.top_k;
+  }
+
+  /// REQUIRES: all have the same kinds of parts.
+  template <class Visit, class First, class... Layers>
+  static void for_each(Visit&& visit, First& first, Layers&... others) {
+    visit(WeightRole::kNorm, first.mix_norm, others.mix_norm...);
+    visit(WeightRole::kNorm, first.ffn_norm, others.ffn_norm...);
+    if (first.is_recurrent()) {
+      DeltaNet::for_each(visit, first.delta_net(), others.delta_net()...);
+    } else {
+      Attention::for_each(visit, first.attention(), others.attention()...);
+    }
+    BasicMoeWeights<Matrix>::for_each(visit, first.moe, others.moe...);
+  }
 };
 
 /// The extra block that predicts one token further.
-struct MtpWeights {
-  MatrixView embed;                    // [vocab_size, hidden_dim], file layout
-  const float* embed_norm = nullptr;   // [hidden_dim] (enorm)
-  const float* hidden_norm = nullptr;  // [hidden_dim] (hnorm)
-  MatrixView join;  // [hidden_dim, 2 * hidden_dim] (eh_proj): columns of the embedding, then of the hidden
-  LayerWeights layer;
-  const float* head_norm = nullptr;  // [hidden_dim] (shared_head_norm)
-  MatrixView head;                   // [vocab_size, hidden_dim]
+template <class Matrix>
+struct BasicMtpWeights {
+  Matrix embed;            // [vocab_size, hidden_dim], file layout; the trunk's if the block has none
+  VectorView embed_norm;   // [hidden_dim] (enorm)
+  VectorView hidden_norm;  // [hidden_dim] (hnorm)
+  Matrix join;             // [hidden_dim, 2 * hidden_dim] (eh_proj): columns of the embedding, then of the hidden
+  BasicLayerWeights<Matrix> layer;
+  VectorView head_norm;  // [hidden_dim] (shared_head_norm)
+  Matrix head;           // [vocab_size, hidden_dim]; the trunk's if the block has none
+  bool own_embed = false, own_head = false;
+
+  /// The block without embedding and head.
+  template <class Visit, class... Mtp>
+  static void for_each(Visit&& visit, Mtp&... mtp) {
+    visit(WeightRole::kMtp, mtp.embed_norm...);
+    visit(WeightRole::kMtp, mtp.hidden_norm...);
+    visit(WeightRole::kMtp, mtp.join...);
+    BasicLayerWeights<Matrix>::for_each(visit, mtp.layer...);
+    visit(WeightRole::kMtp, mtp.head_norm...);
+  }
 };
 
 /// A head's rows are shared out over nodes of memory in units of as many: drafts read the lowest ids, by default as
 /// many as this, and are to find them on all nodes.
 inline constexpr int64_t kHeadUnitRows = 16384;
 
-struct ModelWeights {
-  MatrixView embed;                    // [vocab_size, hidden_dim], file layout, in the mapped file
-  std::vector<LayerWeights> layers;    // the trunk's
-  const float* output_norm = nullptr;  // [hidden_dim]
-  MatrixView head;                     // [vocab_size, hidden_dim]
-  MtpWeights mtp;                      // if the model has one
+template <class Matrix>
+struct BasicModelWeights {
+  Matrix embed;                                   // [vocab_size, hidden_dim], file layout
+  std::vector<BasicLayerWeights<Matrix>> layers;  // the trunk's
+  VectorView output_norm;                         // [hidden_dim]
+  Matrix head;                                    // [vocab_size, hidden_dim]
+  bool tied_head = false;                         // the head is the embedding
+  BasicMtpWeights<Matrix> mtp;                    // if the model has one
+};
 
+using AttentionWeights = BasicAttentionWeights<MatrixView>;
+using DeltaNetWeights = BasicDeltaNetWeights<MatrixView>;
+using LayerWeights = BasicLayerWeights<MatrixView>;
+using MtpWeights = BasicMtpWeights<MatrixView>;
+
+/// The weights in the host's memory; the embedding in the mapped file.
+struct ModelWeights : BasicModelWeights<MatrixView> {
   size_t matrix_bytes = 0;  // of all matrices in memory, embeddings aside
 
   // What the views point into.
   std::vector<AlignedBuffer> buffers;
   std::vector<std::unique_ptr<float[]>> vectors;
 };
+
+/// A visit for for_each() that treats kinds of weights in different ways: one callable for each.
+template <class... Kinds>
+struct WeightVisit : Kinds... {
+  using Kinds::operator()...;
+};
+template <class... Kinds>
+WeightVisit(Kinds...) -> WeightVisit<Kinds...>;
 
 }  // namespace foretoken

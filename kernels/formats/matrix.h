@@ -37,4 +37,13 @@ struct MatrixView {
   }
 };
 
+/// A small tensor, decoded to floats. Owns nothing.
+struct VectorView {
+  const float* data = nullptr;
+  int64_t count = 0;
+
+  // Kernels take the values alone.
+  operator const float*() const { return data; }  // NOLINT(google-explicit-constructor)
+};
+
 }  // namespace foretoken

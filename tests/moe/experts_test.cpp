@@ -50,7 +50,7 @@ class Layer {
     weights_.shared_down = matrix("shared_down", shape.hidden_dim, shape.shared_dim, shape.type, shape.hidden_dim);
     if (experts > 0) {
       (void)matrix("shared_router", 1, shape.hidden_dim, WeightType::kF32, 1);
-      weights_.shared_router = values_["shared_router"].data();
+      weights_.shared_router = {values_["shared_router"].data(), shape.hidden_dim};
     }
   }
 

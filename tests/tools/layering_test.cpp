@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <catch2/catch.hpp>
@@ -8,6 +10,8 @@
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "engine/model/families/families.h"
 
 namespace {
 
@@ -62,6 +66,31 @@ TEST_CASE("Calls go only downwards: tools, mtp, engine, moe, kernels", "[layerin
     }
   }
   CHECK(num_files > 60);
+}
+
+// What differs between families of models is in one place: nobody else asks for an architecture by name.
+TEST_CASE("Architectures are named where families are described, and nowhere else", "[layering]") {
+  const auto may_name = [](const std::string& path) {
+    return path.find("/engine/model/families/") != std::string::npos ||
+           path.find("/tools/synth/") != std::string::npos ||
+           path.ends_with("/engine/text/pretokenizer.cpp");  // pre-tokenizers have such names too
+  };
+  int num_naming = 0;
+  for (std::string_view folder : kFolders) {
+    for (const fs::directory_entry& entry : fs::recursive_directory_iterator(fs::path(FORETOKEN_SOURCE_DIR) / folder)) {
+      if (!entry.is_regular_file() || !is_source(entry.path())) continue;
+      std::ifstream file(entry.path());
+      std::ostringstream text;
+      text << file.rdbuf();
+      for (const foretoken::Family* family : foretoken::kFamilies) {
+        if (text.str().find(fmt::format("\"{}\"", family->architecture)) == std::string::npos) continue;
+        INFO(entry.path().string() << " names " << family->architecture);
+        CHECK(may_name(entry.path().string()));
+        ++num_naming;
+      }
+    }
+  }
+  CHECK(num_naming >= static_cast<int>(foretoken::kFamilies.size()));
 }
 
 TEST_CASE("The layering check sees what it is there for", "[layering]") {

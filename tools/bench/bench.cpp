@@ -345,9 +345,8 @@ int run_bench(int argc, const char* const* argv) {
   bar.wipe();
 
   model.check_unchanged();
-  const GgufFile file = GgufFile::open(model.path());
-  flags.model.check_same_file(file.fingerprint());
-  const ByteModel bytes(file, model.config());
+  flags.model.check_same_file(GgufFile::open(model.path()).fingerprint());
+  const ByteModel bytes(model.weights(), model.config());
   const ByteAccount account = {
       &bytes,   flags.model.draft_rows(model.config()), flags.model.kv_type, mean_kv_len(prompts, samples), bandwidth,
       int8_peak};

@@ -3,64 +3,75 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <string_view>
+#include <utility>
 
-#include "engine/gguf/tensor_name.h"
 #include "kernels/base/error.h"
 
 namespace foretoken {
 
 namespace {
 
-bool is_routed(std::string_view part) {
-  return part.find("_exps.") != std::string_view::npos;
+double bytes_of(const MatrixView& matrix) {
+  return static_cast<double>(matrix.size_bytes());
+}
+double bytes_of(const VectorView& vector) {
+  return static_cast<double>(vector.count) * sizeof(float);
+}
+/// Of all experts; a tensor that holds two matrices of each counts half.
+double bytes_of(const ExpertMatrices& experts) {
+  if (experts.all.num_rows == 0) return 0;
+  return bytes_of(experts.all) * static_cast<double>(experts.num_rows) / static_cast<double>(experts.stride_rows);
 }
 
-bool is_feed_forward(std::string_view part) {
-  return part.starts_with("ffn_");
+/// Multiplications and additions for one row. Vectors cost next to nothing.
+double operations_of(const MatrixView& matrix) {
+  return 2.0 * static_cast<double>(matrix.num_rows) * static_cast<double>(matrix.num_cols);
 }
-
-double tensor_bytes(const GgufFile& file, std::string_view name) {
-  const GgufTensor* tensor = file.find_tensor(name);
-  return tensor == nullptr ? 0 : static_cast<double>(tensor->size_bytes);
-}
-
-/// Sum over the tensors that can hold the head, first that is there.
-double head_bytes(const GgufFile& file, std::initializer_list<std::string> names) {
-  for (const std::string& name : names) {
-    const double bytes = tensor_bytes(file, name);
-    if (bytes > 0) return bytes;
-  }
+double operations_of(const VectorView&) {
   return 0;
+}
+double operations_of(const ExpertMatrices& experts) {
+  if (experts.all.num_rows == 0) return 0;
+  return operations_of(experts.all) * static_cast<double>(experts.num_rows) / static_cast<double>(experts.stride_rows);
 }
 
 }  // namespace
 
-ByteModel::ByteModel(const GgufFile& file, const ModelConfig& config) : config_(config) {
+ByteModel::ByteModel(const BasicModelWeights<MatrixView>& weights, const ModelConfig& config) : config_(config) {
   const double routed_share =
       config.num_experts > 0 ? static_cast<double>(config.experts_per_token) / static_cast<double>(config.num_experts)
                              : 0;
-  for (const GgufTensor& tensor : file.tensors()) {
-    const auto [layer, part] = split_tensor_name(tensor.name);
-    if (layer < 0) continue;
-    const double bytes = static_cast<double>(tensor.size_bytes);
-    const bool mtp = layer >= config.num_layers;
-    if (!mtp && tensor.shape.size() > 1) {
-      prompt_operations_ += 2 * static_cast<double>(tensor.num_values()) * (is_routed(part) ? routed_share : 1);
-    }
-    if (mtp && (part.starts_with("nextn.embed_tokens") || part.starts_with("nextn.shared_head_head"))) continue;
-    if (is_routed(part)) {
-      (mtp ? mtp_routed_ : trunk_.routed_experts) += bytes * routed_share;
-    } else if (mtp) {
-      mtp_dense_ += bytes;
-    } else if (is_feed_forward(part)) {
-      trunk_.shared_and_routers += bytes;
-    } else if (config.recurrent[static_cast<size_t>(layer)]) {
-      trunk_.delta_net_projections += bytes;
-    } else {
-      trunk_.attention_projections += bytes;
-    }
+  for (const LayerWeights& layer : weights.layers) {
+    const auto part_of = [&](WeightRole role) -> std::pair<double&, double> {
+      switch (role) {
+        case WeightRole::kRoutedExpert:
+          return {trunk_.routed_experts, routed_share};
+        case WeightRole::kRouter:
+        case WeightRole::kSharedExpert:
+          return {trunk_.shared_and_routers, 1};
+        default:
+          return {layer.is_recurrent() ? trunk_.delta_net_projections : trunk_.attention_projections, 1};
+      }
+    };
+    LayerWeights::for_each(
+        [&](WeightRole role, const auto& weight) {
+          auto [bytes, share] = part_of(role);
+          bytes += bytes_of(weight) * share;
+          prompt_operations_ += operations_of(weight) * share;
+        },
+        layer);
   }
+  if (config.num_mtp_layers > 0) {
+    MtpWeights::for_each(
+        [&](WeightRole role, const auto& weight) {
+          const bool routed = role == WeightRole::kRoutedExpert;
+          (routed ? mtp_routed_ : mtp_dense_) += bytes_of(weight) * (routed ? routed_share : 1);
+        },
+        weights.mtp);
+    mtp_head_ = bytes_of(weights.mtp.head);
+  }
+  trunk_.head = bytes_of(weights.head);
+
   const auto recurrent = std::count(config.recurrent.begin(), config.recurrent.end(), true);
   num_attention_layers_ = config.num_layers - static_cast<int>(recurrent);
   // The matrix of each value head and the last conv_taps - 1 inputs of each channel, float32, read once and written
@@ -69,11 +80,6 @@ ByteModel::ByteModel(const GgufFile& file, const ModelConfig& config) : config_(
       static_cast<double>(config.state_size) * static_cast<double>(config.value_dim()) +
       static_cast<double>(std::max(config.conv_taps - 1, 0)) * static_cast<double>(config.conv_channels());
   trunk_.delta_net_state = static_cast<double>(recurrent) * state * 4 * 2;
-  trunk_.head = head_bytes(file, {"output.weight", "token_embd.weight"});
-  if (config.num_mtp_layers > 0) {
-    mtp_head_ = head_bytes(file, {"blk." + std::to_string(config.num_layers) + ".nextn.shared_head_head.weight",
-                                  "output_extra.weight", "output.weight", "token_embd.weight"});
-  }
 }
 
 double ByteModel::kv_bytes(int num_layers, double kv_len, KvType kv_type) const {

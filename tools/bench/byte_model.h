@@ -3,8 +3,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "engine/gguf/gguf.h"
 #include "engine/model/model_config.h"
+#include "engine/model/weights.h"
 #include "kernels/attention/attention.h"
 
 namespace foretoken {
@@ -29,8 +29,8 @@ struct PassBytes {
 
 class ByteModel {
  public:
-  /// From the sizes of the tensors in `file`. Tensors of unsupported type count with their size of 0.
-  ByteModel(const GgufFile& file, const ModelConfig& config);
+  /// From shapes and types alone: the weights need not be in memory (see Model::outline).
+  ByteModel(const BasicModelWeights<MatrixView>& weights, const ModelConfig& config);
 
   /// One pass of the trunk over a window with `distinct_experts` = U(n) (1 for a single token) at a context of kv_len
   /// positions. All that is not a routed expert is read once, whatever the window's width.

@@ -160,10 +160,10 @@ void ModelFlags::check_room(const ModelConfig& config, std::string_view source, 
 Model ModelFlags::load(const std::function<void(const Model&)>& check) {
   if (device != Device::kCpu) {
     const GgufFile file = GgufFile::open(model_path);
-    const ModelConfig config = ModelConfig::read(file);
-    const ModelSizes sizes = ModelSizes::of(file, config);
+    const ModelOutline outline = Model::outline(file);
+    const ModelSizes sizes = ModelSizes::of(outline.weights, outline.config);
     check_same_file(file.fingerprint());
-    placement = plan_placement(sizes, placement_request(config, cuda::free_memory_bytes()));
+    placement = plan_placement(sizes, placement_request(outline.config, cuda::free_memory_bytes()));
     print_message("{}", describe(*placement, sizes, measure_speed(measure_bandwidth())));
   }
   LoadOptions options;

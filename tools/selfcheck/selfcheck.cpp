@@ -114,7 +114,7 @@ std::vector<NotRun> list_not_run(const Model& model, const std::vector<Isa>& isa
 /// The places with a GPU that can serve this model; the others go to `not_run`.
 std::vector<CheckPlace> list_places(const Model& model, const SelfcheckFlags& flags, std::vector<NotRun>& not_run) {
   if (!cuda_missing().empty()) return {};
-  const ModelSizes sizes = ModelSizes::of(GgufFile::open(model.path()), model.config());
+  const ModelSizes sizes = ModelSizes::of(model.weights(), model.config());
   std::vector<CheckPlace> places;
   for (const CheckPlace& place : gpu_places(model.config().num_experts, flags.some_experts)) {
     PlacementRequest request = flags.model.placement_request(model.config(), cuda::free_memory_bytes());

@@ -1,21 +1,26 @@
-#include "engine/cpu/forward_pass.h"
+#include "engine/model/families/qwen3moe.h"
+
+#include <fmt/format.h>
 
 namespace foretoken {
 
-// Qwen3 MoE (Qwen3-30B-A3B, Qwen3-Coder-30B-A3B): attention with normed heads and experts in every layer. x is the
-// residual stream:
-//
-//   x = x + Attention(rms_norm(x, mix_norm))
-//   x = x + MoE(rms_norm(x, ffn_norm))
-void run_qwen3moe_trunk(ForwardPass& pass, const ModelWeights& weights) {
-  int attention_idx = 0;
-  for (const LayerWeights& layer : weights.layers) {
-    const AttentionWeights& mix = layer.attention;
-    pass.norm(layer.mix_norm, block_bits({&mix.q, &mix.k, &mix.v}));
-    pass.attention(mix, attention_idx++);
-    pass.add_and_norm(layer.ffn_norm, input_blocks(layer.moe));
-    pass.feed_forward(layer.moe);
-  }
+namespace {
+
+void read_config(const Metadata& keys, ModelConfig& c) {
+  read_attention(keys, c);
+  read_experts(keys, c);
 }
+
+void declare_layer(WeightLoader& load, const ModelConfig& c, int index, bool /*recurrent*/, LayerWeights& to) {
+  const std::string block = fmt::format("blk.{}.", index);
+  load.vector(block + "attn_norm.weight", c.hidden_dim, to.mix_norm);
+  load.vector(block + "ffn_norm.weight", c.hidden_dim, to.ffn_norm);
+  declare_attention(load, c, block, to.mixer.emplace<AttentionWeights>());
+  declare_experts(load, c, block, to.moe);
+}
+
+}  // namespace
+
+const Family kQwen3Moe = {"qwen3moe", /*most_mtp_layers=*/0, read_config, declare_layer};
 
 }  // namespace foretoken

@@ -306,10 +306,13 @@ TEST_CASE("The sizes of a file's parts add up to its tensors as they lie on the 
   const TempFolder folder;
   test::RandomModel spec;
   spec.architecture = GENERATE("qwen35moe", "qwen3moe", "qwen35");
+  spec.fused_gate_up = GENERATE(false, true);
+  spec.tied_head = spec.fused_gate_up;
   spec.write(folder.path("model.gguf"));
   const GgufFile file = GgufFile::open(folder.path("model.gguf"));
-  const ModelConfig config = ModelConfig::read(file);
-  const ModelSizes sizes = ModelSizes::of(file, config);
+  const ModelOutline outline = Model::outline(file);
+  const ModelConfig& config = outline.config;
+  const ModelSizes sizes = ModelSizes::of(outline.weights, config);
   // Floats of 4 bytes, rows of whole 16 bytes: the device's sizes are the file's.
   size_t in_file = 0, of_parts = sizes.embed_bytes + sizes.head_bytes + sizes.draft_head_bytes;
   for (const GgufTensor& tensor : file.tensors()) {
@@ -335,7 +338,10 @@ TEST_CASE("Rows on the device are padded to 16 bytes a plane", "[placement]") {
   spec.types = {WeightType::kQ6_K};
   spec.write(folder.path("model.gguf"));
   const GgufFile file = GgufFile::open(folder.path("model.gguf"));
-  const ModelSizes sizes = ModelSizes::of(file, ModelConfig::read(file));
+  const ModelSizes sizes = [&] {
+    const ModelOutline outline = Model::outline(file);
+    return ModelSizes::of(outline.weights, outline.config);
+  }();
   // One block of 256 values a row: 128 + 64 + 16 bytes, and a scale of 2 in 16: 224, in the file 210.
   CHECK(sizes.layers[0].expert_bytes == static_cast<size_t>(2 * spec.expert_dim + spec.hidden_dim) * 224);
   CHECK(sizes.embed_bytes == static_cast<size_t>(spec.vocab_size) * 224);

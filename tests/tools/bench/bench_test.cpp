@@ -34,7 +34,8 @@ ArmRun made(std::vector<TokenId> ids, double ms) {
 
 BenchOutcome conclude(const std::vector<BenchArm>& arms, const BenchSamples& samples) {
   const GgufFile file = GgufFile::open(FORETOKEN_SOURCE_DIR "/models/foretoken-demo.gguf");
-  const ByteModel bytes(file, ModelConfig::read(file));
+  const ModelOutline outline = Model::outline(file);
+  const ByteModel bytes(outline.weights, outline.config);
   ByteAccount account;
   account.model = &bytes;
   account.kv_len = 100;
@@ -119,7 +120,8 @@ TEST_CASE("The ratio is to the first arm, round by round", "[bench]") {
   CHECK(on["prompt_speedup"].get<double>() == Approx(2));
   CHECK(on["prompt_tokens_per_second"].get<double>() == Approx(1e3 * 100 / 120));
   const GgufFile file = GgufFile::open(FORETOKEN_SOURCE_DIR "/models/foretoken-demo.gguf");
-  const ByteModel bytes(file, ModelConfig::read(file));
+  const ModelOutline outline = Model::outline(file);
+  const ByteModel bytes(outline.weights, outline.config);
   CHECK(on["prompt_int8_share"].get<double>() == Approx(bytes.prompt_operations() * 1e3 * 100 / 120 / 500e9));
   CHECK(outcome.json["int8_peak_gop_per_s"] == 500);
   CHECK(outcome.json["arms"][0]["ids_sha256"] == on["ids_sha256"]);

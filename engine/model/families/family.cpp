@@ -1,0 +1,116 @@
+#include "engine/model/families/family.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "engine/model/families/families.h"
+
+namespace foretoken {
+
+const Family* find_family(std::string_view architecture) {
+  const auto found = std::find_if(kFamilies.begin(), kFamilies.end(),
+                                  [&](const Family* family) { return family->architecture == architecture; });
+  return found == kFamilies.end() ? nullptr : *found;
+}
+
+std::string family_names() {
+  std::string names;
+  for (size_t i = 0; i < kFamilies.size(); ++i) {
+    if (i > 0) names += i + 1 == kFamilies.size() ? " and " : ", ";
+    names += kFamilies[i]->architecture;
+  }
+  return names;
+}
+
+void read_attention(const Metadata& keys, ModelConfig& c) {
+  c.num_heads = static_cast<int>(keys.uniform("attention.head_count", 1, ModelConfig::kMaxHeads));
+  c.num_kv_heads = keys.has("attention.head_count_kv")
+                       ? static_cast<int>(keys.uniform("attention.head_count_kv", 1, ModelConfig::kMaxHeads))
+                       : c.num_heads;
+  if (c.num_heads % c.num_kv_heads != 0) {
+    keys.fail("attention.head_count_kv",
+              fmt::format("{} does not divide attention.head_count {}", c.num_kv_heads, c.num_heads));
+  }
+  c.head_dim = static_cast<int>(keys.integer("attention.key_length", 2, 65536, c.hidden_dim / c.num_heads));
+  const int64_t value_length = keys.integer("attention.value_length", 2, 65536, c.head_dim);
+  if (value_length != c.head_dim) {
+    keys.fail("attention.value_length",
+              fmt::format("{} differs from attention.key_length {}; they must be equal", value_length, c.head_dim));
+  }
+  c.rope_dim = static_cast<int>(keys.integer("rope.dimension_count", 2, c.head_dim, c.head_dim));
+  if (c.rope_dim % 2 != 0)
+    keys.fail("rope.dimension_count", fmt::format("{} is odd; rotations take pairs", c.rope_dim));
+  c.rope_base = keys.number("rope.freq_base", 10000.0);
+  if (!(c.rope_base > 0)) keys.fail("rope.freq_base", fmt::format("{} is not positive", c.rope_base));
+}
+
+void read_dense_feed_forward(const Metadata& keys, ModelConfig& c) {
+  c.shared_expert_dim = keys.integer("feed_forward_length", 1, ModelConfig::kMaxDim);
+}
+
+void read_experts(const Metadata& keys, ModelConfig& c) {
+  c.num_experts = static_cast<int>(keys.integer("expert_count", 1, ModelConfig::kMaxExperts));
+  c.experts_per_token = static_cast<int>(keys.integer("expert_used_count", 1, c.num_experts));
+  if (keys.has("expert_feed_forward_length")) {
+    c.expert_dim = keys.integer("expert_feed_forward_length", 1, ModelConfig::kMaxDim);
+  } else {
+    c.expert_dim = keys.integer("feed_forward_length", 1, ModelConfig::kMaxDim) / c.experts_per_token;
+  }
+}
+
+void declare_attention(WeightLoader& load, const ModelConfig& c, const std::string& block, AttentionWeights& to) {
+  const int64_t q_dim = int64_t{c.num_heads} * c.head_dim, kv_dim = int64_t{c.num_kv_heads} * c.head_dim;
+  load.matrix(block + "attn_q.weight", c.gated_attention ? 2 * q_dim : q_dim, c.hidden_dim, to.q);
+  load.matrix(block + "attn_k.weight", kv_dim, c.hidden_dim, to.k);
+  load.matrix(block + "attn_v.weight", kv_dim, c.hidden_dim, to.v);
+  load.matrix(block + "attn_output.weight", c.hidden_dim, q_dim, to.output);
+  load.vector(block + "attn_q_norm.weight", c.head_dim, to.q_norm);
+  load.vector(block + "attn_k_norm.weight", c.head_dim, to.k_norm);
+}
+
+void declare_experts(WeightLoader& load, const ModelConfig& c, const std::string& block, MoeWeights& to) {
+  const int64_t experts = c.num_experts, dim = c.expert_dim;
+  to.num_experts = to.capacity = c.num_experts;
+  to.top_k = c.experts_per_token;
+  load.matrix(block + "ffn_gate_inp.weight", experts, c.hidden_dim, to.router);
+  if (load.has(block + "ffn_gate_up_exps.weight")) {
+    load.expert_matrices(block + "ffn_gate_up_exps.weight", experts, dim, c.hidden_dim, {&to.gate, &to.up});
+  } else {
+    load.expert_matrices(block + "ffn_gate_exps.weight", experts, dim, c.hidden_dim, {&to.gate});
+    load.expert_matrices(block + "ffn_up_exps.weight", experts, dim, c.hidden_dim, {&to.up});
+  }
+  load.expert_matrices(block + "ffn_down_exps.weight", experts, c.hidden_dim, dim, {&to.down});
+  if (c.shared_expert_dim == 0) return;
+  load.matrix(block + "ffn_gate_shexp.weight", c.shared_expert_dim, c.hidden_dim, to.shared_gate);
+  load.matrix(block + "ffn_up_shexp.weight", c.shared_expert_dim, c.hidden_dim, to.shared_up);
+  load.matrix(block + "ffn_down_shexp.weight", c.hidden_dim, c.shared_expert_dim, to.shared_down);
+  load.vector(block + "ffn_gate_inp_shexp.weight", c.hidden_dim, to.shared_router);
+}
+
+void declare_dense_feed_forward(WeightLoader& load, const ModelConfig& c, const std::string& block, MoeWeights& to) {
+  load.matrix(block + "ffn_gate.weight", c.shared_expert_dim, c.hidden_dim, to.shared_gate);
+  load.matrix(block + "ffn_up.weight", c.shared_expert_dim, c.hidden_dim, to.shared_up);
+  load.matrix(block + "ffn_down.weight", c.hidden_dim, c.shared_expert_dim, to.shared_down);
+}
+
+void declare_mtp(WeightLoader& load, const Family& family, const ModelConfig& c, ModelWeights& w) {
+  const std::string block = fmt::format("blk.{}.nextn.", c.num_layers);
+  MtpWeights& to = w.mtp;
+  family.declare_layer(load, c, c.num_layers, /*recurrent=*/false, to.layer);
+  load.matrix(block + "eh_proj.weight", c.hidden_dim, 2 * c.hidden_dim, to.join);
+  load.vector(block + "enorm.weight", c.hidden_dim, to.embed_norm);
+  load.vector(block + "hnorm.weight", c.hidden_dim, to.hidden_norm);
+  const std::string head_norm = block + "shared_head_norm.weight";
+  load.vector(load.has(head_norm) ? head_norm : "output_norm.weight", c.hidden_dim, to.head_norm);
+  to.own_embed = load.has(block + "embed_tokens.weight");
+  if (to.own_embed) {
+    load.lookup(block + "embed_tokens.weight", c.vocab_size, c.hidden_dim, to.embed);
+  } else {
+    to.embed = w.embed;
+  }
+  to.own_head = load.has(block + "shared_head_head.weight");
+  if (to.own_head) load.head(block + "shared_head_head.weight", c.vocab_size, c.hidden_dim, {&to.head});
+}
+
+}  // namespace foretoken
