@@ -24,6 +24,7 @@ class Session {
   }
 
   [[nodiscard]] Engine& engine() { return engine_; }
+  [[nodiscard]] const Engine& engine() const { return engine_; }
   [[nodiscard]] Sequence& sequence() { return sequence_; }
   [[nodiscard]] const Model& model() const { return engine_.model(); }
   [[nodiscard]] const SessionOptions& options() const { return engine_.options(); }

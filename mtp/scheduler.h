@@ -4,6 +4,7 @@
 #include <deque>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "engine/engine.h"
@@ -78,6 +79,8 @@ class Scheduler::Request {
   [[nodiscard]] const std::vector<TokenId>& ids() const;
   [[nodiscard]] StopReason stop_reason() const;
   [[nodiscard]] const DecodeStatistics& statistics() const;
+  /// With StopReason::kFailed: one line that says why.
+  [[nodiscard]] const std::string& failure() const { return generation_->failure(); }
 
  private:
   friend class Scheduler;

@@ -11,6 +11,7 @@
 #include "tools/cli/summary.h"
 #include "tools/cli/terminal.h"
 #include "tools/commands.h"
+#include "tools/decode_prompts.h"
 
 namespace foretoken {
 
@@ -22,23 +23,36 @@ struct DecodeFlags {
   int64_t max_new_tokens = 128;
   bool print_ids = false;
   bool ignore_eos = false;
-  std::string json_path;
+  std::string json_path, prompts_path;
 
   [[nodiscard]] bool parse(int argc, const char* const* argv) {
     CommandLine line(
-        "decode", "-m MODEL [-p TEXT | -f FILE | --ids FILE]",
+        "decode", "-m MODEL [-p TEXT | -f FILE | --ids FILE | --prompts FILE]",
         "Continues a prompt. The text goes to standard output as it is made, statistics to standard error.\n"
         "Ctrl-C ends the generation cleanly (exit 130); a second one ends the program at once.");
     prompt.offers_chat = true;
     prompt.add_to(line);
+    line.add_text("prompts", &prompts_path, "FILE",
+                  "continue several prompts, separated by blank lines; results in their order, or with --json one "
+                  "object a line as they end");
     line.add_int("n-predict,n", &max_new_tokens, 1, INT32_MAX, "N", "tokens to make at most");
     line.add_switch("ignore-eos", &ignore_eos, "do not stop at an end-of-text token");
     line.add_switch("print-ids", &print_ids, "print token ids, one a line, instead of text");
     line.add_output("json", &json_path, "FILE",
                     "write the result and the statistics as JSON; -: to standard output, in place of the text");
+    model.parallel = 4;
+    model.add_batch(line);
     model.add_to(line);
     if (!line.parse(argc, argv)) return false;
     prompt.resolve(line);
+    if (prompts_path.empty()) {
+      for (const char* flag : {"parallel", "kv-memory", "step-ms"}) {
+        if (line.given(flag)) throw UsageError(fmt::format("{} belongs to --prompts FILE", line.typed(flag)));
+      }
+      model.parallel = 1;
+    } else if (prompt.any()) {
+      throw UsageError("--prompts FILE: the prompts are there; give no other one");
+    }
     model.resolve(line);
     return true;
   }
@@ -77,12 +91,30 @@ class TokenPrinter {
   std::string text_;
 };
 
+int run_prompts(DecodeFlags& flags, OutputFile& json_file) {
+  const std::vector<Prompt> prompts = read_prompts(flags.prompts_path, flags.prompt.parse_special, flags.prompt.chat);
+  PromptsRun run;
+  run.max_new_tokens = flags.max_new_tokens;
+  run.ignore_eos = flags.ignore_eos;
+  run.print_ids = flags.print_ids;
+  const Model model = flags.model.load([&](const Model& header) {
+    check_mtp(header, flags.model.mtp);
+    for (const Prompt& prompt : prompts) {
+      run.prompts.push_back(tokenize_prompt(prompt, header.tokenizer()));
+      flags.model.check_room(header.config(), prompt.source, run.prompts.back().size(), /*takes_what_it_needs=*/false,
+                             "shorten the prompt");
+    }
+  });
+  return decode_prompts(model, flags.model, run, json_file);
+}
+
 }  // namespace
 
 int run_decode(int argc, const char* const* argv) {
   DecodeFlags flags;
   if (!flags.parse(argc, argv)) return 0;
   OutputFile json_file(flags.json_path, "--json");
+  if (!flags.prompts_path.empty()) return run_prompts(flags, json_file);
   const Prompt prompt = read_prompt(flags.prompt);
 
   std::vector<TokenId> prompt_ids;

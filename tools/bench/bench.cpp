@@ -9,6 +9,7 @@
 #include "kernels/probe/int8_peak.h"
 #include "kernels/threads/thread_team.h"
 #include "tools/bench/bench_arms.h"
+#include "tools/bench/bench_batch.h"
 #include "tools/bench/bench_report.h"
 #include "tools/bench/profile_report.h"
 #include "tools/cli/model_flags.h"
@@ -33,7 +34,8 @@ constexpr std::array<std::string_view, 3> kDefaultPrompts = {
 
 struct BenchFlags {
   ModelFlags model;
-  std::string arms_text, prompts_path, json_path, csv_path;
+  std::string arms_text, prompts_path, json_path, csv_path, batch_text;
+  std::vector<int> batches;  // of batch_text; empty: one text at a time
   int rounds = 5;
   int64_t max_new_tokens = 128;
   int64_t prompt_tokens = 0;                // 0: the prompts as they are
@@ -50,6 +52,8 @@ struct BenchFlags {
     line.add_text("arms", &arms_text, "LIST",
                   "arms, comma-separated; the first is what the others are compared with\n"
                   "(default off,mtp:1,mtp:2,mtp:3,mtp:3:per-token; with --mtp K: off,mtp:K)");
+    line.add_text("batch", &batch_text, "LIST",
+                  "decode so many texts together, as 1,2,4,8: tok/s in all and of each text, by arm");
     line.add_int("rounds", &rounds, 1, 1000, "N", "rounds that count");
     line.add_int("n-predict,n", &max_new_tokens, 2, INT32_MAX, "N", "tokens to make from each prompt");
     line.add_text("prompts", &prompts_path, "FILE", "prompts, separated by blank lines (default three built-in ones)");
@@ -68,6 +72,11 @@ struct BenchFlags {
     model.needs_mtp = true;
     model.add_to(line);
     if (!line.parse(argc, argv)) return false;
+    if (!batch_text.empty()) {
+      batches = parse_batches(batch_text);
+      if (arms_text.empty()) arms_text = "off,auto";
+      if (profile || !csv_path.empty()) throw UsageError("--batch goes neither with --profile nor with --csv");
+    }
     model.resolve(line);
     return true;
   }
@@ -76,6 +85,7 @@ struct BenchFlags {
 
   [[nodiscard]] std::vector<BenchArm> arms(const Model& loaded) const {
     std::string text = arms_text;
+    if (text == "off,auto" && !loaded.has_mtp()) text = "off";
     if (text.empty() && model.mtp > 0) text = fmt::format("off,mtp:{}", model.mtp);
     if (text.empty()) text = loaded.has_mtp() ? "off,mtp:1,mtp:2,mtp:3,mtp:3:per-token" : "off,off:per-token";
     BenchArm defaults;
@@ -100,23 +110,16 @@ std::vector<TokenId> BenchFlags::ids_of(const Prompt& text, const Model& loaded)
   return ids;
 }
 
-std::vector<Prompt> read_prompts(const std::string& path, bool parse_special) {
+std::vector<Prompt> prompts_of(const BenchFlags& flags) {
+  if (!flags.prompts_path.empty()) return read_prompts(flags.prompts_path, flags.parse_special, /*chat=*/false);
   std::vector<Prompt> prompts;
-  const auto add = [&](std::string text, std::string source) {
+  for (std::string_view text : kDefaultPrompts) {
     Prompt prompt;
-    prompt.text = std::move(text);
-    prompt.source = std::move(source);
-    prompt.parse_special = parse_special;
-    check_prompt_text(prompt);
+    prompt.text = text;
+    prompt.source = "a built-in prompt";
+    prompt.parse_special = flags.parse_special;
     prompts.push_back(std::move(prompt));
-  };
-  if (path.empty()) {
-    for (std::string_view text : kDefaultPrompts) add(std::string(text), "a built-in prompt");
-    return prompts;
   }
-  for (std::string& part : split_at_blank_lines(read_file(path)))
-    add(std::move(part), fmt::format("{}: prompt {}", path, prompts.size() + 1));
-  if (prompts.empty()) throw InputError(fmt::format("{}: no prompt in it; prompts are separated by blank lines", path));
   return prompts;
 }
 
@@ -302,13 +305,39 @@ std::string describe_machine(const Json& run) {
 
 }  // namespace
 
+namespace {
+
+int run_batches(const BenchFlags& flags, const Model& model, const std::vector<BenchArm>& arms,
+                std::vector<std::vector<TokenId>> prompts, OutputFile& json_file) {
+  BatchBench bench;
+  bench.batches = flags.batches;
+  bench.arms = arms;
+  bench.prompts = std::move(prompts);
+  bench.new_tokens = flags.max_new_tokens;
+  bench.rounds = flags.rounds;
+  bench.forced_acceptance = flags.forced_acceptance;
+  bench.ignore_eos = flags.ignore_eos;
+  print_message("{}{} rounds of {} tokens a text, and one that is dropped\n", describe_run(flags.model, model),
+                flags.rounds, flags.max_new_tokens);
+  const BatchOutcome outcome = measure_batches(model, flags.model, bench);
+  model.check_unchanged();
+  Json object = outcome.json;
+  object.update(run_json(flags, model, bench.prompts));
+  if (!json_file.is_stdout() && outcome.exit_code == 0) ResultStream().write(outcome.text);
+  if (outcome.exit_code != 0) print_message("foretoken: {}", outcome.text);
+  write_json(json_file, object);
+  return outcome.exit_code;
+}
+
+}  // namespace
+
 int run_bench(int argc, const char* const* argv) {
   BenchFlags flags;
   if (!flags.parse(argc, argv)) return 0;
   OutputFile json_file(flags.json_path, "--json");
   OutputFile csv_file(flags.csv_path, "--csv");
   check_one_stdout({{"--json", json_file.is_stdout()}, {"--csv", csv_file.is_stdout()}});
-  const std::vector<Prompt> texts = read_prompts(flags.prompts_path, flags.parse_special);
+  const std::vector<Prompt> texts = prompts_of(flags);
 
   std::vector<BenchArm> arms;
   std::vector<std::vector<TokenId>> prompts;
@@ -317,6 +346,7 @@ int run_bench(int argc, const char* const* argv) {
     for (const BenchArm& arm : arms) check_mtp(header, arm.mtp);
     for (const Prompt& text : texts) prompts.push_back(flags.ids_of(text, header));
   });
+  if (!flags.batches.empty()) return run_batches(flags, model, arms, std::move(prompts), json_file);
   print_message("{}{} rounds of {} prompts x {} tokens, and one that is dropped\n", describe_run(flags.model, model),
                 flags.rounds, prompts.size(), flags.max_new_tokens);
   if (flags.rounds < 3 || static_cast<int64_t>(prompts.size()) * flags.max_new_tokens < 128) {

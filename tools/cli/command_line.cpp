@@ -97,6 +97,26 @@ int64_t parse_int(std::string_view what, std::string_view text, int64_t min, int
   throw UsageError(fmt::format("{} {}: must be a whole number from {} to {}", what, shown(text), min, max));
 }
 
+size_t parse_size(std::string_view what, std::string_view text) {
+  constexpr int64_t kMost = int64_t{1} << 20;
+  int shift = 20;
+  std::string_view digits = text;
+  if (!digits.empty()) {
+    const char last = digits.back();
+    const size_t unit = std::string_view("KkMmGg").find(last);
+    if (unit != std::string_view::npos) {
+      shift = 10 * (static_cast<int>(unit) / 2 + 1);
+      digits.remove_suffix(1);
+    }
+  }
+  try {
+    return static_cast<size_t>(parse_int(what, digits, 1, kMost)) << shift;
+  } catch (const UsageError&) {
+    throw UsageError(
+        fmt::format("{} {}: a size is 1 to {} with K, M or G behind it, as 800M or 4G", what, text, kMost));
+  }
+}
+
 double parse_float(std::string_view what, std::string_view text, double min, double max) {
   if (const auto value = as_float(text, min, max)) return *value;
   throw UsageError(fmt::format("{} {}: must be a number from {:g} to {:g}", what, shown(text), min, max));

@@ -101,6 +101,8 @@ class CommandLine {
 
 /// Whole number in [min, max]. Throws UsageError naming `what`, the text and the limits.
 [[nodiscard]] int64_t parse_int(std::string_view what, std::string_view text, int64_t min, int64_t max);
+/// Bytes: a whole number with K, M or G (1024 each) behind it, or of MiB without. Throws UsageError.
+[[nodiscard]] size_t parse_size(std::string_view what, std::string_view text);
 /// Finite number in [min, max].
 [[nodiscard]] double parse_float(std::string_view what, std::string_view text, double min, double max);
 

@@ -9,6 +9,7 @@
 #include "kernels/base/error.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/threads/thread_team.h"
+#include "tools/cli/interruption.h"
 #include "tools/cli/terminal.h"
 
 namespace foretoken {
@@ -57,6 +58,16 @@ void ModelFlags::add_session(CommandLine& line) {
   add_placement(line);
 }
 
+void ModelFlags::add_batch(CommandLine& line) {
+  line.section("Several texts");
+  line.add_int("parallel", &parallel, 1, 256, "N", "texts that are continued at a time");
+  line.add_text("kv-memory", &kv_memory_text, "SIZE",
+                "memory for keys and values of all texts, as 800M or 4G; who finds no room waits (default: a whole "
+                "context for each)");
+  line.add_float("step-ms", &step_ms, 1, 1e6, "X",
+                 "time of a step that reading prompts may fill up beside running texts");
+}
+
 void ModelFlags::add_placement(CommandLine& line) {
   line.add_text("gpu-experts", &gpu_experts_text, "N|auto",
                 "split: routed experts of each layer on the GPU; auto: whole layers, as many as fit");
@@ -101,6 +112,7 @@ void ModelFlags::resolve(const CommandLine& line) {
   mtp = parse_mtp("--mtp", mtp_text);
   if (mtp_fixed && mtp_text == "auto")
     throw UsageError("--mtp-fixed: needs a number of drafts, as in --mtp 3 --mtp-fixed");
+  if (!kv_memory_text.empty()) kv_memory_bytes = parse_size("--kv-memory", kv_memory_text);
   sampling.check();
   kv_type = kv_type_text == "f32" ? KvType::kF32 : KvType::kF16;
   environment = read_environment();
@@ -199,6 +211,9 @@ SessionOptions ModelFlags::session_options(int mtp) const {
   options.kv_type = kv_type;
   options.prompt_chunk = prompt_chunk;
   options.max_window = mtp + 1;
+  options.parallel = parallel;
+  options.kv_memory_bytes = kv_memory_bytes;
+  options.stop = &interrupted();
   options.with_mtp = mtp > 0;
   options.moe_verify = moe_verify();
   options.isa = isa();

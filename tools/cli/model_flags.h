@@ -10,6 +10,7 @@
 #include "engine/model/model.h"
 #include "engine/options.h"
 #include "mtp/decoder.h"
+#include "mtp/scheduler.h"
 #include "tools/cli/command_line.h"
 
 namespace foretoken {
@@ -35,6 +36,10 @@ struct ModelFlags {
   std::optional<int> draft_vocab;  // nothing: auto_draft_vocab()
   SamplingOptions sampling;
   int prompt_chunk = SessionOptions().prompt_chunk;
+  int parallel = 1;  // texts at a time
+  std::string kv_memory_text;
+  size_t kv_memory_bytes = 0;  // of kv_memory_text; 0: a whole context for each text
+  double step_ms = SchedulerOptions().step_ms;
   bool no_repack = false;
   std::string kv_type_text = "f16";
   KvType kv_type = KvType::kF16;
@@ -60,6 +65,8 @@ struct ModelFlags {
   void add_model(CommandLine& line);  // -m
   void add_session(
       CommandLine& line);  // -c -t --prompt-chunk --no-repack --kv-type --device --cublas and add_placement()
+  /// --parallel --kv-memory --step-ms: of commands that run several texts at once. REQUIRES: before add_to().
+  void add_batch(CommandLine& line);
   void add_placement(CommandLine& line);  // --gpu-experts --gpu-layers --gpu-cache
   void add_mtp(CommandLine& line);        // --mtp --mtp-fixed --draft-vocab
   void add_sampling(CommandLine& line);   // --temp --top-k --top-p --min-p --seed

@@ -146,6 +146,21 @@ std::vector<std::string> split_at_blank_lines(std::string_view text) {
   return parts;
 }
 
+std::vector<Prompt> read_prompts(const std::string& path, bool parse_special, bool chat) {
+  std::vector<Prompt> prompts;
+  for (std::string& part : split_at_blank_lines(read_file(path))) {
+    Prompt prompt;
+    prompt.text = std::move(part);
+    prompt.source = fmt::format("{}: prompt {}", path, prompts.size() + 1);
+    prompt.parse_special = parse_special;
+    prompt.chat = chat;
+    check_prompt_text(prompt);
+    prompts.push_back(std::move(prompt));
+  }
+  if (prompts.empty()) throw InputError(fmt::format("{}: no prompt in it; prompts are separated by blank lines", path));
+  return prompts;
+}
+
 std::string read_file(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) throw InputError(fmt::format("{}: cannot open: {}", path, std::strerror(errno)));

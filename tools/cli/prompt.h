@@ -37,6 +37,9 @@ struct Prompt {
 /// is not UTF-8 (naming the byte offset), ids that are not whole numbers.
 [[nodiscard]] Prompt read_prompt(const PromptFlags& flags);
 
+/// The prompts of a file, separated by blank lines. Throws InputError: as read_prompt, and no prompt in it.
+[[nodiscard]] std::vector<Prompt> read_prompts(const std::string& path, bool parse_special, bool chat);
+
 /// Takes a byte order mark off the text, with a note. Throws InputError if the text is empty or not UTF-8; UTF-16 and
 /// UTF-32 are named.
 void check_prompt_text(Prompt& prompt);

@@ -170,11 +170,15 @@ std::string describe_run(const ModelFlags& flags, const Model& model) {
 }
 
 std::string describe_session(const Session& session) {
-  const SessionMemory memory = session.memory();
+  return describe_engine(session.engine());
+}
+
+std::string describe_engine(const Engine& engine) {
+  const SessionMemory memory = engine.memory();
   const auto bytes = [](size_t size) { return format_bytes(static_cast<double>(size)); };
   return fmt::format("context of {} positions: KV cache {} ({}), recurrent state {}, work buffers {}\n",
-                     session.options().ctx_size, bytes(memory.kv_bytes),
-                     session.options().kv_type == KvType::kF16 ? "f16" : "f32", bytes(memory.recurrent_bytes),
+                     engine.options().ctx_size, bytes(memory.kv_bytes),
+                     engine.options().kv_type == KvType::kF16 ? "f16" : "f32", bytes(memory.recurrent_bytes),
                      bytes(memory.work_bytes));
 }
 

@@ -41,5 +41,6 @@ void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Mode
 
 /// One line for a person: the context and the memory that was taken for it.
 [[nodiscard]] std::string describe_session(const Session& session);
+[[nodiscard]] std::string describe_engine(const Engine& engine);
 
 }  // namespace foretoken
