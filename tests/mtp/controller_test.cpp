@@ -449,6 +449,9 @@ TEST_CASE("controller: times and confidences that are no numbers change nothing"
   const bool another = controller.worth_another(broken, 8);
   CHECK((another || !another));
   CHECK(std::isfinite(cost.pass_ms({1, 3})));
+  const AcceptanceCounts fresh;
+  CHECK(fresh.rate(broken[0]) == fresh.rate(0.0f));
+  CHECK(fresh.rate(broken[3]) == fresh.rate(1.0f));
 }
 
 }  // namespace
