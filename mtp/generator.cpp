@@ -447,8 +447,7 @@ void Generator::device_begin(Generation& g, TokenId first, int row) {
 // the MTP layer is of the first one, where that is known.
 int Generator::plan_device_window(Generation& g, int limit) {
   const int planned = controller_.plan(limit);
-  const float confidence = device_->first_confidence();
-  static_cast<void>(g);
+  const float confidence = device_->first_confidence(g.sequence_.state());
   return planned == 0 || confidence < 0 ? planned : controller_.plan_after_first(confidence, limit);
 }
 
@@ -466,9 +465,11 @@ Generator::Step Generator::device_step(Generation& g) {
     if (!forced) break;
     known_ids_.push_back(*forced);
   }
-  const DeviceCycle::Outcome& outcome = device_->run({g.last_, num_drafts, known_ids_});
+  const DeviceCycle::Window device_window{&g.sequence_.state_for_device(), g.last_, num_drafts, known_ids_};
+  const DeviceCycle::Outcome& outcome = device_->run({&device_window, 1});
+  const DeviceCycle::Verified& verified = outcome.windows[0];
   window.drafts.assign(static_cast<size_t>(num_drafts), 0);
-  window.confidences = outcome.confidences;
+  window.confidences = verified.confidences;
   const auto num_rows = static_cast<size_t>(num_drafts) + 1;
   s.verify_ms += outcome.verify_ms;
   s.verify_ms_by_rows[num_rows] += outcome.verify_ms;
@@ -488,12 +489,12 @@ Generator::Step Generator::device_step(Generation& g) {
     for (int i = 1; i < num_drafts; ++i) controller_.observe_draft(false, outcome.draft_ms / (num_drafts - 1));
   }
 
-  const auto produced = std::span(outcome.choices).first(static_cast<size_t>(outcome.num_accepted) + 1);
+  const auto produced = std::span(verified.choices).first(static_cast<size_t>(verified.num_accepted) + 1);
   int num_emitted = 0;
-  for (bool going = true; going && num_emitted <= outcome.num_accepted; ++num_emitted)
+  for (bool going = true; going && num_emitted <= verified.num_accepted; ++num_emitted)
     going = emit(g, produced[static_cast<size_t>(num_emitted)]);
-  g.count_window(outcome.num_accepted, num_emitted);
-  controller_.observe_acceptance(window.confidences, std::min(outcome.num_accepted, num_emitted));
+  g.count_window(verified.num_accepted, num_emitted);
+  controller_.observe_acceptance(window.confidences, std::min(verified.num_accepted, num_emitted));
   g.last_ = produced.back();
   if (vocabulary_) vocabulary_->see(g.sequence_, produced);
   if (!g.is_finished()) (void)may_go_on(g);

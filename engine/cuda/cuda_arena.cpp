@@ -1,5 +1,7 @@
 #include "engine/cuda/cuda_arena.h"
 
+#include <cstring>
+
 #include "kernels/base/error.h"
 
 namespace foretoken::cuda {
@@ -37,6 +39,22 @@ void DeviceArena::allocate(std::string_view what) {
 
 void DeviceArena::clear(const Stream& stream) const {
   if (size_bytes_ > 0) fill_zero(stream, memory_.data(), size_bytes_);
+}
+
+void MirroredArena::allocate(std::string_view what) {
+  host_ = PinnedBuffer(size_bytes_);
+  device_ = DeviceBuffer(size_bytes_, what);
+  if (size_bytes_ > 0) std::memset(host_.data(), 0, size_bytes_);
+  for (const auto& set : pieces_) set(host_.data(), device_.data());
+  pieces_.clear();
+}
+
+void MirroredArena::send(const Stream& stream) const {
+  copy_to_device(stream, device_.data(), host_.data(), size_bytes_);
+}
+
+void MirroredArena::fetch(const Stream& stream) const {
+  copy_to_host(stream, host_.data(), device_.data(), size_bytes_);
 }
 
 DeviceRows rows_from(DeviceRows rows, int64_t row) {

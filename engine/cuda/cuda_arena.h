@@ -49,6 +49,41 @@ class DeviceArena {
   DeviceBuffer memory_;
 };
 
+/// A piece of memory that the host and the device both have.
+template <class T>
+struct Mirrored {
+  T* host = nullptr;
+  T* device = nullptr;
+};
+
+/// Pieces that the host writes and the device reads, or the other way round: pinned memory and device memory of the
+/// same shape, copied in one go. Declared and allocated as those of a DeviceArena.
+class MirroredArena {
+ public:
+  template <class T>
+  void take(int64_t count, Mirrored<T>& to) {
+    const size_t offset = size_bytes_;
+    size_bytes_ += static_cast<size_t>(round_up(count * static_cast<int64_t>(sizeof(T)), kAlignment));
+    pieces_.push_back([&to, offset](std::byte* host, std::byte* device) {
+      to = {reinterpret_cast<T*>(host + offset), reinterpret_cast<T*>(device + offset)};
+    });
+  }
+
+  [[nodiscard]] size_t size_bytes() const { return size_bytes_; }
+  /// The host's side is zero then.
+  void allocate(std::string_view what);
+  /// REQUIRES: the last copy of the arena is over before the host writes again.
+  void send(const Stream& stream) const;
+  void fetch(const Stream& stream) const;
+
+ private:
+  static constexpr int64_t kAlignment = 16;
+  std::vector<std::function<void(std::byte*, std::byte*)>> pieces_;
+  size_t size_bytes_ = 0;
+  PinnedBuffer host_;
+  DeviceBuffer device_;
+};
+
 /// Rows [row, ...) of `rows`, in all its forms.
 [[nodiscard]] DeviceRows rows_from(DeviceRows rows, int64_t row);
 

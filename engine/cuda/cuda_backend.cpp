@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <numeric>
 #include <optional>
 
 #include "engine/backend.h"
@@ -10,6 +11,7 @@
 #include "engine/cuda/cuda_engine.h"
 #include "engine/sequence/float_rows.h"
 #include "kernels/base/error.h"
+#include "kernels/select/windows_cuda.h"
 
 namespace foretoken {
 
@@ -17,7 +19,7 @@ namespace {
 
 using namespace cuda;
 
-/// The session's passes on a GPU, driven call by call. Rows come to the host when they are asked for, and only then.
+/// An engine's passes on a GPU, driven call by call. Rows come to the host when they are asked for, and only then.
 class CudaBackend final : public Backend {
  public:
   CudaBackend(const Model& model, const SessionOptions& options)
@@ -28,7 +30,7 @@ class CudaBackend final : public Backend {
         logits_(float_rows(logits_rows(options_), engine_.config.vocab_size)) {
     if (options_.max_window <= kMaxWindow) cycle_.emplace(engine_);
     if (!options_.with_mtp) return;
-    follow_hidden_ = float_rows(pass_rows(options_), engine_.config.hidden_dim);
+    mtp_input_ = float_rows(pass_rows(options_), engine_.config.hidden_dim);
     for (PinnedBuffer& rows : mtp_hidden_) rows = float_rows(pass_rows(options_), engine_.config.hidden_dim);
     draft_logits_ = float_rows(logits_rows(options_), engine_.draft_groups.capacity);
     mtp_logits_ = FloatRows(logits_rows(options_), engine_.config.vocab_size);
@@ -38,31 +40,32 @@ class CudaBackend final : public Backend {
   }
 
   SessionMemory memory() const override { return engine_.memory(); }
+  int num_pages() const override { return engine_.state.num_pages(); }
   ThreadTeam& team() override { return team_; }
   void count_expert_reads(ExpertReads*) override {}  // reads on the device are not counted
-  int num_pages() const override { return static_cast<int>(pages_of(options_.ctx_size)); }
   ExpertPlaces expert_places() const override { return engine_.shared->hot.reads(); }
   DeviceCycle* device_cycle() override { return cycle_ ? &*cycle_ : nullptr; }
 
-  void reset(int) override { engine_.reset(); }
-
   void forward(std::span<const Span> spans, std::span<const TokenId> ids) override {
-    FT_CHECK_EQ(spans.size(), size_t{1});
-    const Span& span = spans[0];
-    CudaEngine& e = engine_;
-    num_rows_ = static_cast<int>(ids.size());
-    e.stream.synchronize();
-    e.begin_pass();
-    e.host.command.data<Command>()->window = window_scalars(*span.sequence, num_rows_);
-    copy_to_device(e.stream, &e.command->window, e.host.command.data(), sizeof(PassScalars));
-    send_ids(ids, e.ids);
-    e.run_trunk(num_rows_, span.is_window);
-    copy_to_host(e.stream, e.host.num_buckets.data(), e.buffers.num_buckets, e.host.num_buckets.size_bytes());
-    has_hidden_ = false;
+    engine_.attempt([&] {
+      CudaEngine& e = engine_;
+      num_rows_ = static_cast<int>(ids.size());
+      const auto is_window = [](const Span& span) { return span.is_window; };
+      TrunkInput& input = std::all_of(spans.begin(), spans.end(), is_window) ? e.windows : e.chunks;
+      e.stream.synchronize();
+      e.set_spans(input, spans);
+      FT_CHECK_EQ(input.pass.counts.host->num_rows, num_rows_);
+      std::copy(ids.begin(), ids.end(), input.ids.host);
+      e.begin_pass();
+      input.memory.send(e.stream);
+      e.run_trunk(input, std::any_of(spans.begin(), spans.end(), is_window));
+      e.fetch_buckets();
+      has_hidden_ = false;
+    });
   }
 
   double distinct_experts() override {
-    engine_.stream.synchronize();
+    engine_.attempt([&] { engine_.stream.synchronize(); });
     return engine_.distinct_experts();
   }
 
@@ -73,9 +76,11 @@ class CudaBackend final : public Backend {
   }
 
   void compute_logits(std::span<const int32_t> rows) override {
-    num_logits_ = static_cast<int>(rows.size());
-    engine_.run_head(rows[0], num_logits_);
-    has_logits_ = false;
+    engine_.attempt([&] {
+      num_logits_ = static_cast<int>(rows.size());
+      engine_.run_head(engine_.rows_together(engine_.hidden, rows), num_logits_);
+      has_logits_ = false;
+    });
   }
 
   const float* logits(int index) override {
@@ -86,31 +91,7 @@ class CudaBackend final : public Backend {
 
   void mtp_forward(std::span<const MtpSpan> spans, std::span<const TokenId> ids,
                    std::span<const float* const> hidden) override {
-    FT_CHECK_EQ(spans.size(), size_t{1});
-    const int64_t position = spans[0].position;
-    const int first_output = spans[0].first_output;
-    CudaEngine& e = engine_;
-    const int num_rows = static_cast<int>(ids.size());
-    const int64_t dim = e.config.hidden_dim;
-    num_outputs_ = num_rows - first_output;
-    e.stream.synchronize();
-    send_ids(ids, e.follow_ids);
-    for (size_t r = 0; r < hidden.size(); ++r)
-      std::copy_n(hidden[r], dim, follow_hidden_.data<float>() + static_cast<int64_t>(r) * dim);
-    copy_to_device(e.stream, e.follow_hidden, follow_hidden_.data(),
-                   static_cast<size_t>(num_rows * dim) * sizeof(float));
-    auto& follow = *e.host.follow.data<FollowScalars>();
-    follow = {};
-    follow.rows.num_rows = num_rows;
-    follow.rows.position = static_cast<int32_t>(position);
-    follow.outputs.num_rows = num_outputs_;
-    follow.outputs.position = static_cast<int32_t>(position + first_output);
-    follow.first_output = first_output;
-    copy_to_device(e.stream, e.follow, &follow, sizeof follow);
-    e.pass.mtp(e.weights.mtp, {num_rows, &e.follow->rows}, e.follow_ids, e.follow_hidden,
-               {num_outputs_, &e.follow->outputs}, first_output == 0 ? nullptr : &e.follow->first_output, e.mtp_hidden);
-    mtp_current_ = 1 - mtp_current_;
-    has_mtp_hidden_ = false;
+    engine_.attempt([&] { run_mtp(spans, ids, hidden); });
   }
 
   const float* mtp_hidden(int output) override {
@@ -121,11 +102,13 @@ class CudaBackend final : public Backend {
   }
 
   void mtp_compute_logits(std::span<const int32_t> outputs) override {
-    engine_.stream.synchronize();
-    engine_.send_groups();
-    num_mtp_logits_ = static_cast<int>(outputs.size());
-    engine_.run_draft_head(outputs[0], num_mtp_logits_);
-    has_mtp_logits_ = false;
+    engine_.attempt([&] {
+      engine_.stream.synchronize();
+      engine_.send_groups();
+      num_mtp_logits_ = static_cast<int>(outputs.size());
+      engine_.run_draft_head(engine_.rows_together(engine_.mtp_hidden, outputs), num_mtp_logits_);
+      has_mtp_logits_ = false;
+    });
   }
 
   const float* mtp_logits(int index) override {
@@ -142,27 +125,118 @@ class CudaBackend final : public Backend {
 
   void add_draft_group(int32_t group) override { engine_.add_group(group); }
 
-  void settle(SequenceState&) override { FT_CHECK(false); }
-  size_t state_bytes() const override { return 0; }
-  void read_state(int, std::span<std::byte>) override { FT_CHECK(false); }
-  void write_state(int, std::span<const std::byte>) override { FT_CHECK(false); }
-  size_t page_bytes() const override { return 0; }
-  void read_page(int32_t, std::span<std::byte>) override { FT_CHECK(false); }
-  void write_page(int32_t, std::span<const std::byte>) override { FT_CHECK(false); }
+  void reset(int slot) override {
+    engine_.attempt([&] { engine_.state.reset(engine_.stream, slot); });
+  }
+
+  void settle(SequenceState& sequence) override {
+    if (sequence.turn.kept > 0) {
+      engine_.attempt([&] {
+        CudaEngine& e = engine_;
+        const Span nothing{&sequence, 0, 0, sequence.length, /*is_window=*/false};
+        e.stream.synchronize();
+        e.set_spans(e.chunks, {&nothing, 1});
+        e.chunks.memory.send(e.stream);
+        e.pass.settle(e.weights, e.chunks.pass.on_device(1));
+      });
+    }
+    sequence.turn.reset();
+  }
+
+  size_t state_bytes() const override { return engine_.state.state_bytes(); }
+
+  void read_state(int slot, std::span<std::byte> to) override {
+    FT_CHECK_EQ(to.size(), state_bytes());
+    engine_.attempt([&] {
+      for (const CudaState::Piece& piece : engine_.state.state_pieces(slot)) {
+        copy_to_host(engine_.stream, to.data(), piece.data, piece.size_bytes);
+        to = to.subspan(piece.size_bytes);
+      }
+      engine_.stream.synchronize();
+    });
+  }
+
+  void write_state(int slot, std::span<const std::byte> from) override {
+    FT_CHECK_EQ(from.size(), state_bytes());
+    engine_.attempt([&] {
+      for (const CudaState::Piece& piece : engine_.state.state_pieces(slot)) {
+        copy_to_device(engine_.stream, piece.data, from.data(), piece.size_bytes);
+        from = from.subspan(piece.size_bytes);
+      }
+      engine_.stream.synchronize();
+    });
+  }
+
+  size_t page_bytes() const override { return engine_.state.page_bytes(); }
+
+  void read_page(int32_t page, std::span<std::byte> to) override {
+    FT_CHECK_EQ(to.size(), page_bytes());
+    engine_.attempt([&] {
+      copy_to_host(engine_.stream, to.data(), engine_.state.page(page), to.size());
+      engine_.stream.synchronize();
+    });
+  }
+
+  void write_page(int32_t page, std::span<const std::byte> from) override {
+    FT_CHECK_EQ(from.size(), page_bytes());
+    engine_.attempt([&] {
+      copy_to_device(engine_.stream, engine_.state.page(page), from.data(), from.size());
+      engine_.stream.synchronize();
+    });
+  }
 
  private:
   static PinnedBuffer float_rows(int64_t num_rows, int64_t num_cols) {
     return PinnedBuffer(static_cast<size_t>(num_rows * num_cols) * sizeof(float));
   }
 
-  void send_ids(std::span<const TokenId> ids, int32_t* to) {
-    std::copy(ids.begin(), ids.end(), engine_.host.ids.data<int32_t>());
-    copy_to_device(engine_.stream, to, engine_.host.ids.data(), ids.size() * sizeof(int32_t));
+  void run_mtp(std::span<const MtpSpan> spans, std::span<const TokenId> ids, std::span<const float* const> hidden) {
+    CudaEngine& e = engine_;
+    MtpInput& in = e.mtp;
+    const int num_rows = static_cast<int>(ids.size());
+    const int64_t dim = e.config.hidden_dim;
+    e.stream.synchronize();
+    num_outputs_ = 0;
+    for (const MtpSpan& span : spans) num_outputs_ += span.num_rows - span.first_output;
+    // More rows than those of windows have no room for splits computed apart.
+    const bool few = num_outputs_ <= e.max_window_rows();
+    in.rows.clear();
+    in.outputs.clear();
+    for (const MtpSpan& span : spans) {
+      e.state.set_pages(*span.sequence);
+      in.rows.add(device_span(*span.sequence, span.num_rows, span.position, few));
+      const int count = span.num_rows - span.first_output;
+      if (count == 0) continue;
+      std::iota(in.output_rows.host + in.outputs.counts.host->num_rows,
+                in.output_rows.host + in.outputs.counts.host->num_rows + count, span.first_row + span.first_output);
+      in.outputs.add(device_span(*span.sequence, count, span.position + span.first_output, few));
+    }
+    FT_CHECK_EQ(in.rows.counts.host->num_rows, num_rows);
+    std::copy(ids.begin(), ids.end(), in.ids.host);
+    for (size_t r = 0; r < hidden.size(); ++r)
+      std::copy_n(hidden[r], dim, mtp_input_.data<float>() + static_cast<int64_t>(r) * dim);
+    e.state.send_pages(e.stream);
+    in.memory.send(e.stream);
+    copy_to_device(e.stream, e.mtp_input, mtp_input_.data(), static_cast<size_t>(num_rows * dim) * sizeof(float));
+
+    CudaRows rows{num_rows, in.rows.on_device(static_cast<int>(spans.size()))};
+    CudaRows outputs{num_outputs_, in.outputs.on_device(in.outputs.counts.host->num_spans)};
+    rows.has_windows = outputs.has_windows = few;
+    rows.has_chunks = outputs.has_chunks = !few;
+    e.pass.mtp_take_in(e.weights.mtp, rows, in.ids.device, e.mtp_input);
+    if (num_outputs_ > 0) {
+      e.pass.mtp_outputs(e.weights.mtp, outputs, num_outputs_ == num_rows ? nullptr : in.output_rows.device,
+                         e.mtp_hidden);
+    }
+    mtp_current_ = 1 - mtp_current_;
+    has_mtp_hidden_ = false;
   }
 
   void fetch(PinnedBuffer& to, const float* from, int64_t count) {
-    copy_to_host(engine_.stream, to.data(), from, static_cast<size_t>(count) * sizeof(float));
-    engine_.stream.synchronize();
+    engine_.attempt([&] {
+      copy_to_host(engine_.stream, to.data(), from, static_cast<size_t>(count) * sizeof(float));
+      engine_.stream.synchronize();
+    });
   }
 
   // The device's rows hold the groups side by side; the host's have a place for every id.
@@ -186,7 +260,7 @@ class CudaBackend final : public Backend {
 
   // The host's copies of the last results, and whether they have come.
   PinnedBuffer hidden_, logits_;
-  PinnedBuffer follow_hidden_;
+  PinnedBuffer mtp_input_;
   std::array<PinnedBuffer, 2> mtp_hidden_;  // taking turns
   PinnedBuffer draft_logits_;
   FloatRows mtp_logits_;

@@ -1,177 +1,318 @@
 #include "engine/cuda/cuda_cycle.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "engine/backend.h"
 #include "kernels/base/error.h"
-#include "kernels/select/cycle_cuda.h"
+#include "kernels/rows/rows_cuda.h"
+#include "kernels/select/windows_cuda.h"
 
 namespace foretoken::cuda {
 
 CudaCycle::CudaCycle(CudaEngine& engine)
     : engine_(engine),
-      draft_(static_cast<size_t>(engine.options.max_window)),
-      decide_(draft_.size()),
-      refresh_(draft_.size()) {
+      first_(static_cast<size_t>(engine.options.parallel) + 1),
+      step_(first_.size()),
+      next_(first_.size()),
+      decide_(static_cast<size_t>(engine.max_window_rows()) + 1),
+      take_in_(decide_.size()),
+      known_(static_cast<size_t>(engine.options.parallel)),
+      drafting_(static_cast<size_t>(engine.options.max_window)) {
   FT_CHECK(engine.options.max_window <= kMaxWindow);
-}
-
-int CudaCycle::deferred_capacity() const {
-  return std::min(kMaxDeferred, pass_rows(engine_.options));
+  for (Known& k : known_) k.deferred.reserve(static_cast<size_t>(engine.deferred_capacity()));
+  order_.reserve(known_.size());
 }
 
 void CudaCycle::begin(SequenceState& sequence, const SamplingOptions& sampling, TokenId first, int row) {
   FT_CHECK(supports(sampling) && sequence.length > 0);
-  sequence_ = &sequence;
   CudaEngine& e = engine_;
-  e.stream.synchronize();
-  *e.host.sampling.data<SamplingScalars>() = {sampling.temperature, sampling.seed};
-  copy_to_device(e.stream, e.sampling, e.host.sampling.data(), sizeof(SamplingScalars));
-  has_draft_ = false;
-  deferred_.clear();
-  if (!e.options.with_mtp) return;
-  const auto dim = static_cast<size_t>(e.config.hidden_dim);
-  copy_on_device(e.stream, e.follow_hidden, e.hidden.values + static_cast<size_t>(row) * dim, dim * sizeof(float));
-  deferred_.push_back(first);
-  e.stream.synchronize();
-}
-
-// Tokens that waited: the MTP layer takes them in, and makes the first draft behind the last of them.
-void CudaCycle::catch_up() {
-  CudaEngine& e = engine_;
-  const int count = static_cast<int>(deferred_.size());
-  FollowScalars follow;
-  follow.rows.num_rows = count;
-  follow.rows.position = static_cast<int32_t>(sequence_->length + 1 - count);
-  follow.outputs.num_rows = 1;
-  follow.outputs.position = static_cast<int32_t>(sequence_->length);
-  follow.first_output = count - 1;
-  *e.host.follow.data<FollowScalars>() = follow;
-  copy_to_device(e.stream, e.follow, e.host.follow.data(), sizeof follow);
-  std::copy(deferred_.begin(), deferred_.end(), e.host.ids.data<int32_t>());
-  copy_to_device(e.stream, e.follow_ids, e.host.ids.data(), deferred_.size() * sizeof(int32_t));
-  e.send_groups();
-  e.pass.mtp(e.weights.mtp, {count, &e.follow->rows}, e.follow_ids, e.follow_hidden, {1, &e.follow->outputs},
-             &e.follow->first_output, e.mtp_hidden);
-  first_draft();
-  fetch_result();
-  e.stream.synchronize();
-  deferred_.clear();
-  has_draft_ = true;
-}
-
-void CudaCycle::first_draft() {
-  CudaEngine& e = engine_;
-  e.run_draft_head(0, 1);
-  e.choose(e.draft_logits, /*is_draft=*/true, 1, &e.follow->outputs.position, 1, &e.result->next_draft,
-           &e.result->next_share);
-}
-
-void CudaCycle::fetch_result() {
-  CudaEngine& e = engine_;
-  copy_to_host(e.stream, e.host.result.data(), e.result, sizeof(CycleResult));
-  copy_to_host(e.stream, e.host.num_buckets.data(), e.buffers.num_buckets, e.host.num_buckets.size_bytes());
-}
-
-void CudaCycle::send_command(const Window& window) {
-  CudaEngine& e = engine_;
-  auto& command = *e.host.command.data<Command>();
-  command.window = window_scalars(*sequence_, window.num_drafts + 1);
-  for (int i = 1; i < window.num_drafts; ++i) {
-    command.steps[i] = {};
-    command.steps[i].num_rows = 1;
-    command.steps[i].position = static_cast<int32_t>(sequence_->length + i);
-  }
-  command.last = window.last;
-  command.deferred_row = static_cast<int32_t>(deferred_.size());
-  std::fill_n(command.forced, kMaxWindow, -1);
-  for (size_t i = 0; i < window.forced.size() && i < static_cast<size_t>(window.num_drafts); ++i)
-    command.forced[i] = window.forced[i];
-}
-
-void CudaCycle::draft(int num_drafts) {
-  CudaEngine& e = engine_;
-  copy_to_device(e.stream, e.command, e.host.command.data(), sizeof(Command));
-  copy_on_device(e.stream, e.ids, &e.command->last, sizeof(int32_t));
-  for (int i = 0; i < num_drafts; ++i) {
-    if (i > 0) {
-      // Step i takes draft i - 1 (ids[i]) and the hidden that the step before has left in the same row.
-      const CudaRows step{1, &e.command->steps[i]};
-      e.pass.mtp(e.weights.mtp, step, e.ids + i, e.mtp_hidden.values, step, nullptr, e.mtp_hidden);
-      e.run_draft_head(0, 1);
-      e.choose(e.draft_logits, /*is_draft=*/true, 1, &e.command->window.position, 1 + i, &e.result->next_draft,
-               &e.result->next_share);
+  e.attempt([&] {
+    e.stream.synchronize();
+    const SamplingScalars scalars{sampling.temperature, sampling.seed};
+    copy_to_device(e.stream, e.sampling + sequence.slot, &scalars, sizeof scalars);
+    Known& k = known(sequence);
+    k.has_draft = false;
+    k.deferred.clear();
+    if (e.options.with_mtp) {
+      const int64_t dim = e.config.hidden_dim;
+      copy_on_device(e.stream, e.deferred_hidden + sequence.slot * e.deferred_capacity() * dim,
+                     e.hidden.values + row * dim, static_cast<size_t>(dim) * sizeof(float));
+      k.deferred.push_back(first);
     }
-    launch(TakeDraftDesc{&e.result->next_draft, &e.result->next_share, e.command->forced, e.ids, e.result->shares, i},
-           e.stream);
+    e.stream.synchronize();
+  });
+}
+
+float CudaCycle::first_confidence(const SequenceState& sequence) const {
+  return known_[static_cast<size_t>(sequence.slot)].has_draft ? engine_.result.next_share.host[sequence.slot] : -1.0f;
+}
+
+void CudaCycle::check(std::span<const Window> windows) const {
+  const SessionOptions& o = engine_.options;
+  FT_CHECK(!windows.empty() && static_cast<int>(windows.size()) <= o.parallel);
+  for (const Window& w : windows) {
+    FT_CHECK(w.num_drafts >= 0 && w.num_drafts < o.max_window);
+    FT_CHECK(w.mtp_drafts ? w.num_drafts == 0 || o.with_mtp : w.given.size() >= static_cast<size_t>(w.num_drafts));
+    const int64_t end = w.sequence->length + w.num_drafts + 1;
+    FT_CHECK(end < o.ctx_size && end < static_cast<int64_t>(w.sequence->pages.size()) * kPagePositions);
   }
 }
 
-void CudaCycle::decide(int num_drafts) {
+// Tokens that waited: the MTP layer takes them in, and makes the first draft behind the last of them. Of each sequence
+// where it has to draft, or where no more can wait.
+void CudaCycle::catch_up(std::span<const Window> windows) {
   CudaEngine& e = engine_;
-  const int num_rows = num_drafts + 1;
-  e.run_head(0, num_rows);
-  e.choose(e.logits, /*is_draft=*/false, num_rows, &e.command->window.position, 1, e.result->choices, nullptr);
-  launch(AcceptDesc{e.ids, e.result->choices, num_rows, &e.command->window, &e.result->num_accepted,
-                    num_drafts > 0 ? e.follow : nullptr},
+  if (!e.options.with_mtp) return;
+  MtpInput& in = e.mtp;
+  const int most_rows = pass_rows(e.options);
+  const auto clear = [&in] {
+    in.rows.clear();
+    in.outputs.clear();
+  };
+  clear();
+  for (const Window& w : windows) {
+    Known& k = known(*w.sequence);
+    const auto count = static_cast<int>(k.deferred.size());
+    if (count == 0 || (drafts_of(w) == 0 && count < kMaxDeferred)) continue;
+    e.state.set_pages(*w.sequence);
+    for (int begin = 0; begin < count;) {
+      if (in.rows.counts.host->num_rows == most_rows) {
+        take_in_deferred();
+        clear();
+      }
+      const int row = in.rows.counts.host->num_rows, end = std::min(count, begin + most_rows - row);
+      const int64_t position = w.sequence->length + 1 - count;
+      in.rows.add(device_span(*w.sequence, end - begin, position + begin, /*is_window=*/true));
+      for (int i = begin; i < end; ++i) {
+        in.ids.host[row + i - begin] = k.deferred[static_cast<size_t>(i)];
+        in.hidden_rows.host[row + i - begin] = static_cast<int32_t>(w.sequence->slot * e.deferred_capacity() + i);
+      }
+      if (end == count) {
+        in.output_rows.host[in.outputs.counts.host->num_rows] = row + end - begin - 1;
+        in.outputs.add(device_span(*w.sequence, 1, position + count - 1, /*is_window=*/true));
+      }
+      begin = end;
+    }
+    k.deferred.clear();
+    k.has_draft = true;
+  }
+  if (in.rows.counts.host->num_rows > 0) take_in_deferred();
+}
+
+void CudaCycle::take_in_deferred() {
+  CudaEngine& e = engine_;
+  const MtpInput& in = e.mtp;
+  const int num_rows = in.rows.counts.host->num_rows, num_outputs = in.outputs.counts.host->num_rows;
+  e.state.send_pages(e.stream);
+  in.memory.send(e.stream);
+  launch(GatherRowsDesc{e.deferred_hidden, in.hidden_rows.device, e.mtp_input, e.config.hidden_dim, num_rows},
          e.stream);
-  if (num_drafts > 0) return;
-  if (e.options.with_mtp) {
-    launch(CopyRowsDesc{e.hidden.values, nullptr, e.follow_hidden, &e.command->deferred_row, e.config.hidden_dim, 1},
+  e.pass.mtp_take_in(e.weights.mtp, {num_rows, in.rows.on_device(in.rows.counts.host->num_spans)}, in.ids.device,
+                     e.mtp_input);
+  if (num_outputs > 0) {
+    const DevicePass outputs = in.outputs.on_device(num_outputs);
+    e.pass.mtp_outputs(e.weights.mtp, {num_outputs, outputs}, in.output_rows.device, e.mtp_hidden);
+    e.run_draft_head(e.mtp_hidden, num_outputs);
+    e.choose(e.draft_logits, /*is_draft=*/true, num_outputs, outputs, /*by_sequence=*/true, e.result.next_draft.device,
+             e.result.next_share.device);
+    if (e.draft_hidden != nullptr) {
+      // The list of rows has served; now it says whose they are.
+      e.stream.synchronize();
+      for (int i = 0; i < num_outputs; ++i) in.output_rows.host[i] = in.outputs.spans.host[i].sequence;
+      in.memory.send(e.stream);
+      launch(
+          ScatterRowsDesc{e.mtp_hidden.values, in.output_rows.device, e.draft_hidden, e.config.hidden_dim, num_outputs},
+          e.stream);
+    }
+  }
+  e.stream.synchronize();
+}
+
+void CudaCycle::fill_input(std::span<const Window> windows) {
+  CudaEngine& e = engine_;
+  CycleInput& in = e.cycle;
+  order_.resize(windows.size());
+  std::iota(order_.begin(), order_.end(), size_t{0});
+  std::stable_sort(order_.begin(), order_.end(),
+                   [&](size_t a, size_t b) { return drafts_of(windows[a]) > drafts_of(windows[b]); });
+  std::fill(drafting_.begin(), drafting_.end(), 0);
+  drafting_rows_ = 0;
+  e.windows.pass.clear();
+  in.steps.clear();
+  for (size_t i = 0; i < order_.size(); ++i) {
+    const Window& w = windows[order_[i]];
+    const SequenceState& sequence = *w.sequence;
+    const int num_rows = w.num_drafts + 1, own_drafts = drafts_of(w), row = e.windows.pass.counts.host->num_rows;
+    e.state.set_pages(sequence);
+    e.windows.pass.add(device_span(sequence, num_rows, sequence.length, /*is_window=*/true));
+    in.sequences.host[i] = sequence.slot;
+    e.windows.ids.host[row] = w.last;
+    for (int d = 0; d < w.num_drafts; ++d) {
+      const auto at = static_cast<size_t>(d);
+      e.windows.ids.host[row + 1 + d] = at < w.given.size() ? w.given[at] : -1;
+    }
+    const bool waits = own_drafts == 0 && e.options.with_mtp;
+    const auto first_free = static_cast<int64_t>(sequence.slot) * e.deferred_capacity() +
+                            static_cast<int64_t>(known(sequence).deferred.size());
+    for (int r = 0; r < num_rows; ++r)
+      in.deferred_rows.host[row + r] = waits ? static_cast<int32_t>(first_free + r) : -1;
+    if (own_drafts == 0) continue;
+    FT_CHECK(known(sequence).has_draft);
+    in.steps.add(device_span(sequence, 1, sequence.length, /*is_window=*/true));
+    for (int d = 0; d < own_drafts; ++d) ++drafting_[static_cast<size_t>(d)];
+    drafting_rows_ += num_rows;
+  }
+  *in.num_drafting.host = drafting_[0];
+}
+
+void CudaCycle::extend(int num_windows) {
+  CudaEngine& e = engine_;
+  ExtendWindowsDesc desc;
+  desc.windows = e.windows.pass.on_device(num_windows);
+  desc.steps = e.cycle.steps.on_device(num_windows);
+  desc.chosen = e.result.next_draft.device;
+  desc.shares = e.result.next_share.device;
+  desc.window_ids = e.windows.ids.device;
+  desc.window_shares = e.result.shares.device;
+  desc.step_ids = e.cycle.step_ids.device;
+  desc.num_windows = num_windows;
+  launch(desc, e.stream);
+}
+
+void CudaCycle::first(int num_windows) {
+  CudaEngine& e = engine_;
+  if (e.draft_hidden != nullptr) {
+    launch(
+        GatherRowsDesc{e.draft_hidden, e.cycle.sequences.device, e.mtp_hidden.values, e.config.hidden_dim, num_windows},
+        e.stream);
+  }
+  extend(num_windows);
+}
+
+// The token is the draft before, the hidden what the step before has left in the same row.
+void CudaCycle::step(int num_windows) {
+  CudaEngine& e = engine_;
+  const CudaRows rows{num_windows, e.cycle.steps.on_device(num_windows)};
+  e.pass.mtp_take_in(e.weights.mtp, rows, e.cycle.step_ids.device, e.mtp_hidden.values);
+  e.pass.mtp_outputs(e.weights.mtp, rows, nullptr, e.mtp_hidden);
+  e.run_draft_head(e.mtp_hidden, num_windows);
+  e.choose(e.draft_logits, /*is_draft=*/true, num_windows, rows.pass, /*by_sequence=*/true, e.result.next_draft.device,
+           e.result.next_share.device);
+  extend(num_windows);
+}
+
+void CudaCycle::decide(int num_rows) {
+  CudaEngine& e = engine_;
+  const int max_spans = std::min(num_rows, e.options.parallel);
+  const DevicePass windows = e.windows.pass.on_device(max_spans);
+  e.run_head(e.hidden, num_rows);
+  e.choose(e.logits, /*is_draft=*/false, num_rows, windows, /*by_sequence=*/false, e.result.choices.device, nullptr);
+  AcceptDesc desc;
+  desc.windows = windows;
+  desc.window_ids = e.windows.ids.device;
+  desc.choices = e.result.choices.device;
+  desc.num_accepted = e.result.num_accepted.device;
+  desc.num_followed = e.cycle.num_drafting.device;
+  desc.counted = e.mtp.rows.on_device(max_spans);
+  desc.last = e.mtp.outputs.on_device(max_spans);
+  desc.last_rows = e.mtp.output_rows.device;
+  launch(desc, e.stream);
+}
+
+void CudaCycle::next_drafts(int num_windows) {
+  CudaEngine& e = engine_;
+  const DevicePass outputs = e.mtp.outputs.on_device(num_windows);
+  e.pass.mtp_outputs(e.weights.mtp, {num_windows, outputs}, e.mtp.output_rows.device, e.mtp_hidden);
+  e.run_draft_head(e.mtp_hidden, num_windows);
+  e.choose(e.draft_logits, /*is_draft=*/true, num_windows, outputs, /*by_sequence=*/true, e.result.next_draft.device,
+           e.result.next_share.device);
+  if (e.draft_hidden == nullptr) return;
+  launch(
+      ScatterRowsDesc{e.mtp_hidden.values, e.cycle.sequences.device, e.draft_hidden, e.config.hidden_dim, num_windows},
+      e.stream);
+}
+
+const DeviceCycle::Outcome& CudaCycle::run(std::span<const Window> windows) {
+  check(windows);
+  engine_.attempt([&] { run_checked(windows); });
+  return outcome_;
+}
+
+void CudaCycle::run_checked(std::span<const Window> windows) {
+  CudaEngine& e = engine_;
+  e.stream.synchronize();
+  e.send_groups();
+  catch_up(windows);
+  fill_input(windows);
+  const int num_rows = e.windows.pass.counts.host->num_rows;
+  const int num_drafting = drafting_[0];
+  const auto rows = static_cast<size_t>(num_rows), drafting = static_cast<size_t>(num_drafting),
+             drafting_rows = static_cast<size_t>(drafting_rows_);
+
+  outcome_.is_steady = e.is_recorded(num_rows) && decide_[rows].is_recorded();
+  if (num_drafting > 0) {
+    outcome_.is_steady = outcome_.is_steady && first_[drafting].is_recorded() && next_[drafting].is_recorded() &&
+                         take_in_[drafting_rows].is_recorded();
+  }
+  e.begin_pass();
+  e.windows.memory.send(e.stream);
+  began_.record(e.stream);
+  if (num_drafting > 0) first_[drafting].run(e.stream, [&] { first(num_drafting); });
+  for (size_t d = 1; d < drafting_.size() && drafting_[d] > 0; ++d) {
+    Recorded& piece = step_[static_cast<size_t>(drafting_[d])];
+    outcome_.is_steady = outcome_.is_steady && piece.is_recorded();
+    piece.run(e.stream, [&] { step(drafting_[d]); });
+  }
+  drafted_.record(e.stream);
+  e.run_trunk(e.windows, /*has_windows=*/true);
+  decide_[rows].run(e.stream, [&] { decide(num_rows); });
+  if (e.options.with_mtp && num_drafting < static_cast<int>(windows.size())) {
+    launch(ScatterRowsDesc{e.hidden.values, e.cycle.deferred_rows.device, e.deferred_hidden, e.config.hidden_dim,
+                           num_rows},
            e.stream);
   }
-  fetch_result();
-}
-
-void CudaCycle::refresh(int num_drafts) {
-  CudaEngine& e = engine_;
-  CudaRows rows{num_drafts + 1, &e.follow->rows};
-  rows.exact = false;
-  e.pass.mtp(e.weights.mtp, rows, e.result->choices, e.hidden.values, {1, &e.follow->outputs}, &e.follow->first_output,
-             e.mtp_hidden);
-  first_draft();
-  fetch_result();
-}
-
-const DeviceCycle::Outcome& CudaCycle::run(const Window& window) {
-  CudaEngine& e = engine_;
-  const int k = window.num_drafts;
-  FT_CHECK(k >= 0 && k < e.options.max_window && (k == 0 || e.options.with_mtp));
-  FT_CHECK(sequence_->length + k + 1 < e.options.ctx_size);
-  const bool waits = !deferred_.empty();
-  if (waits && (k > 0 || static_cast<int>(deferred_.size()) == deferred_capacity())) catch_up();
-  FT_CHECK(k == 0 || has_draft_);
-
-  const auto at = static_cast<size_t>(k);
-  outcome_.is_steady = draft_[at].is_recorded() && e.is_recorded(k + 1) && decide_[at].is_recorded() &&
-                       (k == 0 || refresh_[at].is_recorded());
-  e.begin_pass();
-  send_command(window);
-  e.send_groups();
-  began_.record(e.stream);
-  draft_[at].run(e.stream, [&] { draft(k); });
-  drafted_.record(e.stream);
-  e.run_trunk(k + 1, /*in_slot=*/true);
-  decide_[at].run(e.stream, [&] { decide(k); });
   verified_.record(e.stream);
-  if (k > 0) refresh_[at].run(e.stream, [&] { refresh(k); });
+  if (num_drafting > 0) {
+    take_in_[drafting_rows].run(e.stream, [&] {
+      CudaRows accepted{drafting_rows_, e.mtp.rows.on_device(std::min(drafting_rows_, e.options.parallel))};
+      accepted.exact = false;
+      e.pass.mtp_take_in(e.weights.mtp, accepted, e.result.choices.device, e.hidden.values);
+    });
+    next_[drafting].run(e.stream, [&] { next_drafts(num_drafting); });
+  }
   refreshed_.record(e.stream);
+  e.result.memory.fetch(e.stream);
+  e.fetch_buckets();
   e.stream.synchronize();
+  read_result(windows);
+}
 
-  const CycleResult& result = host_result();
-  outcome_.num_accepted = result.num_accepted;
-  FT_CHECK(outcome_.num_accepted >= 0 && outcome_.num_accepted <= k);
-  outcome_.choices.assign(result.choices, result.choices + k + 1);
-  outcome_.confidences.assign(result.shares, result.shares + k);
+void CudaCycle::read_result(std::span<const Window> windows) {
+  CudaEngine& e = engine_;
   outcome_.distinct_experts = e.distinct_experts();
   outcome_.draft_ms = drafted_.milliseconds_since(began_);
   outcome_.verify_ms = verified_.milliseconds_since(drafted_);
   outcome_.refresh_ms = refreshed_.milliseconds_since(verified_);
+  outcome_.windows.resize(windows.size());
+  for (size_t i = 0; i < order_.size(); ++i) {
+    const Window& w = windows[order_[i]];
+    Verified& verified = outcome_.windows[order_[i]];
+    const int row = e.windows.pass.spans.host[i].first_row;
+    const int32_t* choices = e.result.choices.host + row;
+    const float* shares = e.result.shares.host + row;
+    verified.num_accepted = e.result.num_accepted.host[i];
+    FT_CHECK(verified.num_accepted >= 0 && verified.num_accepted <= w.num_drafts);
+    verified.choices.assign(choices, choices + w.num_drafts + 1);
+    verified.confidences.assign(shares, shares + drafts_of(w));
 
-  sequence_->commit(outcome_.num_accepted + 1, /*is_window=*/true);
-  has_draft_ = k > 0;
-  if (k == 0 && e.options.with_mtp) deferred_.push_back(outcome_.choices[0]);
-  return outcome_;
+    const int kept = verified.num_accepted + 1;
+    w.sequence->commit(kept, /*is_window=*/true);
+    Known& k = known(*w.sequence);
+    k.has_draft = drafts_of(w) > 0;
+    if (!k.has_draft && e.options.with_mtp)
+      k.deferred.insert(k.deferred.end(), verified.choices.begin(), verified.choices.begin() + kept);
+  }
 }
 
 }  // namespace foretoken::cuda

@@ -9,6 +9,8 @@
 #include "kernels/attention/rope.h"
 #include "kernels/base/error.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/rows/quantise_row_cuda.h"
+#include "kernels/rows/rows_cuda.h"
 
 namespace foretoken::cuda {
 
@@ -46,47 +48,64 @@ CudaEngine::CudaEngine(const Model& m, const SessionOptions& o, ThreadTeam& team
       state(config, o),
       buffers(config, weights, o),
       pass(config, o, stream, buffers, state),
-      trunk_(static_cast<size_t>(o.max_window) + 1),
+      trunk_(static_cast<size_t>(max_window_rows()) + 1),
       split_trunk_(trunk_.size()) {
   static_cast<void>(require_device());
   check_shapes(m);
-  const int64_t n = pass_rows(o), dim = config.hidden_dim, most = std::max<int64_t>(n, kMaxWindow);
-  io_memory_.take(most, ids);
-  io_memory_.take(1, command);
-  io_memory_.take(1, result);
-  io_memory_.take(1, sampling);
-  io_memory_.take_rows(n, dim, input_forms(weights.head), hidden);
+  const int64_t n = pass_rows(o), w = max_window_rows(), dim = config.hidden_dim, sequences = o.parallel;
+  FT_CHECK(logits_rows(o) >= w);
+  for (TrunkInput* input : {&windows, &chunks}) {
+    input->pass.declare(input->memory, input == &windows ? w : n, sequences);
+    input->memory.take(input == &windows ? w : n, input->ids);
+  }
+  cycle.steps.declare(windows.memory, sequences, sequences);
+  windows.memory.take(sequences, cycle.step_ids);
+  windows.memory.take(sequences, cycle.sequences);
+  windows.memory.take(w, cycle.deferred_rows);
+  windows.memory.take(1, cycle.num_drafting);
+  result.memory.take(sequences, result.num_accepted);
+  result.memory.take(w, result.choices);
+  result.memory.take(w, result.shares);
+  result.memory.take(sequences, result.next_draft);
+  result.memory.take(sequences, result.next_share);
+  gather_.memory.take(logits_rows(o), gather_.rows);
+  io_memory_.take(sequences, sampling);
+  unsigned head_forms = input_forms(weights.head);
+  io_memory_.take_rows(n, dim, head_forms, hidden);
   io_memory_.take(logits_rows(o) * config.vocab_size, logits);
   io_memory_.take(ChooseDesc::work_floats(logits_rows(o)), choose_work_);
   if (o.with_mtp) {
-    io_memory_.take(n, follow_ids);
-    io_memory_.take(n * dim, follow_hidden);
-    io_memory_.take(1, follow);
+    mtp.rows.declare(mtp.memory, n, sequences);
+    mtp.outputs.declare(mtp.memory, n, sequences);
+    mtp.memory.take(n, mtp.output_rows);
+    mtp.memory.take(n, mtp.ids);
+    mtp.memory.take(n, mtp.hidden_rows);
+    io_memory_.take(n * dim, mtp_input);
+    io_memory_.take(sequences * deferred_capacity() * dim, deferred_hidden);
+    if (sequences > 1) io_memory_.take(sequences * dim, draft_hidden);
     io_memory_.take_rows(n, dim, input_forms(weights.mtp.head), mtp_hidden);
     io_memory_.take(logits_rows(o) * vocab_groups() * kInterleave, draft_logits);
     io_memory_.take(vocab_groups() + 1, device_groups_);
+    head_forms |= input_forms(weights.mtp.head);
   }
+  io_memory_.take_rows(logits_rows(o), dim, head_forms, gathered_);
   if (o.device == Device::kSplit && config.num_experts > 0) {
     split = std::make_unique<CudaSplit>(m, o, shared->hot, buffers, stream, team);
     for (std::vector<Recorded>& pieces : split_trunk_) pieces.resize(2 * split->layers().size() + 1);
   }
   check_memory();
 
-  state.kv_memory.allocate("the KV cache");
-  state.recurrent_memory.allocate("the recurrent state");
+  state.allocate(stream);
   buffers.memory.allocate("work buffers");
   io_memory_.allocate("rows and logits");
+  for (MirroredArena* arena : {&windows.memory, &chunks.memory, &result.memory, &mtp.memory, &gather_.memory})
+    arena->allocate("tables of a pass");
   if (buffers.blas.workspace != nullptr) {
     blas_.emplace(stream, buffers.blas.workspace);
     buffers.blas.library = &*blas_;
   }
-  host.command = pinned<Command>();
-  host.result = pinned<CycleResult>();
-  host.follow = pinned<FollowScalars>();
-  host.sampling = pinned<SamplingScalars>();
-  host.ids = pinned<int32_t>(most);
-  host.groups = pinned<int32_t>(vocab_groups() + 1);
-  host.num_buckets = pinned<int32_t>(config.num_layers + 1);
+  staged_groups_ = pinned<int32_t>(vocab_groups() + 1);
+  num_buckets_ = pinned<int32_t>(config.num_layers + 1);
   shared->allocate(stream);
   if (split) split->allocate();
   const RopeTable rope(config.rope_dim, config.rope_base, o.ctx_size);
@@ -97,8 +116,32 @@ CudaEngine::CudaEngine(const Model& m, const SessionOptions& o, ThreadTeam& team
   std::vector<int32_t> all(static_cast<size_t>(vocab_groups()));
   std::iota(all.begin(), all.end(), 0);
   set_groups(all);
-  reset();
   shared->attach(stream);
+}
+
+void CudaEngine::attempt(const std::function<void()>& work) {
+  if (failed_) {
+    throw InputError(
+        fmt::format("{}: an earlier pass on the device has failed, and what it left there cannot be used: "
+                    "start anew",
+                    model.path()));
+  }
+  failed_ = true;
+  work();
+  failed_ = false;
+}
+
+void CudaEngine::set_spans(TrunkInput& input, std::span<const Span> spans) {
+  input.pass.clear();
+  for (const Span& span : spans) {
+    state.set_pages(*span.sequence);
+    input.pass.add(device_span(*span.sequence, span.num_rows, span.position, span.is_window));
+  }
+}
+
+void CudaEngine::begin_pass() {
+  shared->begin_pass(stream);
+  state.send_pages(stream);
 }
 
 int64_t CudaEngine::vocab_groups() const {
@@ -107,9 +150,11 @@ int64_t CudaEngine::vocab_groups() const {
 
 SessionMemory CudaEngine::memory() const {
   SessionMemory m;
-  m.kv_bytes = state.kv_memory.size_bytes();
-  m.recurrent_bytes = state.recurrent_memory.size_bytes();
+  m.kv_bytes = state.kv_bytes();
+  m.recurrent_bytes = state.recurrent_bytes();
   m.work_bytes = buffers.memory.size_bytes() + io_memory_.size_bytes() + (split ? split->size_bytes() : 0);
+  for (const MirroredArena* arena : {&windows.memory, &chunks.memory, &result.memory, &mtp.memory, &gather_.memory})
+    m.work_bytes += arena->size_bytes();
   m.weight_bytes = shared->size_bytes();
   return m;
 }
@@ -121,10 +166,10 @@ void CudaEngine::check_memory() const {
   if (needed <= free) return;
   // What grows with the context: the cache, the rotation table and the parts of a window's attention.
   AttentionDesc split;
-  split.kv.ctx_size = kAttentionSplit;
+  split.kv.pages_per_sequence = 1;
   split.num_heads = config.num_heads;
   split.head_dim = config.head_dim;
-  split.max_rows = options.max_window;
+  split.max_window_rows = max_window_rows();
   const int64_t bytes_per_position = static_cast<int64_t>(m.kv_bytes) / options.ctx_size +
                                      config.rope_dim * static_cast<int64_t>(sizeof(float)) +
                                      split.part_floats() * static_cast<int64_t>(sizeof(float)) / kAttentionSplit;
@@ -143,13 +188,12 @@ void CudaEngine::check_memory() const {
 
 // Two pieces a split layer: up to its router, with the rows leaving for the host, and the experts that are here. The
 // host computes the others meanwhile, and the next piece begins with all slots together.
-void CudaEngine::run_split_trunk(int num_rows, bool in_slot) {
-  const CudaRows rows{num_rows, &command->window, !in_slot, true};
+void CudaEngine::run_split_trunk(const CudaRows& rows, const int32_t* ids) {
   const std::vector<int>& split_layers = split->layers();
   size_t next_piece = 0;
   const auto piece = [&](const std::function<void()>& work) {
-    if (in_slot) {
-      split_trunk_[static_cast<size_t>(num_rows)][next_piece++].run(stream, work);
+    if (!rows.has_chunks) {
+      split_trunk_[static_cast<size_t>(rows.max_rows)][next_piece++].run(stream, work);
     } else {
       work();
     }
@@ -160,11 +204,11 @@ void CudaEngine::run_split_trunk(int num_rows, bool in_slot) {
       if (begin == 0) pass.begin_trunk(weights, rows, ids);
       pass.layers(weights, begin, layer);
       pass.layer_to_router(weights, layer);
-      split->send_rows(num_rows);
+      split->send_rows(rows.max_rows);
     });
     split->routed().record(stream);
     piece([&] { pass.device_experts(weights, layer); });
-    split->compute(layer, num_rows);
+    split->compute(layer, rows.max_rows);
     begin = layer + 1;
   }
   piece([&] {
@@ -174,11 +218,17 @@ void CudaEngine::run_split_trunk(int num_rows, bool in_slot) {
   });
 }
 
-void CudaEngine::run_trunk(int num_rows, bool in_slot) {
-  if (split && !split->layers().empty()) return run_split_trunk(num_rows, in_slot);
-  const CudaRows rows{num_rows, &command->window, !in_slot, true};
-  const auto work = [&] { pass.trunk(weights, rows, ids, hidden); };
-  if (in_slot) {
+void CudaEngine::run_trunk(const TrunkInput& input, bool has_windows) {
+  const int num_rows = input.pass.counts.host->num_rows;
+  CudaRows rows;
+  rows.max_rows = num_rows;
+  rows.has_windows = has_windows;
+  rows.has_chunks = &input == &chunks;
+  // What is recorded serves any number of spans.
+  rows.pass = input.pass.on_device(std::min(num_rows, options.parallel));
+  if (split && !split->layers().empty()) return run_split_trunk(rows, input.ids.device);
+  const auto work = [&] { pass.trunk(weights, rows, input.ids.device, hidden); };
+  if (!rows.has_chunks) {
     trunk_[static_cast<size_t>(num_rows)].run(stream, work);
   } else {
     work();
@@ -190,15 +240,33 @@ bool CudaEngine::is_recorded(int num_rows) const {
   return split && !split->layers().empty() ? split_trunk_[at].back().is_recorded() : trunk_[at].is_recorded();
 }
 
-void CudaEngine::run_head(int row_begin, int num_rows) {
-  pass.head(weights.head, rows_from(hidden, row_begin), num_rows, logits);
+void CudaEngine::run_head(const DeviceRows& rows, int num_rows) {
+  pass.head(weights.head, with_forms(rows, input_forms(weights.head)), num_rows, logits);
 }
 
-void CudaEngine::run_draft_head(int row_begin, int num_rows) {
-  pass.draft_head(weights.mtp.head, draft_groups, rows_from(mtp_hidden, row_begin), num_rows, draft_logits);
+void CudaEngine::run_draft_head(const DeviceRows& rows, int num_rows) {
+  pass.draft_head(weights.mtp.head, draft_groups, with_forms(rows, input_forms(weights.mtp.head)), num_rows,
+                  draft_logits);
 }
 
-void CudaEngine::choose(const float* from, bool is_draft, int num_rows, const int32_t* position, int offset,
+DeviceRows CudaEngine::rows_together(const DeviceRows& from, std::span<const int32_t> rows) {
+  const auto count = static_cast<int32_t>(rows.size());
+  bool follow_each_other = true;
+  for (size_t i = 1; i < rows.size(); ++i) follow_each_other = follow_each_other && rows[i] == rows[i - 1] + 1;
+  if (follow_each_other) return rows_from(from, rows[0]);
+  FT_CHECK(count <= logits_rows(options));
+  stream.synchronize();  // the list may be under way
+  std::copy(rows.begin(), rows.end(), gather_.rows.host);
+  gather_.memory.send(stream);
+  launch(GatherRowsDesc{from.values, gather_.rows.device, gathered_.values, config.hidden_dim, count}, stream);
+  if (!gathered_.by32.empty() || !gathered_.by256.empty()) {
+    const QuantiseDesc desc{gathered_, count, nullptr};
+    launch(desc, choose_config(desc), stream);
+  }
+  return gathered_;
+}
+
+void CudaEngine::choose(const float* from, bool is_draft, int num_rows, const DevicePass& rows, bool by_sequence,
                         int32_t* to_ids, float* shares) {
   ChooseDesc desc;
   desc.logits = from;
@@ -208,9 +276,9 @@ void CudaEngine::choose(const float* from, bool is_draft, int num_rows, const in
     desc.groups = draft_groups.groups;
     desc.device_num_groups = draft_groups.count;
   }
+  desc.pass = rows;
   desc.sampling = sampling;
-  desc.device_position = position;
-  desc.position_offset = offset;
+  desc.by_sequence = by_sequence;
   desc.ids = to_ids;
   desc.shares = shares;
   desc.work = choose_work_;
@@ -231,19 +299,19 @@ void CudaEngine::add_group(int32_t group) {
 void CudaEngine::send_groups() {
   if (!groups_changed_ || !options.with_mtp) return;
   groups_changed_ = false;
-  auto* staged = host.groups.data<int32_t>();
+  auto* staged = staged_groups_.data<int32_t>();
   staged[0] = static_cast<int32_t>(groups_.size());
   std::copy(groups_.begin(), groups_.end(), staged + 1);
   copy_to_device(stream, device_groups_, staged, (groups_.size() + 1) * sizeof(int32_t));
 }
 
-void CudaEngine::reset() {
-  state.recurrent_memory.clear(stream);
+void CudaEngine::fetch_buckets() {
+  copy_to_host(stream, num_buckets_.data(), buffers.num_buckets, num_buckets_.size_bytes());
 }
 
 double CudaEngine::distinct_experts() const {
   if (config.num_experts == 0) return 0;
-  const auto* buckets = host.num_buckets.data<int32_t>();
+  const auto* buckets = num_buckets_.data<const int32_t>();
   double sum = 0;
   for (int l = 0; l < config.num_layers; ++l)
     sum += split && shared->hot.is_split(l) ? split->distinct_experts(l) : buckets[l];

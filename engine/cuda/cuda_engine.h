@@ -10,7 +10,9 @@
 #include "engine/cuda/cuda_forward_pass.h"
 #include "engine/cuda/cuda_model.h"
 #include "engine/cuda/cuda_split.h"
+#include "engine/cuda/cuda_state.h"
 #include "engine/cuda/cuda_weights.h"
+#include "engine/device_cycle.h"
 #include "engine/model/model.h"
 #include "engine/options.h"
 #include "engine/sequence/sequence_state.h"
@@ -34,34 +36,45 @@ class Recorded {
   bool ran_once_ = false;
 };
 
-/// Widest window of a device cycle.
-inline constexpr int kMaxWindow = 32;
+/// What the host tells the device before a pass of the trunk; recorded work reads it in device memory.
+struct TrunkInput {
+  MirroredArena memory;
+  CudaPassTable pass;
+  Mirrored<int32_t> ids;  // [rows] of a cycle: known tokens, and drafts, negative where the MTP layer's own are to be
+};
 
-/// What the host tells the device before a pass or a cycle; recorded work reads it in device memory.
-struct Command {
-  PassScalars window;             // of the running pass of the trunk
-  PassScalars steps[kMaxWindow];  // of the chained step that makes draft i; [0] is not used
-  int32_t last = 0;               // the known token
-  int32_t deferred_row = 0;       // where the hidden row of a window without drafts is put by
-  int32_t forced[kMaxWindow];     // drafts to take instead of the MTP layer's, or -1
+/// What a cycle tells the device beside that, in the memory of its windows. The cycle puts the windows with the most
+/// drafts of the MTP layer first, so that those that go on are always the first ones.
+struct CycleInput {
+  CudaPassTable steps;              // a span of one row for each window that drafts: its last token so far
+  Mirrored<int32_t> step_ids;       // [sequences]
+  Mirrored<int32_t> sequences;      // [sequences] the slot of each window's sequence
+  Mirrored<int32_t> deferred_rows;  // [rows] where the hidden row of a window that does not draft is kept, or negative
+  Mirrored<int32_t> num_drafting;   // [1] windows that draft
 };
 
 /// What a cycle tells the host.
 struct CycleResult {
-  int32_t num_accepted = 0;
-  int32_t choices[kMaxWindow];  // the target's own after each row of the window
-  float shares[kMaxWindow];     // how sure the MTP layer was of each draft
-  int32_t next_draft = 0;       // first draft of the next window
-  float next_share = 0;
+  MirroredArena memory;
+  Mirrored<int32_t> num_accepted;  // [sequences] of each window
+  Mirrored<int32_t> choices;       // [rows] the target's own after each row
+  Mirrored<float> shares;          // [rows] how sure the MTP layer was of the draft behind each row
+  Mirrored<int32_t> next_draft;    // [sequences] by slot: first draft of the sequence's next window
+  Mirrored<float> next_share;      // [sequences]
 };
 
-/// Scalars of a sequence's next pass of the trunk.
-[[nodiscard]] inline PassScalars window_scalars(const SequenceState& sequence, int num_rows) {
-  const SlotTurn& turn = sequence.turn;
-  return {num_rows, static_cast<int32_t>(sequence.length), turn.old_slot, turn.kept, turn.replay};
-}
+/// The rows that the MTP layer takes in, and those of them that go through the whole layer. Told by the host, or left
+/// behind by a cycle's decision.
+struct MtpInput {
+  MirroredArena memory;
+  CudaPassTable rows;             // [pass_rows]
+  CudaPassTable outputs;          // [pass_rows]
+  Mirrored<int32_t> output_rows;  // [pass_rows] the row of each output
+  Mirrored<int32_t> ids;          // [pass_rows]
+  Mirrored<int32_t> hidden_rows;  // [pass_rows] where kept hidden rows are
+};
 
-/// Memory and work of a session on the device, shared by the host's calls (CudaBackend) and the cycle (CudaCycle).
+/// Memory and work of an engine on the device, shared by the host's calls (CudaBackend) and the cycle (CudaCycle).
 /// All device memory is taken in the constructor, after a check that it is there.
 class CudaEngine {
  public:
@@ -72,19 +85,28 @@ class CudaEngine {
   CudaEngine(const CudaEngine&) = delete;
   CudaEngine& operator=(const CudaEngine&) = delete;
 
-  /// The trunk over the first num_rows of `ids`; `command->window` says where. Windows are recorded, chunks launched.
-  /// In a split the host computes between them, so that this returns with the last layers under way.
-  void run_trunk(int num_rows, bool in_slot);
-  /// The next run_trunk() over so many rows of a window replays what is recorded.
+  /// Everything that puts work into the stream runs in here. Work that throws may leave recordings and memory half
+  /// made: then this engine refuses all further work, in one line.
+  void attempt(const std::function<void()>& work);
+
+  /// Rows and pages of spans for `input`, on the host's side.
+  void set_spans(TrunkInput& input, std::span<const Span> spans);
+  /// The trunk over the rows of `input`, which is `windows` (recorded) or `chunks` (launched).
+  /// In a split the host computes between the launches, so that this returns with the last layers under way.
+  void run_trunk(const TrunkInput& input, bool has_windows);
+  /// The next run_trunk() over so many rows of windows replays what is recorded.
   [[nodiscard]] bool is_recorded(int num_rows) const;
-  /// Before a pass or a cycle. REQUIRES: the stream is idle.
-  void begin_pass() { shared->begin_pass(stream); }
-  /// The head over `hidden` rows [row_begin, + num_rows): `logits`.
-  void run_head(int row_begin, int num_rows);
-  /// The draft head over `mtp_hidden` rows [row_begin, + num_rows): `draft_logits`.
-  void run_draft_head(int row_begin, int num_rows);
-  /// Choices of num_rows rows of `from`; row r's stands at *position + offset + r.
-  void choose(const float* from, bool is_draft, int num_rows, const int32_t* position, int offset, int32_t* ids,
+  /// Before a pass or a cycle: experts and pages. REQUIRES: the stream is idle.
+  void begin_pass();
+  /// The head over these rows: `logits`.
+  void run_head(const DeviceRows& rows, int num_rows);
+  /// The draft head over these rows: `draft_logits`.
+  void run_draft_head(const DeviceRows& rows, int num_rows);
+  /// Rows `rows` of `from` side by side, in all forms: where they lie already if they follow each other. Rows that were
+  /// gathered stay until the next call.
+  [[nodiscard]] DeviceRows rows_together(const DeviceRows& from, std::span<const int32_t> rows);
+  /// The choices behind the rows of a pass, whose logits are `from`.
+  void choose(const float* from, bool is_draft, int num_rows, const DevicePass& rows, bool by_sequence, int32_t* ids,
               float* shares);
 
   /// Sends what was changed by set_groups and add_group, if anything was. REQUIRES: the stream is idle.
@@ -93,13 +115,17 @@ class CudaEngine {
   void add_group(int32_t group);
   [[nodiscard]] std::span<const int32_t> groups() const { return groups_; }
 
-  /// Forgets the recurrent states.
-  void reset();
+  /// Asks for the numbers that distinct_experts() is made of.
+  void fetch_buckets();
+  /// U(n) of the last pass, once fetch_buckets() has happened.
+  [[nodiscard]] double distinct_experts() const;
 
   [[nodiscard]] SessionMemory memory() const;
-  /// U(n) of the last pass, from the numbers of buckets in `host_buckets`.
-  [[nodiscard]] double distinct_experts() const;
   [[nodiscard]] int64_t vocab_groups() const;
+  /// Rows of the windows of all sequences.
+  [[nodiscard]] int max_window_rows() const { return options.parallel * options.max_window; }
+  /// Hidden rows that are kept for a sequence.
+  [[nodiscard]] int64_t deferred_capacity() const { return DeviceCycle::kMaxDeferred + options.max_window; }
 
   const Model& model;
   const ModelConfig& config;
@@ -112,36 +138,42 @@ class CudaEngine {
   CudaForwardPass pass;
   std::unique_ptr<CudaSplit> split;  // nullptr: everything is on the device
 
-  // In device memory.
-  int32_t* ids = nullptr;  // [max(pass_rows, kMaxWindow)] tokens of the running pass; of a cycle: last, then the drafts
-  int32_t* follow_ids = nullptr;    // [pass_rows]
-  float* follow_hidden = nullptr;   // [pass_rows, hidden_dim] from the host, or put by
-  FollowScalars* follow = nullptr;  // of the running pass of the MTP layer
-  Command* command = nullptr;
-  CycleResult* result = nullptr;
-  SamplingScalars* sampling = nullptr;
-  DeviceRows hidden, mtp_hidden;  // [pass_rows, hidden_dim] after the final norm, after shared_head_norm
-  float* logits = nullptr;        // [logits_rows, vocab_size]
-  float* draft_logits = nullptr;  // [logits_rows, 16 * vocab_groups()]
-  CudaForwardPass::Groups draft_groups;
+  // Tables and tokens, in both memories; written by the host only while the stream is idle.
+  TrunkInput windows;  // of passes that are all windows; room for max_window_rows()
+  TrunkInput chunks;   // of the others; room for pass_rows
+  CycleInput cycle;
+  CycleResult result;
+  MtpInput mtp;
 
-  // In pinned host memory, written only while the stream is idle.
-  struct Host {
-    PinnedBuffer command, result, follow, sampling, ids, groups, num_buckets;
-  } host;
+  // In device memory.
+  float* mtp_input = nullptr;        // [pass_rows, hidden_dim] what the MTP layer takes in, if it has to be gathered
+  float* deferred_hidden = nullptr;  // [sequences, deferred_capacity(), hidden_dim] of tokens that wait
+  float* draft_hidden = nullptr;     // [sequences, hidden_dim] where a sequence's chain of drafts goes on; nullptr: one
+  SamplingScalars* sampling = nullptr;  // [sequences]
+  DeviceRows hidden, mtp_hidden;        // [pass_rows, hidden_dim] after the final norm, after shared_head_norm
+  float* logits = nullptr;              // [logits_rows, vocab_size]
+  float* draft_logits = nullptr;        // [logits_rows, 16 * vocab_groups()]
+  CudaForwardPass::Groups draft_groups;
 
  private:
   void check_memory() const;
-  void run_split_trunk(int num_rows, bool in_slot);
+  void run_split_trunk(const CudaRows& rows, const int32_t* ids);
 
   std::vector<int32_t> groups_;  // rising
   bool groups_changed_ = true;
+  bool failed_ = false;
   int32_t* device_groups_ = nullptr;  // [vocab_groups + 1]: their number, then the groups
   float* choose_work_ = nullptr;
+  DeviceRows gathered_;  // [logits_rows, hidden_dim]
+  struct {
+    MirroredArena memory;
+    Mirrored<int32_t> rows;  // [logits_rows]
+  } gather_;
   DeviceArena io_memory_;
+  PinnedBuffer staged_groups_, num_buckets_;
   std::optional<Blas> blas_;                        // with options.cublas, if the model has matrices for it
-  std::vector<Recorded> trunk_;                     // [max_window + 1]
-  std::vector<std::vector<Recorded>> split_trunk_;  // [max_window + 1][2 * split layers + 1] the trunk in pieces
+  std::vector<Recorded> trunk_;                     // [max_window_rows() + 1]
+  std::vector<std::vector<Recorded>> split_trunk_;  // [the same][2 * split layers + 1] the trunk in pieces
 };
 
 }  // namespace foretoken::cuda

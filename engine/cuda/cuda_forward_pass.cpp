@@ -9,15 +9,12 @@
 #include "kernels/base/error.h"
 #include "kernels/rows/embed_cuda.h"
 #include "kernels/rows/quantise_row_cuda.h"
+#include "kernels/rows/rows_cuda.h"
 #include "kernels/select/router_cuda.h"
 
 namespace foretoken::cuda {
 
 namespace {
-
-int64_t rows64(int rows) {
-  return rows;
-}
 
 // Forms that the inputs of all these matrices need together.
 unsigned forms_of(std::initializer_list<const DeviceMatrix*> matrices) {
@@ -88,31 +85,6 @@ void check_shapes(const Model& model) {
   check(c.conv_taps <= 8, "the length of the delta net's convolution", c.conv_taps, "at most 8");
 }
 
-CudaState::CudaState(const ModelConfig& c, const SessionOptions& o) {
-  const auto num_recurrent = static_cast<size_t>(std::count(c.recurrent.begin(), c.recurrent.end(), true));
-  kv.resize(c.recurrent.size() - num_recurrent);
-  recurrent.resize(num_recurrent);
-  const int64_t cache_bytes = int64_t{c.num_kv_heads} * o.ctx_size * c.head_dim * (o.kv_type == KvType::kF16 ? 2 : 4);
-  const auto take_kv = [&](DeviceKv& layer) {
-    layer.ctx_size = o.ctx_size;
-    layer.type = o.kv_type;
-    kv_memory.take_bytes(cache_bytes, layer.keys);
-    kv_memory.take_bytes(cache_bytes, layer.values);
-  };
-  for (DeviceKv& layer : kv) take_kv(layer);
-  if (o.with_mtp) take_kv(mtp_kv);
-  for (Recurrent& layer : recurrent) {
-    recurrent_memory.take(int64_t{c.num_value_heads} * c.state_size * c.state_size, layer.state);
-    recurrent_memory.take((c.conv_taps - 1) * c.conv_channels(), layer.history);
-    for (DeltaSlot& slot : layer.slots) {
-      recurrent_memory.take(o.max_window * c.conv_channels(), slot.raw);
-      recurrent_memory.take(o.max_window * c.conv_channels(), slot.mixed);
-      recurrent_memory.take(rows64(o.max_window) * c.num_value_heads, slot.beta);
-      recurrent_memory.take(rows64(o.max_window) * c.num_value_heads, slot.decay);
-    }
-  }
-}
-
 CudaBuffers::CudaBuffers(const ModelConfig& c, const CudaWeights& w, const SessionOptions& o) {
   const int64_t n = pass_rows(o), dim = c.hidden_dim;
   Needs needs;
@@ -132,10 +104,10 @@ CudaBuffers::CudaBuffers(const ModelConfig& c, const CudaWeights& w, const Sessi
   memory.take(n * q_dim, queries);
   memory.take_rows(n, q_dim, needs.attended, attended);
   AttentionDesc window;
-  window.kv.ctx_size = o.ctx_size;
+  window.kv.pages_per_sequence = pages_of(o.ctx_size);
   window.num_heads = c.num_heads;
   window.head_dim = c.head_dim;
-  window.max_rows = o.max_window;
+  window.max_window_rows = o.parallel * o.max_window;
   memory.take(window.part_floats(), parts);
 
   if (c.state_size > 0) {
@@ -297,7 +269,8 @@ void CudaForwardPass::attend(const CudaAttention& weights, const DeviceKv& kv) {
   desc.out = buffers_.attended.values;
   desc.max_rows = rows_.max_rows;
   desc.pass = rows_.pass;
-  desc.parts = rows_.max_rows <= options_.max_window ? buffers_.parts : nullptr;
+  desc.max_window_rows = options_.parallel * options_.max_window;
+  desc.parts = rows_.has_windows ? buffers_.parts : nullptr;
   launch(desc, choose_config(desc), stream_);
   const DeviceRows attended = with_forms(buffers_.attended, input_forms(weights.output));
   quantise(attended, rows_.max_rows);
@@ -310,9 +283,29 @@ void CudaForwardPass::delta_net(const CudaDeltaNet& weights, const CudaState::Re
   project(weights.gate, buffers_.normed, buffers_.z);
   project(weights.beta, buffers_.normed, buffers_.b);
   project(weights.alpha, buffers_.normed, buffers_.alpha);
+  advance(weights, state);
 
-  DeltaSlots slots{{state.slots[0], state.slots[1]}, {}};
-  if (rows_.is_chunk) slots.chunk = buffers_.chunk;
+  const DeviceRows out = with_forms(buffers_.delta_out, input_forms(weights.out));
+  GatedNormRowsDesc norm;
+  norm.x = out.values;
+  norm.z = buffers_.z;
+  norm.weight = weights.norm;
+  norm.eps = config_.norm_eps;
+  norm.num_heads = config_.num_value_heads;
+  norm.head_dim = config_.state_size;
+  norm.out = out.values;
+  norm.by32 = out.by32;
+  norm.by256 = out.by256;
+  norm.max_rows = rows_.max_rows;
+  norm.device_num_rows = device_num_rows();
+  launch(norm, choose_config(norm), stream_);
+  project(weights.out, out, buffers_.mixed);
+  pending_ = Pending::kMixed;
+}
+
+void CudaForwardPass::advance(const CudaDeltaNet& weights, const CudaState::Recurrent& state) {
+  DeltaSlots slots = state.slots;
+  if (rows_.has_chunks) slots.chunk = buffers_.chunk;
   ConvolveDesc convolve;
   convolve.slots = slots;
   convolve.raw = buffers_.raw;
@@ -339,23 +332,6 @@ void CudaForwardPass::delta_net(const CudaDeltaNet& weights, const CudaState::Re
   net.out = buffers_.delta_out.values;
   net.pass = rows_.pass;
   launch(net, stream_);
-
-  const DeviceRows out = with_forms(buffers_.delta_out, input_forms(weights.out));
-  GatedNormRowsDesc norm;
-  norm.x = out.values;
-  norm.z = buffers_.z;
-  norm.weight = weights.norm;
-  norm.eps = config_.norm_eps;
-  norm.num_heads = config_.num_value_heads;
-  norm.head_dim = config_.state_size;
-  norm.out = out.values;
-  norm.by32 = out.by32;
-  norm.by256 = out.by256;
-  norm.max_rows = rows_.max_rows;
-  norm.device_num_rows = device_num_rows();
-  launch(norm, choose_config(norm), stream_);
-  project(weights.out, out, buffers_.mixed);
-  pending_ = Pending::kMixed;
 }
 
 void CudaForwardPass::route(const CudaMoe& weights) {
@@ -530,8 +506,8 @@ void CudaForwardPass::trunk(const CudaWeights& weights, const CudaRows& rows, co
   end_trunk(weights, hidden);
 }
 
-void CudaForwardPass::mtp(const CudaMtp& weights, const CudaRows& rows, const int32_t* ids, const float* hidden,
-                          const CudaRows& outputs, const int32_t* first_output, const DeviceRows& to) {
+void CudaForwardPass::mtp_take_in(const CudaMtp& weights, const CudaRows& rows, const int32_t* ids,
+                                  const float* hidden) {
   const CudaAttention& mix = weights.layer.attention();
   const int64_t dim = config_.hidden_dim;
   const unsigned mix_forms = forms_of({&mix.q, &mix.k, &mix.v});
@@ -562,26 +538,38 @@ void CudaForwardPass::mtp(const CudaMtp& weights, const CudaRows& rows, const in
   project(weights.join, buffers_.join, buffers_.mixed);
   pending_ = Pending::kMixed;
   norm(weights.layer.mix_norm, normed);
-  store_keys_and_values(mix, state_.mtp_kv);
-  if (outputs.max_rows == 0) return;
+  store_keys_and_values(mix, state_.kv.back());
+}
 
-  // The rows whose output is wanted go on alone, moved to the front.
-  if (first_output == nullptr) {
+// The rows whose output is wanted go on alone, moved to the front.
+void CudaForwardPass::mtp_outputs(const CudaMtp& weights, const CudaRows& outputs, const int32_t* from_rows,
+                                  const DeviceRows& to) {
+  const CudaAttention& mix = weights.layer.attention();
+  if (from_rows == nullptr) {
     begin(outputs, buffers_.residual);
   } else {
-    launch(CopyRowsDesc{buffers_.residual, first_output, buffers_.mtp_residual, nullptr, dim, outputs.max_rows},
+    launch(GatherRowsDesc{buffers_.residual, from_rows, buffers_.mtp_residual, config_.hidden_dim, outputs.max_rows},
            stream_);
     begin(outputs, buffers_.mtp_residual);
-    norm(weights.layer.mix_norm, normed);
+    norm(weights.layer.mix_norm, with_forms(buffers_.normed, forms_of({&mix.q, &mix.k, &mix.v})));
   }
-  attend_stored(mix, state_.mtp_kv);
+  attend_stored(mix, state_.kv.back());
   norm(weights.layer.ffn_norm, with_forms(buffers_.normed, input_forms(weights.layer.moe)));
   feed_forward(weights.layer.moe, config_.num_layers);
   norm(weights.head_norm, to);
 }
 
+void CudaForwardPass::settle(const CudaWeights& weights, const DevicePass& spans) {
+  begin({0, spans, /*has_windows=*/false, /*has_chunks=*/true, /*exact=*/true}, nullptr);
+  size_t recurrent_idx = 0;
+  for (const CudaLayer& layer : weights.layers) {
+    if (layer.is_recurrent()) advance(layer.delta_net(), state_.recurrent[recurrent_idx++]);
+  }
+}
+
 void CudaForwardPass::head(const DeviceMatrix& matrix, const DeviceRows& x, int num_rows, float* logits) {
-  rows_ = {num_rows, nullptr, false, true};
+  rows_ = {};
+  rows_.max_rows = num_rows;
   project(matrix, x, logits);
 }
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "engine/cuda/cuda_arena.h"
+#include "engine/cuda/cuda_state.h"
 #include "engine/cuda/cuda_weights.h"
 #include "engine/options.h"
 #include "kernels/attention/attention_cuda.h"
@@ -11,29 +12,9 @@
 #include "kernels/delta_net/delta_net_cuda.h"
 #include "kernels/matmul/matmul_cuda.h"
 #include "kernels/rows/rms_norm_cuda.h"
-#include "kernels/select/cycle_cuda.h"
 #include "kernels/select/router_cuda.h"
 
 namespace foretoken::cuda {
-
-/// Keys and values, recurrent states and what windows keep for their replay: what the device remembers of a sequence.
-/// The words are those of KvCache and RecurrentState.
-struct CudaState {
-  CudaState(const ModelConfig& config, const SessionOptions& options);
-  CudaState(const CudaState&) = delete;
-  CudaState& operator=(const CudaState&) = delete;
-
-  struct Recurrent {
-    float* state = nullptr;    // [num_value_heads][state_size (key)][state_size (value)]
-    float* history = nullptr;  // [conv_taps - 1, conv_channels]
-    DeltaSlot slots[2];        // [max_window, ...]
-  };
-  std::vector<DeviceKv> kv;  // of each attention layer
-  DeviceKv mtp_kv;
-  std::vector<Recurrent> recurrent;  // of each delta-net layer
-
-  DeviceArena kv_memory, recurrent_memory;
-};
 
 /// Work memory of a pass over up to pass_rows(options) rows, used by one layer after the other; see PassBuffers.
 struct CudaBuffers {
@@ -47,11 +28,11 @@ struct CudaBuffers {
   const float* rope = nullptr;  // [ctx_size][cos rope_dim/2 | sin rope_dim/2]
   // Attention.
   float *q = nullptr, *k = nullptr, *v = nullptr, *queries = nullptr;
-  float* parts = nullptr;  // of max_window rows
+  float* parts = nullptr;  // of the rows of all windows
   DeviceRows attended;
   // Delta net.
   float *raw = nullptr, *z = nullptr, *b = nullptr, *alpha = nullptr;
-  DeltaSlot chunk;  // of passes wider than a window
+  DeltaSlot chunk;  // of prompt chunks
   DeviceRows delta_out;
   // Feed-forward.
   float *router_logits = nullptr, *weights = nullptr, *shared_weight = nullptr;
@@ -72,10 +53,11 @@ struct CudaBuffers {
 
 /// The rows that launches are made for.
 struct CudaRows {
-  int max_rows = 0;                   // launches have room for so many
-  const PassScalars* pass = nullptr;  // in device memory: where they stand, and how many there are
-  bool is_chunk = false;              // wider than a window: recurrent state takes in all of them at once
-  bool exact = true;                  // there are max_rows of them; otherwise only the device knows how many
+  int max_rows = 0;         // launches have room for so many
+  DevicePass pass;          // whose they are and where they stand
+  bool has_windows = true;  // among its spans
+  bool has_chunks = false;
+  bool exact = true;  // there are max_rows of them; otherwise only the device knows how many
 };
 
 /// The operations that a model is written in, as launches on one stream; the counterpart of ForwardPass. Nothing here
@@ -104,11 +86,16 @@ class CudaForwardPass {
   void device_experts(const CudaWeights& weights, int layer_idx);
   void end_trunk(const CudaWeights& weights, const DeviceRows& hidden);
 
-  /// The MTP layer, as Session::mtp_forward: keys and values of `rows`, whose tokens are `ids` and whose preceding
-  /// hiddens are `hidden`; the rows from *first_output on, `outputs`, go through the whole layer to `to`.
-  /// first_output nullptr: all of them.
-  void mtp(const CudaMtp& weights, const CudaRows& rows, const int32_t* ids, const float* hidden,
-           const CudaRows& outputs, const int32_t* first_output, const DeviceRows& to);
+  // The MTP layer, as Engine::mtp_forward, in two steps.
+
+  /// Keys and values of `rows`, whose tokens are `ids` and whose preceding hiddens are `hidden`.
+  void mtp_take_in(const CudaMtp& weights, const CudaRows& rows, const int32_t* ids, const float* hidden);
+  /// Of the rows taken in, those that go through the whole layer, to `to`: row r is row from_rows[r] of them (in device
+  /// memory), or row r where from_rows is nullptr.
+  void mtp_outputs(const CudaMtp& weights, const CudaRows& outputs, const int32_t* from_rows, const DeviceRows& to);
+
+  /// Brings the recurrent states of the pass's spans up to their committed ends: spans of no rows, as chunks.
+  void settle(const CudaWeights& weights, const DevicePass& spans);
 
   /// logits[r] [stride] = matrix . x[r], for num_rows rows.
   void head(const DeviceMatrix& matrix, const DeviceRows& x, int num_rows, float* logits);
@@ -124,7 +111,7 @@ class CudaForwardPass {
   enum class Pending { kNothing, kMixed, kExperts, kDense };
 
   void begin(const CudaRows& rows, float* residual);
-  [[nodiscard]] const int32_t* device_num_rows() const { return rows_.exact ? nullptr : &rows_.pass->num_rows; }
+  [[nodiscard]] const int32_t* device_num_rows() const { return rows_.exact ? nullptr : &rows_.pass.counts->num_rows; }
   void embed(const DeviceMatrix& matrix, const int32_t* ids);
   /// The pending addition, then to = rms_norm(residual) * weight, in the forms that `to` has.
   void norm(const float* weight, const DeviceRows& to);
@@ -136,6 +123,8 @@ class CudaForwardPass {
   [[nodiscard]] PrepareAttentionDesc preparation(const DeviceKv& kv) const;
   void attend(const CudaAttention& weights, const DeviceKv& kv);
   void delta_net(const CudaDeltaNet& weights, const CudaState::Recurrent& state);
+  /// Convolution and recurrence alone.
+  void advance(const CudaDeltaNet& weights, const CudaState::Recurrent& state);
 
   /// A layer before its feed-forward part.
   void mix(const CudaWeights& weights, int layer_idx);

@@ -6,7 +6,7 @@
 #include "engine/backend.h"
 #include "engine/cpu/forward_pass.h"
 #include "kernels/base/error.h"
-#include "kernels/select/cycle_cuda.h"
+#include "kernels/rows/rows_cuda.h"
 #include "moe/host_experts.h"
 
 namespace foretoken::cuda {

@@ -14,22 +14,36 @@ constexpr int kQueries =
     8;  // that a block serves with one read of keys and values; one a warp when the scores become weights
 static_assert(kQueries == kWarps);
 
-__device__ __forceinline__ void store_value(const DeviceKv& kv, void* to, int64_t at, float x) {
+__device__ __forceinline__ void store_value(const DeviceKv& kv, int64_t at, float x) {
   if (kv.type == KvType::kF16) {
-    static_cast<uint16_t*>(to)[at] = float_to_half_bits(x);
+    static_cast<uint16_t*>(kv.data)[at] = float_to_half_bits(x);
   } else {
-    static_cast<float*>(to)[at] = x;
+    static_cast<float*>(kv.data)[at] = x;
   }
+}
+
+/// Number of the first value of a head's key at one position of a sequence, among those that start at kv.data. The
+/// value at that position is values_offset() further on.
+__device__ __forceinline__ int64_t key_offset(const DeviceKv& kv, int64_t sequence, int64_t position, int64_t kv_head,
+                                              int head_dim) {
+  const int64_t page = kv.pages[sequence * kv.pages_per_sequence + position / kAttentionSplit];
+  return page * kv.page_stride + (kv_head * 2 * kAttentionSplit + position % kAttentionSplit) * head_dim;
+}
+__device__ __forceinline__ int64_t values_offset(int head_dim) {
+  return int64_t{kAttentionSplit} * head_dim;
 }
 
 // blockIdx.x: row; a warp a head: first the query heads, then keys, then values.
 __global__ void __launch_bounds__(kThreads) cuda_prepare_attention(PrepareAttentionDesc a) {
   FT_SHARED(float, shared, kWarps* kMaxHeadDim);
   const int row = static_cast<int>(blockIdx.x);
-  if (row >= a.pass->num_rows) return;
+  if (row >= a.pass.counts->num_rows) return;
+  const int span_idx = a.pass.span_of_row[row];
+  if (span_idx < 0) return;
+  const DeviceSpan span = a.pass.spans[span_idx];
   const int warp = static_cast<int>(threadIdx.x / kWarpSize), lane = static_cast<int>(threadIdx.x % kWarpSize);
   float* values = shared + warp * kMaxHeadDim;
-  const int64_t position = int64_t{a.pass->position} + row;
+  const int64_t position = int64_t{span.position} + row - span.first_row;
   const int query_heads = a.q == nullptr ? 0 : a.num_heads, kv_heads = a.k == nullptr ? 0 : a.num_kv_heads;
   const int head = static_cast<int>(blockIdx.y) * kWarps + warp;
   if (head >= query_heads + 2 * kv_heads) return;  // no barrier of the whole block follows
@@ -37,8 +51,8 @@ __global__ void __launch_bounds__(kThreads) cuda_prepare_attention(PrepareAttent
   if (head >= query_heads + kv_heads) {
     const int h = head - query_heads - kv_heads;
     const float* v = a.v + (int64_t{row} * a.num_kv_heads + h) * a.head_dim;
-    for (int i = lane; i < a.head_dim; i += kWarpSize)
-      store_value(a.kv, a.kv.values, (h * a.kv.ctx_size + position) * a.head_dim + i, v[i]);
+    const int64_t at = key_offset(a.kv, span.sequence, position, h, a.head_dim) + values_offset(a.head_dim);
+    for (int i = lane; i < a.head_dim; i += kWarpSize) store_value(a.kv, at + i, v[i]);
     return;
   }
   const bool is_query = head < query_heads;
@@ -56,12 +70,12 @@ __global__ void __launch_bounds__(kThreads) cuda_prepare_attention(PrepareAttent
     values[i + half] = __fmaf_rn(front, s, back * c);
   }
   __syncwarp();
-  for (int i = lane; i < a.head_dim; i += kWarpSize) {
-    if (is_query) {
-      a.queries[(int64_t{row} * a.num_heads + head) * a.head_dim + i] = values[i];
-    } else {
-      store_value(a.kv, a.kv.keys, ((head - query_heads) * a.kv.ctx_size + position) * a.head_dim + i, values[i]);
-    }
+  if (is_query) {
+    float* query = a.queries + (int64_t{row} * a.num_heads + head) * a.head_dim;
+    for (int i = lane; i < a.head_dim; i += kWarpSize) query[i] = values[i];
+  } else {
+    const int64_t at = key_offset(a.kv, span.sequence, position, head - query_heads, a.head_dim);
+    for (int i = lane; i < a.head_dim; i += kWarpSize) store_value(a.kv, at + i, values[i]);
   }
 }
 
@@ -86,25 +100,40 @@ __device__ __forceinline__ float gated(const AttentionDesc& a, int64_t row, int6
   return a.gate == nullptr ? x : x * math::sigmoid(a.gate[row * a.gate_stride + head * a.gate_head_stride + i]);
 }
 
-/// Where a split of a query leaves its result: values, then largest score and sum.
-__device__ __forceinline__ float* part_of(const AttentionDesc& a, int64_t query, int64_t split) {
-  const int64_t splits = (a.kv.ctx_size + kAttentionSplit - 1) / kAttentionSplit;
-  return a.parts + (query * splits + split) * (a.head_dim + 2);
+/// Where a split of a window's query leaves its result: values, then largest score and sum. Rows count from the first
+/// window's.
+__device__ __forceinline__ float* part_of(const AttentionDesc& a, int64_t window_row, int64_t head, int64_t split) {
+  const int64_t query = window_row * a.num_heads + head;
+  return a.parts + (query * a.kv.pages_per_sequence + split) * (a.head_dim + 2);
 }
 
-// A block serves kQueries queries of one key-value head: queries are (row, head of the group), row after row.
-// blockIdx.x: key-value head, blockIdx.y: group of queries, blockIdx.z: its share of the splits (one block walks all
-// where they are not computed apart). kChunks: head_dim / 32, rounded up to a power of two.
+/// Blocks that the queries of one key-value head of a span need.
+__host__ __device__ __forceinline__ int blocks_of_queries(int num_queries) {
+  return (num_queries + kQueries - 1) / kQueries;
+}
+
+// A block serves kQueries queries of one key-value head and span: queries are (row, head of the group), row after row.
+// blockIdx.x: group of queries, those of the first span first; blockIdx.y: key-value head; blockIdx.z: its share of the
+// splits (one block walks all where they are not computed apart). kChunks: head_dim / 32, rounded up to a power of two.
 template <KvType kType, int kChunks>
-__global__ void __launch_bounds__(kThreads) cuda_attention(AttentionDesc a, bool apart) {
+__global__ void __launch_bounds__(kThreads) cuda_attention(AttentionDesc a, bool windows_apart) {
   FT_SHARED(float, weights, kAttentionSplit* kQueries);  // [position][query] scores, then exp(score - max)
   FT_SHARED(float, largest, kQueries);
   FT_SHARED(float, sums, kQueries);
   const int warp = static_cast<int>(threadIdx.x / kWarpSize), lane = static_cast<int>(threadIdx.x % kWarpSize);
-  const int group = a.num_heads / a.num_kv_heads, kv_head = static_cast<int>(blockIdx.x);
-  const int num_queries = a.pass->num_rows * group, first_query = static_cast<int>(blockIdx.y) * kQueries;
-  if (first_query >= num_queries) return;  // the whole block
-  const int64_t base = int64_t{kv_head} * a.kv.ctx_size;
+  const int group = a.num_heads / a.num_kv_heads, kv_head = static_cast<int>(blockIdx.y);
+  const int num_spans = a.pass.counts->num_spans;
+  int span_idx = 0, block = static_cast<int>(blockIdx.x);  // of the span's
+  for (; span_idx < num_spans; ++span_idx) {
+    const int blocks = blocks_of_queries(a.pass.spans[span_idx].num_rows * group);
+    if (block < blocks) break;
+    block -= blocks;
+  }
+  if (span_idx == num_spans) return;  // the whole block
+  const DeviceSpan span = a.pass.spans[span_idx];
+  const bool apart = windows_apart && span.is_window != 0;
+  if (!apart && blockIdx.z > 0) return;  // the whole block
+  const int num_queries = span.num_rows * group, first_query = block * kQueries;
 
   // Positions that each query sees, and its number among all heads of all rows. Queries beyond the last see nothing.
   int64_t seen[kQueries], number[kQueries];
@@ -112,11 +141,11 @@ __global__ void __launch_bounds__(kThreads) cuda_attention(AttentionDesc a, bool
   for (int q = 0; q < kQueries; ++q) {
     const int query = first_query + q, row = query / group;
     const bool used = query < num_queries;
-    seen[q] = used ? int64_t{a.pass->position} + row + 1 : 0;
-    number[q] = used ? int64_t{row} * a.num_heads + kv_head * group + query % group : 0;
+    seen[q] = used ? int64_t{span.position} + row + 1 : 0;
+    number[q] = (int64_t{span.first_row} + (used ? row : 0)) * a.num_heads + kv_head * group + query % group;
   }
   const int last = num_queries - first_query < kQueries ? num_queries - first_query - 1 : kQueries - 1;
-  const int64_t most_seen = int64_t{a.pass->position} + (first_query + last) / group + 1;  // later rows see more
+  const int64_t most_seen = int64_t{span.position} + (first_query + last) / group + 1;  // later rows see more
   const int64_t num_splits = (most_seen + kAttentionSplit - 1) / kAttentionSplit;
 
   // A lane keeps its strided share of every query in registers.
@@ -140,20 +169,22 @@ __global__ void __launch_bounds__(kThreads) cuda_attention(AttentionDesc a, bool
     running_sum[i] = running[i] = 0.0f;
   }
 
-  for (int64_t split = blockIdx.z; split < num_splits; split += gridDim.z) {
+  const int64_t stride = apart ? gridDim.z : 1;
+  for (int64_t split = blockIdx.z; split < num_splits; split += stride) {
     const int64_t begin = split * kAttentionSplit;
+    const int64_t base = key_offset(a.kv, span.sequence, begin, kv_head, a.head_dim);
     const int64_t left = most_seen - begin;
     const int count = static_cast<int>(left < kAttentionSplit ? left : kAttentionSplit);
 
     // Scores: a warp a position.
     for (int j = warp; j < count; j += kWarps) {
-      const int64_t key = (base + begin + j) * a.head_dim;
+      const int64_t key = base + int64_t{j} * a.head_dim;
       float dots[kQueries] = {};
       FT_UNROLL
       for (int c = 0; c < kChunks; ++c) {
         const int i = c * kWarpSize + lane;
         if (i >= a.head_dim) continue;
-        const float k = load_kv<kType>(a.kv.keys, key + i);
+        const float k = load_kv<kType>(a.kv.data, key + i);
         FT_UNROLL
         for (int q = 0; q < kQueries; ++q) dots[q] = __fmaf_rn(query_values[q][c], k, dots[q]);
       }
@@ -208,28 +239,26 @@ __global__ void __launch_bounds__(kThreads) cuda_attention(AttentionDesc a, bool
     // Values in rising position: a thread a dimension.
     if (owns) {
       float out[kChunks] = {};
-      const int64_t value = (base + begin) * a.head_dim + dim;
+      const int64_t value = base + values_offset(a.head_dim) + dim;
       int64_t common = kAttentionSplit;  // positions that all own queries see: no comparison there
-      int64_t own_seen[kChunks], own_number[kChunks];
+      int64_t own_seen[kChunks];
       FT_UNROLL
       for (int i = 0; i < kChunks; ++i) {
-        own_seen[i] = own_number[i] = 0;
+        own_seen[i] = 0;
         FT_UNROLL
         for (int q = 0; q < kQueries; ++q) {
-          if (q != own + i) continue;
-          own_seen[i] = seen[q] - begin;
-          own_number[i] = number[q];
+          if (q == own + i) own_seen[i] = seen[q] - begin;
         }
         common = own_seen[i] < common ? own_seen[i] : common;
       }
       int j = 0;
       for (; j < common; ++j) {
-        const float v = load_kv<kType>(a.kv.values, value + int64_t{j} * a.head_dim);
+        const float v = load_kv<kType>(a.kv.data, value + int64_t{j} * a.head_dim);
         FT_UNROLL
         for (int i = 0; i < kChunks; ++i) out[i] = __fmaf_rn(weights[j * kQueries + own + i], v, out[i]);
       }
       for (; j < count; ++j) {
-        const float v = load_kv<kType>(a.kv.values, value + int64_t{j} * a.head_dim);
+        const float v = load_kv<kType>(a.kv.data, value + int64_t{j} * a.head_dim);
         FT_UNROLL
         for (int i = 0; i < kChunks; ++i) {
           if (j < own_seen[i]) out[i] = __fmaf_rn(weights[j * kQueries + own + i], v, out[i]);
@@ -240,7 +269,8 @@ __global__ void __launch_bounds__(kThreads) cuda_attention(AttentionDesc a, bool
         if (own_seen[i] <= 0) continue;
         const float m = largest[own + i], l = sums[own + i];
         if (apart) {
-          float* part = part_of(a, own_number[i], split);
+          const int query = first_query + own + i;
+          float* part = part_of(a, int64_t{span.window_row} + query / group, kv_head * group + query % group, split);
           part[dim] = out[i];
           if (dim == 0) {
             part[a.head_dim] = m;
@@ -263,28 +293,32 @@ __global__ void __launch_bounds__(kThreads) cuda_attention(AttentionDesc a, bool
   for (int i = 0; i < kChunks; ++i) {
     const int query = first_query + own + i;
     if (query >= num_queries) continue;
-    const int64_t row = query / group, head = kv_head * group + query % group;
+    const int64_t row = int64_t{span.first_row} + query / group, head = kv_head * group + query % group;
     a.out[(row * a.num_heads + head) * a.head_dim + dim] = gated(a, row, head, dim, running[i] / running_sum[i]);
   }
 }
 
-// Splits that were computed apart, in rising order. blockIdx.x: head, blockIdx.y: row; a thread a dimension.
+// Splits of windows that were computed apart, in rising order. blockIdx.x: row, blockIdx.y: head; a thread a dimension.
 __global__ void __launch_bounds__(kMaxHeadDim) cuda_merge_attention(AttentionDesc a) {
-  const int64_t head = blockIdx.x, row = blockIdx.y;
+  const int64_t row = blockIdx.x, head = blockIdx.y;
   const int dim = static_cast<int>(threadIdx.x);
-  if (row >= a.pass->num_rows || dim >= a.head_dim) return;
-  const int64_t query = row * a.num_heads + head,
-                num_splits = (a.pass->position + row + 1 + kAttentionSplit - 1) / kAttentionSplit;
+  if (row >= a.pass.counts->num_rows || dim >= a.head_dim) return;
+  const int span_idx = a.pass.span_of_row[row];
+  if (span_idx < 0) return;
+  const DeviceSpan span = a.pass.spans[span_idx];
+  if (span.is_window == 0) return;
+  const int64_t row_of_span = row - span.first_row,
+                num_splits = (span.position + row_of_span + 1 + kAttentionSplit - 1) / kAttentionSplit;
   float max = -__builtin_inff(), sum = 0.0f, out = 0.0f;
   for (int64_t split = 0; split < num_splits; ++split) {
-    const float* part = part_of(a, query, split);
+    const float* part = part_of(a, span.window_row + row_of_span, head, split);
     const float m = part[a.head_dim], l = part[a.head_dim + 1];
     const float now = joined_max(max, m), before = weight_before(max, now), b = math::exp(m - now);
     sum = __fmaf_rn(l, b, sum * before);
     out = __fmaf_rn(part[dim], b, out * before);
     max = now;
   }
-  a.out[query * a.head_dim + dim] = gated(a, row, head, dim, out / sum);
+  a.out[(row * a.num_heads + head) * a.head_dim + dim] = gated(a, row, head, dim, out / sum);
 }
 
 template <KvType kType>
@@ -311,7 +345,7 @@ AttentionConfig choose_config(const AttentionDesc& desc) {
   // A window gives few blocks: the splits are shared out. A prompt chunk gives enough, and its parts would take much
   // memory.
   if (desc.parts == nullptr) return {};
-  const int64_t splits = (desc.kv.ctx_size + kAttentionSplit - 1) / kAttentionSplit;
+  const int64_t splits = desc.kv.pages_per_sequence;
   constexpr int64_t kMost =
       64;  // blocks that find nothing to do cost a microsecond or so together; more splits are walked
   return {true, static_cast<int>(splits < kMost ? splits : kMost)};
@@ -320,18 +354,19 @@ AttentionConfig choose_config(const AttentionDesc& desc) {
 void launch(const AttentionDesc& desc, const AttentionConfig& config, const Stream& stream) {
   FT_CHECK(desc.head_dim > 0 && desc.head_dim <= kMaxHeadDim && desc.num_heads % desc.num_kv_heads == 0);
   FT_CHECK(!config.apart || desc.parts != nullptr);
-  const int queries = desc.max_rows * (desc.num_heads / desc.num_kv_heads);
-  const LaunchShape shape{
-      {static_cast<unsigned>(desc.num_kv_heads), static_cast<unsigned>((queries + kQueries - 1) / kQueries),
-       static_cast<unsigned>(config.apart ? config.blocks_of_splits : 1)},
-      {kThreads}};
+  FT_CHECK(desc.max_rows > 0 && desc.pass.max_spans > 0 && desc.pass.max_spans <= desc.max_rows);
+  // Each span's last block may have queries left over, but one span alone needs no more than all of them together.
+  const int blocks = blocks_of_queries(desc.max_rows * (desc.num_heads / desc.num_kv_heads)) + desc.pass.max_spans - 1;
+  const LaunchShape shape{{static_cast<unsigned>(blocks), static_cast<unsigned>(desc.num_kv_heads),
+                           static_cast<unsigned>(config.apart ? config.blocks_of_splits : 1)},
+                          {kThreads}};
   if (desc.kv.type == KvType::kF16) {
     launch_type<KvType::kF16>(desc, shape, config.apart, stream);
   } else {
     launch_type<KvType::kF32>(desc, shape, config.apart, stream);
   }
   if (config.apart) {
-    launch(stream, {{static_cast<unsigned>(desc.num_heads), static_cast<unsigned>(desc.max_rows)}, {kMaxHeadDim}},
+    launch(stream, {{static_cast<unsigned>(desc.max_rows), static_cast<unsigned>(desc.num_heads)}, {kMaxHeadDim}},
            "cuda_merge_attention", cuda_merge_attention, desc);
   }
 }

@@ -8,17 +8,19 @@
 
 namespace foretoken::cuda {
 
-/// The keys and values of one layer: [num_kv_heads][ctx_size][head_dim].
+/// The keys and values of one layer in pages of kAttentionSplit positions: [num_kv_heads][keys,
+/// values][kAttentionSplit] [head_dim] from value page * page_stride on. Positions [256 i, 256 (i + 1)) of sequence s
+/// are in page pages[s * pages_per_sequence + i].
 struct DeviceKv {
-  void* keys = nullptr;
-  void* values = nullptr;
-  int64_t ctx_size = 0;
+  void* data = nullptr;  // of page 0
+  int64_t page_stride = 0;
+  const int32_t* pages = nullptr;  // [sequences, pages_per_sequence] in device memory
+  int64_t pages_per_sequence = 0;
   KvType type = KvType::kF16;
 };
 
 /// Norm of queries and keys by head, rotation, and the cache's new rows: query head h of row r is at q + r * q_stride +
-/// h * q_head_stride (gates may stand between the heads). Any of q and k, v may be nullptr: not wanted. Rows stand at
-/// positions pass->position + r.
+/// h * q_head_stride (gates may stand between the heads). Any of q and k, v may be nullptr: not wanted.
 struct PrepareAttentionDesc {
   const float* q = nullptr;
   int64_t q_stride = 0, q_head_stride = 0;
@@ -33,11 +35,12 @@ struct PrepareAttentionDesc {
   float* queries = nullptr;  // [rows, num_heads * head_dim]
   DeviceKv kv;
   int max_rows = 0;
-  const PassScalars* pass = nullptr;  // in device memory
+  DevicePass pass;
 };
 
-/// Causal attention of every row over positions [0, pass->position + row], then out *= sigmoid(gate) where there is a
-/// gate: splits of kAttentionSplit positions and their merge as attention_split, attention_merge, attention_finish.
+/// Causal attention of every row over the positions of its sequence up to its own, then out *= sigmoid(gate) where
+/// there is a gate: splits of kAttentionSplit positions and their merge as attention_split, attention_merge,
+/// attention_finish.
 struct AttentionDesc {
   const float* queries = nullptr;  // [rows, num_heads * head_dim]
   DeviceKv kv;
@@ -47,19 +50,20 @@ struct AttentionDesc {
   int64_t gate_stride = 0, gate_head_stride = 0;
   float* out = nullptr;  // [rows, num_heads * head_dim]
   int max_rows = 0;
-  const PassScalars* pass = nullptr;
-  float* parts =
-      nullptr;  // part_floats() of work memory, for splits computed apart; nullptr: one block walks all splits
+  DevicePass pass;
+  int max_window_rows = 0;  // rows of windows, at most
+  /// part_floats() of work memory, for splits of windows that are computed apart; nullptr: a block walks all splits. A
+  /// prompt chunk's blocks always do.
+  float* parts = nullptr;
 
   /// Floats of `parts`: of each split of each query its values, its largest score and its sum.
   [[nodiscard]] int64_t part_floats() const {
-    const int64_t splits = (kv.ctx_size + kAttentionSplit - 1) / kAttentionSplit;
-    return int64_t{max_rows} * num_heads * splits * (head_dim + 2);
+    return int64_t{max_window_rows} * num_heads * kv.pages_per_sequence * (head_dim + 2);
   }
 };
 
 struct AttentionConfig {
-  bool apart = false;        // splits by different blocks, then merged; otherwise each block walks its splits
+  bool apart = false;        // windows: splits by different blocks, then merged; otherwise each block walks its splits
   int blocks_of_splits = 1;  // apart: blocks that share the splits of a group of queries
 };
 

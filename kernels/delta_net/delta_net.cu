@@ -10,57 +10,74 @@ namespace {
 constexpr int kMaxStateSize = 128;
 constexpr int kMaxTaps = 8;
 
-__device__ __forceinline__ bool is_chunk(const DeltaSlots& slots) {
-  return slots.chunk.mixed != nullptr;
+/// Rows [row, ...) of a slot.
+__device__ __forceinline__ DeltaSlot rows_from(const DeltaSlot& slot, int64_t row, int64_t channels,
+                                               int num_value_heads) {
+  return {slot.raw == nullptr ? nullptr : slot.raw + row * channels, slot.mixed + row * channels,
+          slot.beta + row * num_value_heads, slot.decay + row * num_value_heads};
 }
-__device__ __forceinline__ const DeltaSlot& old_slot(const DeltaSlots& slots, const PassScalars& pass) {
-  return pass.old_slot == 0 ? slots.slots[0] : slots.slots[1];
+/// The rows of the pass before, as the span's sequence has kept them.
+__device__ __forceinline__ DeltaSlot old_rows(const DeltaSlots& slots, const DeviceSpan& span, int64_t channels,
+                                              int num_value_heads) {
+  return rows_from(span.old_slot == 0 ? slots.slots[0] : slots.slots[1], int64_t{span.sequence} * slots.window_rows,
+                   channels, num_value_heads);
 }
-__device__ __forceinline__ const DeltaSlot& new_slot(const DeltaSlots& slots, const PassScalars& pass) {
-  if (is_chunk(slots)) return slots.chunk;
-  return pass.old_slot == 0 ? slots.slots[1] : slots.slots[0];
+/// Where the span's own rows go.
+__device__ __forceinline__ DeltaSlot new_rows(const DeltaSlots& slots, const DeviceSpan& span, int64_t channels,
+                                              int num_value_heads) {
+  if (span.is_window == 0) return rows_from(slots.chunk, span.first_row, channels, num_value_heads);
+  return rows_from(span.old_slot == 0 ? slots.slots[1] : slots.slots[0], int64_t{span.sequence} * slots.window_rows,
+                   channels, num_value_heads);
 }
 
-// A block of threads a head of q, k or v, a thread a channel: its history, its rows and its place in the new slot are
-// that thread's alone. One more block makes the gates.
+// A block of threads a head of q, k or v of a span (blockIdx.x, blockIdx.y), a thread a channel: its history, its rows
+// and its place in the new slot are that thread's alone. One more block makes the gates.
 __global__ void __launch_bounds__(kMaxStateSize) cuda_convolve(ConvolveDesc a) {
   FT_SHARED(float, row_values, kMaxStateSize);
   FT_SHARED(float, inverse, 1);
-  const PassScalars pass = *a.pass;
-  const DeltaSlot from = old_slot(a.slots, pass), to = new_slot(a.slots, pass);
+  if (static_cast<int>(blockIdx.y) >= a.pass.counts->num_spans) return;  // the whole block
+  const DeviceSpan span = a.pass.spans[blockIdx.y];
   const int heads = 2 * a.num_key_heads + a.num_value_heads, head = static_cast<int>(blockIdx.x);
+  const int64_t channels = int64_t{heads} * a.state_size, first_row = span.first_row;
+  const DeltaSlot from = old_rows(a.slots, span, channels, a.num_value_heads),
+                  to = new_rows(a.slots, span, channels, a.num_value_heads);
   if (head == heads) {
-    for (int i = static_cast<int>(threadIdx.x); i < pass.num_rows * a.num_value_heads;
+    const float* b = a.b + first_row * a.num_value_heads;
+    const float* alpha = a.alpha + first_row * a.num_value_heads;
+    for (int i = static_cast<int>(threadIdx.x); i < span.num_rows * a.num_value_heads;
          i += static_cast<int>(blockDim.x)) {
       const int h = i % a.num_value_heads;
-      to.beta[i] = math::sigmoid(a.b[i]);
-      to.decay[i] = math::exp(a.a[h] * math::softplus(a.alpha[i] + a.dt[h]));
+      to.beta[i] = math::sigmoid(b[i]);
+      to.decay[i] = math::exp(a.a[h] * math::softplus(alpha[i] + a.dt[h]));
     }
     return;
   }
-  const int64_t channels = int64_t{heads} * a.state_size;
+  // Threads beyond the head (a warp has more lanes than a head of 16 has values) read and write nothing.
   const bool inside = static_cast<int>(threadIdx.x) < a.state_size;
-  const int64_t c = int64_t{head} * a.state_size + (inside ? threadIdx.x : 0);
+  const int64_t c = int64_t{head} * a.state_size + threadIdx.x;
+  const float* rows = a.raw + first_row * channels;
+  float* history = a.history + int64_t{span.sequence} * (a.taps - 1) * channels;
 
-  // u[j]: raw row r - (taps - 1) + j of the pass, before it those kept in the old slot, before them the history.
+  // u[j]: raw row r - (taps - 1) + j of the span, before it those kept in the old slot, before them the history.
   const auto raw = [&](int at) {
-    if (at >= 0) return a.raw[at * channels + c];
-    if (-at <= pass.kept) return from.raw[(pass.kept + at) * channels + c];
-    return a.history[(a.taps - 1 + at + pass.kept) * channels + c];
+    if (!inside) return 0.0f;
+    if (at >= 0) return rows[at * channels + c];
+    if (-at <= span.kept) return from.raw[(span.kept + at) * channels + c];
+    return history[(a.taps - 1 + at + span.kept) * channels + c];
   };
   float weight[kMaxTaps], u[kMaxTaps];
   FT_UNROLL
   for (int j = 0; j < kMaxTaps; ++j) {
-    weight[j] = j < a.taps ? a.weight[c * a.taps + j] : 0.0f;
+    weight[j] = j < a.taps && inside ? a.weight[c * a.taps + j] : 0.0f;
     u[j] = j + 1 < a.taps ? raw(j - (a.taps - 1)) : 0.0f;
   }
   float moved[kMaxTaps];  // the history of the next pass, read before any of it is written
-  const int behind = is_chunk(a.slots) ? pass.num_rows : 0;
+  const int behind = span.is_window == 0 ? span.num_rows : 0;
   FT_UNROLL
   for (int j = 0; j < kMaxTaps; ++j) moved[j] = j + 1 < a.taps ? raw(behind - (a.taps - 1) + j) : 0.0f;
 
-  for (int r = 0; r < pass.num_rows; ++r) {
-    const float newest = a.raw[r * channels + c];
+  for (int r = 0; r < span.num_rows; ++r) {
+    const float newest = raw(r);
     if (to.raw != nullptr && inside) to.raw[r * channels + c] = newest;
     float y = 0.0f;
     FT_UNROLL
@@ -86,34 +103,37 @@ __global__ void __launch_bounds__(kMaxStateSize) cuda_convolve(ConvolveDesc a) {
   if (!inside) return;
   FT_UNROLL
   for (int j = 0; j < kMaxTaps; ++j) {
-    if (j + 1 < a.taps) a.history[j * channels + c] = moved[j];
+    if (j + 1 < a.taps) history[j * channels + c] = moved[j];
   }
 }
 
-// A warp takes 32 value columns of one head (blockIdx.x: head, blockIdx.y: columns): each lane keeps its column of the
-// state in registers for all rows, so the state is read once and written once. More warps would not help: along a
-// column everything is one chain of fma.
+// A warp takes 32 value columns of one head of one span (blockIdx.x: head, blockIdx.y: columns, blockIdx.z: span): each
+// lane keeps its column of the state in registers for all rows, so the state is read once and written once. More warps
+// would not help: along a column everything is one chain of fma.
 template <int kSize>
 __global__ void __launch_bounds__(kWarpSize) cuda_delta_net(DeltaNetDesc a) {
   FT_SHARED(float, key, kSize);
   FT_SHARED(float, query, kSize);
-  const PassScalars pass = *a.pass;
+  if (static_cast<int>(blockIdx.z) >= a.pass.counts->num_spans) return;
+  const DeviceSpan span = a.pass.spans[blockIdx.z];
   const int head = static_cast<int>(blockIdx.x), key_head = head % a.num_key_heads,
             lane = static_cast<int>(threadIdx.x);
   const int column = static_cast<int>(blockIdx.y) * kWarpSize + lane;
   const bool inside = column < kSize;
   const int64_t key_dim = int64_t{a.num_key_heads} * kSize, channels = 2 * key_dim + int64_t{a.num_value_heads} * kSize;
   const float scale = 1.0f / square_root(static_cast<float>(kSize));
-  float* state = a.state + int64_t{head} * kSize * kSize + (inside ? column : 0);
+  float* state = a.state + (int64_t{span.sequence} * a.num_value_heads + head) * kSize * kSize + (inside ? column : 0);
+  const DeltaSlot before = old_rows(a.slots, span, channels, a.num_value_heads),
+                  own = new_rows(a.slots, span, channels, a.num_value_heads);
 
   float s[kSize];
   FT_UNROLL
-  for (int i = 0; i < kSize; ++i) s[i] = state[i * kSize];
+  for (int i = 0; i < kSize; ++i) s[i] = inside ? state[i * kSize] : 0.0f;
 
-  const int num_committed = pass.replay + (is_chunk(a.slots) ? pass.num_rows : 1);
-  for (int r = -pass.replay; r < pass.num_rows; ++r) {
-    const DeltaSlot& slot = r < 0 ? old_slot(a.slots, pass) : new_slot(a.slots, pass);
-    const int row = r < 0 ? pass.kept + r : r;
+  const int num_committed = span.replay + (span.is_window == 0 ? span.num_rows : 1);
+  for (int r = -span.replay; r < span.num_rows; ++r) {
+    const DeltaSlot& slot = r < 0 ? before : own;
+    const int row = r < 0 ? span.kept + r : r;
     const float* mixed = slot.mixed + row * channels;
     __syncwarp();  // nobody reads the last row's key any more
     for (int i = lane; i < kSize; i += kWarpSize) {
@@ -136,8 +156,11 @@ __global__ void __launch_bounds__(kWarpSize) cuda_delta_net(DeltaNetDesc a) {
       s[i] = __fmaf_rn(key[i], d, s[i]);
       sum = __fmaf_rn(s[i], query[i], sum);
     }
-    if (r >= 0 && inside) a.out[(int64_t{r} * a.num_value_heads + head) * kSize + column] = sum * scale;
-    if (r + pass.replay + 1 == num_committed && inside) {
+    if (r >= 0 && inside) {
+      const int64_t out_row = int64_t{span.first_row} + r;
+      a.out[(out_row * a.num_value_heads + head) * kSize + column] = sum * scale;
+    }
+    if (r + span.replay + 1 == num_committed && inside) {
       FT_UNROLL
       for (int i = 0; i < kSize; ++i) state[i * kSize] = s[i];
     }
@@ -147,7 +170,8 @@ __global__ void __launch_bounds__(kWarpSize) cuda_delta_net(DeltaNetDesc a) {
 template <int kSize>
 void launch_size(const DeltaNetDesc& desc, const Stream& stream) {
   const LaunchShape shape{
-      {static_cast<unsigned>(desc.num_value_heads), static_cast<unsigned>((kSize + kWarpSize - 1) / kWarpSize)},
+      {static_cast<unsigned>(desc.num_value_heads), static_cast<unsigned>((kSize + kWarpSize - 1) / kWarpSize),
+       static_cast<unsigned>(desc.pass.max_spans)},
       {kWarpSize}};
   launch(stream, shape, "cuda_delta_net", cuda_delta_net<kSize>, desc);
 }
@@ -160,9 +184,10 @@ bool delta_net_supports(int state_size) {
 
 void launch(const ConvolveDesc& desc, const Stream& stream) {
   FT_CHECK(desc.taps >= 1 && desc.taps <= kMaxTaps && delta_net_supports(desc.state_size));
+  FT_CHECK(desc.slots.window_rows > 0 && desc.pass.max_spans > 0);
   const int heads = 2 * desc.num_key_heads + desc.num_value_heads;
   launch(stream,
-         {{static_cast<unsigned>(heads + 1)},
+         {{static_cast<unsigned>(heads + 1), static_cast<unsigned>(desc.pass.max_spans)},
           {static_cast<unsigned>(desc.state_size < kWarpSize ? kWarpSize : desc.state_size)}},
          "cuda_convolve", cuda_convolve, desc);
 }

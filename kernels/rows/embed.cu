@@ -9,10 +9,11 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// blockIdx.y: row. Quantised: four lanes a block; float: a lane a value.
+// blockIdx.x: row, of which a prompt chunk can have more than a grid's y. Quantised: four lanes a block; float: a lane
+// a value.
 template <WeightType kType>
 __global__ void __launch_bounds__(kThreads) cuda_embed(EmbedDesc a) {
-  const int64_t row = blockIdx.y, item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t row = blockIdx.x, item = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   if (a.device_num_rows != nullptr && row >= *a.device_num_rows) return;
   const std::byte* from = a.matrix.data + a.ids[row] * a.matrix.row_bytes;
   float* to = a.to + row * a.matrix.num_cols;
@@ -56,7 +57,7 @@ __global__ void __launch_bounds__(kThreads) cuda_embed(EmbedDesc a) {
 template <WeightType kType>
 void launch_type(const EmbedDesc& desc, int64_t items, const Stream& stream) {
   launch(stream,
-         {{static_cast<unsigned>((items + kThreads - 1) / kThreads), static_cast<unsigned>(desc.max_rows)}, {kThreads}},
+         {{static_cast<unsigned>(desc.max_rows), static_cast<unsigned>((items + kThreads - 1) / kThreads)}, {kThreads}},
          "cuda_embed", cuda_embed<kType>, desc);
 }
 

@@ -67,8 +67,11 @@ __device__ __forceinline__ int32_t id_of(const ChooseDesc& a, int64_t i) {
                              : a.groups[i / kInterleave] * kInterleave + static_cast<int32_t>(i % kInterleave);
 }
 
-__device__ __forceinline__ bool beyond(const ChooseDesc& a, int64_t row) {
-  return a.device_num_rows != nullptr && row >= *a.device_num_rows;
+/// The span of a row, or nullptr: nothing is chosen behind it.
+__device__ __forceinline__ const DeviceSpan* span_of(const ChooseDesc& a, int64_t row) {
+  if (row >= a.pass.counts->num_rows) return nullptr;
+  const int span = a.pass.span_of_row[row];
+  return span < 0 ? nullptr : a.pass.spans + span;
 }
 
 /// The largest of all parts, in every thread of the first warp.
@@ -83,14 +86,14 @@ __device__ __forceinline__ bool is_finite(float x) {
 }
 
 /// True if the choice is the largest logit, whatever the noise.
-__device__ __forceinline__ bool is_greedy(const ChooseDesc& a, Best largest) {
-  return a.sampling->temperature == 0.0f || !is_finite(largest.value);
+__device__ __forceinline__ bool is_greedy(const SamplingScalars& sampling, Best largest) {
+  return sampling.temperature == 0.0f || !is_finite(largest.value);
 }
 
 __global__ void __launch_bounds__(kThreads) cuda_find_largest(ChooseDesc a) {
   FT_SHARED(Best, warps, kThreads / kWarpSize);
   const int64_t row = blockIdx.y, count = logits_of(a);
-  if (beyond(a, row)) return;
+  if (span_of(a, row) == nullptr) return;
   const int lane = static_cast<int>(threadIdx.x % kWarpSize);
   const float* logits = a.logits + row * a.logits_stride;
   Best best = none();
@@ -117,7 +120,8 @@ __global__ void __launch_bounds__(kThreads) cuda_score(ChooseDesc a) {
   FT_SHARED(Best, warps, kThreads / kWarpSize);
   FT_SHARED(float, sums, kThreads / kWarpSize);
   const int64_t row = blockIdx.y, count = logits_of(a);
-  if (beyond(a, row)) return;
+  const DeviceSpan* span = span_of(a, row);
+  if (span == nullptr) return;
   const int lane = static_cast<int>(threadIdx.x % kWarpSize);
   const Work work = work_of(a, row);
   if (threadIdx.x < kWarpSize) {
@@ -126,9 +130,9 @@ __global__ void __launch_bounds__(kThreads) cuda_score(ChooseDesc a) {
   }
   __syncthreads();
   const Best largest = shared_largest[0];
-  const bool greedy = is_greedy(a, largest);
-  const float temperature = a.sampling->temperature;
-  const uint64_t start = gumbel::stream_start(a.sampling->seed, int64_t{*a.device_position} + a.position_offset + row);
+  const SamplingScalars sampling = a.sampling[span->sequence];
+  const bool greedy = is_greedy(sampling, largest);
+  const uint64_t start = gumbel::stream_start(sampling.seed, int64_t{span->position} + row - span->first_row + 1);
   const float* logits = a.logits + row * a.logits_stride;
   Best best = none();
   float sum = 0.0f;
@@ -137,7 +141,7 @@ __global__ void __launch_bounds__(kThreads) cuda_score(ChooseDesc a) {
     const float below = logits[i] - largest.value;
     if (below > -16.0f) sum = sum + math::exp(below);
     if (greedy) continue;
-    const float scaled = below / temperature;
+    const float scaled = below / sampling.temperature;
     if (!(scaled > -__builtin_inff() && scaled <= 0.0f)) continue;  // NaN and -infinity never win
     const int32_t id = id_of(a, i);
     best = better(best, Best{scaled + gumbel::noise_from_bits(gumbel::noise_bits(start, id)), id});
@@ -163,7 +167,8 @@ __global__ void __launch_bounds__(kThreads) cuda_score(ChooseDesc a) {
 // blockIdx.x: row; one warp.
 __global__ void __launch_bounds__(kWarpSize) cuda_choose(ChooseDesc a) {
   const int64_t row = blockIdx.x;
-  if (beyond(a, row)) return;
+  const DeviceSpan* span = span_of(a, row);
+  if (span == nullptr) return;
   const int lane = static_cast<int>(threadIdx.x);
   const Work work = work_of(a, row);
   const Best largest = largest_of_all(work, lane);
@@ -176,9 +181,10 @@ __global__ void __launch_bounds__(kWarpSize) cuda_choose(ChooseDesc a) {
   best = best_of_lanes(best);
   sum = fold_lanes(sum);
   if (lane != 0) return;
-  int32_t id = is_greedy(a, largest) ? largest.id : best.id;
+  int32_t id = is_greedy(a.sampling[span->sequence], largest) ? largest.id : best.id;
   if (id == kNone) id = id_of(a, 0);  // every logit is NaN
-  a.ids[row] = id;
+  const int64_t to = a.by_sequence ? span->sequence : row;
+  a.ids[to] = id;
   if (a.shares == nullptr) return;
   // Where id stands: with groups, a search among the rising groups.
   int64_t at = id;
@@ -194,13 +200,13 @@ __global__ void __launch_bounds__(kWarpSize) cuda_choose(ChooseDesc a) {
     }
     at = low * kInterleave + id % kInterleave;
   }
-  a.shares[row] = math::exp(a.logits[row * a.logits_stride + at] - largest.value) / sum;
+  a.shares[to] = math::exp(a.logits[row * a.logits_stride + at] - largest.value) / sum;
 }
 
 }  // namespace
 
 void launch(const ChooseDesc& desc, const Stream& stream) {
-  FT_CHECK(desc.num_logits > 0 && desc.work != nullptr && desc.sampling != nullptr && desc.device_position != nullptr);
+  FT_CHECK(desc.num_logits > 0 && desc.work != nullptr && desc.sampling != nullptr && desc.pass.spans != nullptr);
   const auto rows = static_cast<unsigned>(desc.max_rows);
   launch(stream, {{kBlocks, rows}, {kThreads}}, "cuda_find_largest", cuda_find_largest, desc);
   launch(stream, {{kBlocks, rows}, {kThreads}}, "cuda_score", cuda_score, desc);

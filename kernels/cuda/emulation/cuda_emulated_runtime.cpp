@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -173,7 +175,20 @@ void fill_zero(const Stream& stream, void* to, size_t size_bytes) {
   submit(stream, [=] { std::memset(to, 0, size_bytes); });
 }
 
+// As a GPU's driver, also while work is recorded. The limits are those of all compute capabilities.
+static void check_shape(const LaunchShape& shape, const char* name) {
+  constexpr unsigned kMostX = 0x7fffffff, kMostYZ = 65535, kMostThreads = 1024, kMostThreadsZ = 64;
+  const Dim3 &grid = shape.grid, &block = shape.block;
+  const bool fits = grid.x >= 1 && grid.x <= kMostX && grid.y >= 1 && grid.y <= kMostYZ && grid.z >= 1 &&
+                    grid.z <= kMostYZ && block.x >= 1 && block.y >= 1 && block.z >= 1 && block.z <= kMostThreadsZ &&
+                    uint64_t{block.x} * block.y * block.z <= kMostThreads;
+  if (fits) return;
+  throw EmulationError(fmt::format("{}: a grid of {} x {} x {} blocks of {} x {} x {} threads: no GPU takes it", name,
+                                   grid.x, grid.y, grid.z, block.x, block.y, block.z));
+}
+
 void launch_body(const Stream& stream, const LaunchShape& shape, const char* name, Work body) {
+  check_shape(shape, name);
   submit(stream, [shape, name, body = std::move(body)] {
     try {
       emulation::run_grid({shape.grid.x, shape.grid.y, shape.grid.z}, {shape.block.x, shape.block.y, shape.block.z},

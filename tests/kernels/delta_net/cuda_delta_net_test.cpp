@@ -1,9 +1,10 @@
+#include <algorithm>
 #include <catch2/catch.hpp>
 
 #include "kernels/delta_net/delta_net.h"
 #include "kernels/delta_net/delta_net_cuda.h"
 #include "kernels/rows/rms_norm.h"
-#include "tests/kernels/cuda/cuda_test_support.h"
+#include "tests/kernels/cuda/cuda_pass_support.h"
 
 namespace foretoken::cuda {
 namespace {
@@ -63,72 +64,85 @@ class Reference {
   std::vector<std::vector<float>> raw_;
 };
 
-// The device's side of a layer.
+constexpr int kWindowRows = 9;
+
+// The device's side of a layer: a part for each sequence, and the rows of the running pass.
 struct Layer {
-  Layer(const Stream& stream, const Shape& s, int max_rows, const std::vector<float>& conv,
+  Layer(const Stream& stream, const Shape& s, int num_sequences, const std::vector<float>& conv,
         const std::vector<float>& a_values, const std::vector<float>& dt_values)
       : weight(test::upload(stream, conv)),
         a(test::upload(stream, a_values)),
         dt(test::upload(stream, dt_values)),
-        state(bytes(s.value_heads * s.state_size * s.state_size)),
-        history(bytes((s.taps - 1) * s.channels())),
-        raw(bytes(max_rows * s.channels())),
-        b(bytes(max_rows * s.value_heads)),
-        alpha(bytes(max_rows * s.value_heads)),
-        out(bytes(max_rows * s.value_heads * s.state_size)),
-        pass(sizeof(PassScalars)) {
+        state(bytes(num_sequences * s.value_heads * s.state_size * s.state_size)),
+        history(bytes(num_sequences * (s.taps - 1) * s.channels())) {
     fill_zero(stream, state.data(), state.size_bytes());
     fill_zero(stream, history.data(), history.size_bytes());
-    for (int i = 0; i < 3; ++i) {
-      memory[i][0] = DeviceBuffer(bytes(max_rows * s.channels()));
-      memory[i][1] = DeviceBuffer(bytes(max_rows * s.channels()));
-      memory[i][2] = DeviceBuffer(bytes(max_rows * s.value_heads));
-      memory[i][3] = DeviceBuffer(bytes(max_rows * s.value_heads));
-      (i < 2 ? slots.slots[i] : chunk) = {memory[i][0].data<float>(), memory[i][1].data<float>(),
-                                          memory[i][2].data<float>(), memory[i][3].data<float>()};
-    }
-    chunk.raw = nullptr;
+    slots.window_rows = kWindowRows;
+    for (int i = 0; i < 2; ++i) slots.slots[i] = slot(memory[i], s, num_sequences * kWindowRows);
   }
   static size_t bytes(int floats) { return static_cast<size_t>(floats) * sizeof(float); }
+  static DeltaSlot slot(DeviceBuffer (&memory)[4], const Shape& s, int rows) {
+    memory[0] = DeviceBuffer(bytes(rows * s.channels()));
+    memory[1] = DeviceBuffer(bytes(rows * s.channels()));
+    memory[2] = DeviceBuffer(bytes(rows * s.value_heads));
+    memory[3] = DeviceBuffer(bytes(rows * s.value_heads));
+    return {memory[0].data<float>(), memory[1].data<float>(), memory[2].data<float>(), memory[3].data<float>()};
+  }
 
-  DeviceBuffer weight, a, dt, state, history, raw, b, alpha, out, pass;
-  DeviceBuffer memory[3][4];
+  DeviceBuffer weight, a, dt, state, history;
+  DeviceBuffer memory[2][4];
   DeltaSlots slots;
-  DeltaSlot chunk;
-  PassScalars scalars;
 };
 
-// Passes of these many rows, of which so many are kept; rows < 0: a prompt chunk of -rows rows.
-struct Pass {
+// What a sequence does in one pass: so many rows, of which so many are kept; rows < 0: a prompt chunk of -rows rows;
+// 0: it is not in the pass.
+struct Rows {
   int rows, kept;
 };
 
-void check(const Shape& s, const std::vector<Pass>& passes) {
+// A sequence's rows are random values of its own, so what it computes must not depend on its neighbours.
+void check(const Shape& s, const std::vector<std::vector<Rows>>& sequences) {
   const Stream stream;
-  const int max_rows = 9;
   const auto conv = random_values(static_cast<size_t>(s.channels() * s.taps), 1);
   auto a = random_values(static_cast<size_t>(s.value_heads), 2);
   for (float& x : a) x = -x * x;
   const auto dt = random_values(static_cast<size_t>(s.value_heads), 3);
-  Reference reference(s, conv, a, dt);
-  Layer layer(stream, s, max_rows, conv, a, dt);
+  const size_t count = sequences.size();
+  std::vector<Reference> references(count, Reference(s, conv, a, dt));
+  std::vector<DeviceSpan> turns(count);  // what each sequence keeps of its last pass
+  Layer layer(stream, s, static_cast<int>(count), conv, a, dt);
   const auto heads = static_cast<size_t>(s.value_heads);
   uint32_t seed = 10;
-  for (const Pass& p : passes) {
-    const bool is_chunk = p.rows < 0;
-    const int num_rows = is_chunk ? -p.rows : p.rows;
-    const auto raw = random_values(static_cast<size_t>(num_rows * s.channels()), ++seed),
+  for (size_t pass = 0; pass < sequences[0].size(); ++pass) {
+    std::vector<DeviceSpan> spans;
+    bool has_chunk = false;
+    for (size_t i = 0; i < count; ++i) {
+      const Rows rows = sequences[i][pass];
+      if (rows.rows == 0) continue;
+      DeviceSpan span = turns[i];
+      span.sequence = static_cast<int32_t>(i);
+      span.num_rows = rows.rows < 0 ? -rows.rows : rows.rows;
+      span.is_window = rows.rows < 0 ? 0 : 1;
+      has_chunk = has_chunk || rows.rows < 0;
+      spans.push_back(span);
+    }
+    spans = test::in_a_row(spans);
+    std::reverse(spans.begin(), spans.end());  // rows do not have to rise
+    const test::PassOnDevice table(stream, spans);
+    const auto num_rows = static_cast<size_t>(spans[0].first_row + spans[0].num_rows);
+
+    const auto raw = random_values(num_rows * static_cast<size_t>(s.channels()), ++seed),
                b = random_values(num_rows * heads, ++seed), alpha = random_values(num_rows * heads, ++seed);
-    copy_to_device(stream, layer.raw.data(), raw.data(), raw.size() * 4);
-    copy_to_device(stream, layer.b.data(), b.data(), b.size() * 4);
-    copy_to_device(stream, layer.alpha.data(), alpha.data(), alpha.size() * 4);
-    layer.scalars.num_rows = num_rows;
-    copy_to_device(stream, layer.pass.data(), &layer.scalars, sizeof layer.scalars);
+    const DeviceBuffer device_raw = test::upload(stream, raw), device_b = test::upload(stream, b),
+                       device_alpha = test::upload(stream, alpha);
+    const DeviceBuffer out(num_rows * heads * static_cast<size_t>(s.state_size) * 4);
+    DeviceBuffer chunk_memory[4];
     DeltaSlots slots = layer.slots;
-    if (is_chunk) slots.chunk = layer.chunk;
+    if (has_chunk) slots.chunk = Layer::slot(chunk_memory, s, static_cast<int>(num_rows));
+    slots.chunk.raw = nullptr;
     ConvolveDesc convolve;
     convolve.slots = slots;
-    convolve.raw = layer.raw.data<float>();
+    convolve.raw = device_raw.data<float>();
     convolve.weight = layer.weight.data<float>();
     convolve.taps = s.taps;
     convolve.history = layer.history.data<float>();
@@ -136,11 +150,11 @@ void check(const Shape& s, const std::vector<Pass>& passes) {
     convolve.num_key_heads = s.key_heads;
     convolve.num_value_heads = s.value_heads;
     convolve.eps = kEps;
-    convolve.b = layer.b.data<float>();
-    convolve.alpha = layer.alpha.data<float>();
+    convolve.b = device_b.data<float>();
+    convolve.alpha = device_alpha.data<float>();
     convolve.a = layer.a.data<float>();
     convolve.dt = layer.dt.data<float>();
-    convolve.pass = layer.pass.data<PassScalars>();
+    convolve.pass = table.pass();
     launch(convolve, stream);
     DeltaNetDesc net;
     net.slots = slots;
@@ -148,37 +162,63 @@ void check(const Shape& s, const std::vector<Pass>& passes) {
     net.state_size = s.state_size;
     net.num_key_heads = s.key_heads;
     net.num_value_heads = s.value_heads;
-    net.out = layer.out.data<float>();
-    net.pass = layer.pass.data<PassScalars>();
+    net.out = out.data<float>();
+    net.pass = table.pass();
     launch(net, stream);
-    const auto got = test::download<float>(stream, layer.out.data(),
-                                           static_cast<size_t>(num_rows) * heads * static_cast<size_t>(s.state_size));
+    const auto got = test::download<float>(stream, out.data(), num_rows * heads * static_cast<size_t>(s.state_size));
 
     // The rows that are taken back are computed by a copy of the reference, the others by the reference itself.
-    std::vector<float> wanted;
-    Reference taken_back = reference;
-    for (int r = 0; r < num_rows; ++r) {
-      if (r == p.kept) taken_back = reference;
-      const auto at = static_cast<size_t>(r);
-      const auto out = (r < p.kept ? reference : taken_back)
-                           .step(&raw[at * static_cast<size_t>(s.channels())], &b[at * heads], &alpha[at * heads]);
-      wanted.insert(wanted.end(), out.begin(), out.end());
+    std::vector<float> wanted(got.size());
+    for (const DeviceSpan& span : spans) {
+      const auto i = static_cast<size_t>(span.sequence);
+      const int kept = sequences[i][pass].kept;
+      Reference taken_back = references[i];
+      for (int r = 0; r < span.num_rows; ++r) {
+        if (r == kept) taken_back = references[i];
+        const auto at = static_cast<size_t>(span.first_row + r);
+        const auto row = (r < kept ? references[i] : taken_back)
+                             .step(&raw[at * static_cast<size_t>(s.channels())], &b[at * heads], &alpha[at * heads]);
+        std::copy(row.begin(), row.end(), wanted.begin() + static_cast<int64_t>(at * row.size()));
+      }
+      turns[i].old_slot = 1 - span.old_slot;
+      turns[i].kept = span.is_window == 0 ? 0 : kept;
+      turns[i].replay = span.is_window == 0 ? 0 : kept - 1;
     }
-    INFO("state " << s.state_size << ", pass of " << p.rows << " rows, " << p.kept << " kept");
+    INFO("state " << s.state_size << ", " << count << " sequences, pass " << pass);
     CHECK(same_bits(got, wanted));
-    layer.scalars.old_slot = 1 - layer.scalars.old_slot;
-    layer.scalars.kept = is_chunk ? 0 : p.kept;
-    layer.scalars.replay = is_chunk ? 0 : p.kept - 1;
   }
 }
 
 TEST_CASE("delta net: windows kept in part are replayed, chunks applied whole; the same bits as token by token") {
-  const std::vector<Pass> passes{{-7, 7}, {1, 1},  {4, 2},  {4, 4}, {3, 1}, {9, 6},
+  const std::vector<Rows> passes{{-7, 7}, {1, 1},  {4, 2},  {4, 4}, {3, 1}, {9, 6},
                                  {2, 2},  {-2, 2}, {-1, 1}, {5, 3}, {1, 1}, {1, 1}};
-  test::for_each_order([&] { check({64, 2, 4, 4}, passes); });
-  check({128, 1, 2, 4}, passes);
-  check({16, 2, 6, 3}, passes);
-  check({32, 1, 1, 2}, passes);
+  test::for_each_order([&] { check({64, 2, 4, 4}, {passes}); });
+  check({128, 1, 2, 4}, {passes});
+  check({16, 2, 6, 3}, {passes});
+  check({32, 1, 1, 2}, {passes});
+}
+
+TEST_CASE("delta net: several sequences in one pass, joining and leaving, windows beside prompt chunks") {
+  const std::vector<std::vector<Rows>> three{
+      {{-7, 7}, {1, 1}, {4, 2}, {4, 4}, {0, 0}, {3, 1}},
+      {{0, 0}, {-3, 3}, {-12, 12}, {2, 1}, {9, 9}, {1, 1}},
+      {{1, 1}, {5, 3}, {0, 0}, {-1, 1}, {2, 2}, {0, 0}},
+  };
+  test::for_each_order([&] { check({16, 2, 4, 4}, three); });
+  check({64, 1, 2, 3}, three);
+  std::vector<std::vector<Rows>> eight;
+  for (int i = 0; i < 8; ++i) {
+    eight.emplace_back();
+    for (int pass = 0; pass < 5; ++pass) {
+      const int rows = 1 + (i * 5 + pass * 3) % 9;
+      if ((i + pass) % 4 == 3) {
+        eight.back().push_back({-rows, rows});
+      } else {
+        eight.back().push_back({rows, 1 + (i + pass) % rows});
+      }
+    }
+  }
+  check({32, 1, 2, 4}, eight);
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 #include "kernels/rows/embed_cuda.h"
 #include "kernels/select/choose_cuda.h"
 #include "kernels/select/softmax.h"
-#include "tests/kernels/cuda/cuda_test_support.h"
+#include "tests/kernels/cuda/cuda_pass_support.h"
 
 namespace foretoken::cuda {
 namespace {
@@ -18,16 +18,20 @@ struct Choices {
   std::vector<float> shares;
 };
 
-Choices choose(const Stream& stream, const std::vector<float>& logits, int num_rows, float temperature, uint64_t seed,
-               int position, const std::vector<int32_t>& groups = {}) {
+// Choices behind the rows of a pass; each sequence has its own sampling.
+Choices choose(const Stream& stream, const std::vector<float>& logits, const std::vector<DeviceSpan>& spans,
+               const std::vector<SamplingScalars>& sampling, bool by_sequence,
+               const std::vector<int32_t>& groups = {}) {
+  const test::PassOnDevice pass(stream, spans);
+  int num_rows = 0;
+  for (const DeviceSpan& span : spans) num_rows += span.num_rows;
   const auto count = static_cast<int64_t>(logits.size()) / num_rows;
-  const DeviceBuffer device = test::upload(stream, logits),
-                     sampling = test::upload(stream, std::vector<SamplingScalars>{{temperature, seed}}),
-                     device_position = test::upload(stream, std::vector<int32_t>{position - 1}),
+  const DeviceBuffer device = test::upload(stream, logits), device_sampling = test::upload(stream, sampling),
                      device_groups = test::upload(stream, groups),
                      num_groups = test::upload(stream, std::vector<int32_t>{static_cast<int32_t>(groups.size())});
-  const DeviceBuffer ids(static_cast<size_t>(num_rows) * 4), shares(static_cast<size_t>(num_rows) * 4),
-      work(static_cast<size_t>(ChooseDesc::work_floats(num_rows)) * 4);
+  const size_t num_results = by_sequence ? sampling.size() : static_cast<size_t>(num_rows);
+  const DeviceBuffer ids(num_results * 4), shares(num_results * 4),
+      work(static_cast<size_t>(ChooseDesc::work_floats(num_rows + 1)) * 4);
   ChooseDesc desc;
   desc.logits = device.data<float>();
   desc.logits_stride = desc.num_logits = count;
@@ -36,16 +40,30 @@ Choices choose(const Stream& stream, const std::vector<float>& logits, int num_r
     desc.device_num_groups = num_groups.data<int32_t>();
     desc.num_ids = 41 * 16;
   }
-  desc.sampling = sampling.data<SamplingScalars>();
-  desc.device_position = device_position.data<int32_t>();
-  desc.position_offset = 1;
+  desc.pass = pass.pass();
+  desc.sampling = device_sampling.data<SamplingScalars>();
+  desc.by_sequence = by_sequence;
   desc.ids = ids.data<int32_t>();
   desc.shares = shares.data<float>();
   desc.work = work.data<float>();
-  desc.max_rows = num_rows;
+  desc.max_rows = num_rows + 1;
   launch(desc, stream);
-  return {test::download<int32_t>(stream, ids.data(), static_cast<size_t>(num_rows)),
-          test::download<float>(stream, shares.data(), static_cast<size_t>(num_rows))};
+  return {test::download<int32_t>(stream, ids.data(), num_results),
+          test::download<float>(stream, shares.data(), num_results)};
+}
+
+DeviceSpan span_at(int position, int num_rows, int sequence) {
+  DeviceSpan span;
+  span.position = position;
+  span.num_rows = num_rows;
+  span.sequence = sequence;
+  return span;
+}
+
+// One sequence: the choice behind row 0 stands at `position`.
+Choices choose(const Stream& stream, const std::vector<float>& logits, int num_rows, float temperature, uint64_t seed,
+               int position, const std::vector<int32_t>& groups = {}) {
+  return choose(stream, logits, {span_at(position - 1, num_rows, 0)}, {{temperature, seed}}, false, groups);
 }
 
 TEST_CASE("choice: the sampler's own, greedy and with noise") {
@@ -72,6 +90,40 @@ TEST_CASE("choice: the sampler's own, greedy and with noise") {
       }
     }
   });
+}
+
+TEST_CASE("choice: every sequence with its own temperature, seed and position") {
+  const Stream stream;
+  const int64_t vocab = 333;
+  const std::vector<SamplingScalars> sampling{{0.9f, 5}, {0.0f, 0}, {1.4f, 77}, {0.9f, 6}};
+  const std::vector<DeviceSpan> spans = test::in_a_row({span_at(9, 2, 2), span_at(700, 1, 0), span_at(9, 3, 1)});
+  const std::vector<float> logits = random_values(static_cast<size_t>(6 * vocab), 8);
+  const Choices by_row = choose(stream, logits, spans, sampling, false);
+  for (const DeviceSpan& span : spans) {
+    SamplingOptions options;
+    options.temperature = sampling[static_cast<size_t>(span.sequence)].temperature;
+    options.seed = sampling[static_cast<size_t>(span.sequence)].seed;
+    for (int r = 0; r < span.num_rows; ++r) {
+      const auto row = static_cast<size_t>(span.first_row + r);
+      const TokenId want =
+          choose_token(Isa::kScalar, &logits[row * static_cast<size_t>(vocab)], vocab, options, span.position + r + 1);
+      CHECK(by_row.ids[row] == want);
+    }
+  }
+  // One row of each, its result where the sequence's place is.
+  const std::vector<DeviceSpan> ones = test::in_a_row({span_at(4, 1, 3), span_at(8, 1, 0)});
+  const std::vector<float> two(logits.begin(), logits.begin() + 2 * vocab);
+  const Choices by_sequence = choose(stream, two, ones, sampling, true);
+  for (const DeviceSpan& span : ones) {
+    SamplingOptions options;
+    const auto at = static_cast<size_t>(span.sequence);
+    options.temperature = sampling[at].temperature;
+    options.seed = sampling[at].seed;
+    const float* row = &two[static_cast<size_t>(span.first_row * vocab)];
+    const TokenId want = choose_token(Isa::kScalar, row, vocab, options, span.position + 1);
+    CHECK(by_sequence.ids[at] == want);
+    CHECK(by_sequence.shares[at] == Approx(softmax_share(Isa::kScalar, row, vocab, want)).epsilon(1e-4));
+  }
 }
 
 TEST_CASE("choice: NaN and infinities as the sampler takes them") {

@@ -220,7 +220,8 @@ TEST_CASE("device session: drafting rests and begins again") {
     }
     DeviceCycle& cycle = *device.engine().device_cycle();
     cycle.begin(device.sequence().state_for_device(), {}, known[0], prompt_chunk - 1);
-    CHECK(cycle.first_confidence() < 0);
+    SequenceState& sequence = device.sequence().state_for_device();
+    CHECK(cycle.first_confidence(sequence) < 0);
     std::vector<TokenId> got{known[0]};
     for (const int k : {0, 0, 2, 1, 0, 3, 3, 0, 0, 0, 0, 0, 2}) {
       if (got.size() + static_cast<size_t>(k) + 1 >= known.size()) break;
@@ -228,11 +229,12 @@ TEST_CASE("device session: drafting rests and begins again") {
                                   known.begin() + static_cast<int64_t>(got.size()) + k);
       const size_t wrong = got.size() % 4;  // of the drafts, the first that is wrong
       if (wrong < forced.size()) forced[wrong] = (forced[wrong] + 1) % 200;
-      const DeviceCycle::Outcome& outcome = cycle.run({got.back(), k, forced});
+      const DeviceCycle::Window window{&sequence, got.back(), k, forced};
+      const DeviceCycle::Verified& outcome = cycle.run({&window, 1}).windows[0];
       CHECK(outcome.num_accepted == static_cast<int>(std::min(wrong, forced.size())));
       CHECK(outcome.confidences.size() == static_cast<size_t>(k));
       for (const float c : outcome.confidences) CHECK((c > 0 && c <= 1.0001f));
-      CHECK((cycle.first_confidence() > 0) == (k > 0));
+      CHECK((cycle.first_confidence(sequence) > 0) == (k > 0));
       got.insert(got.end(), outcome.choices.begin(), outcome.choices.begin() + outcome.num_accepted + 1);
     }
     REQUIRE(got.size() > 12);

@@ -1,0 +1,123 @@
+#include "engine/cuda/cuda_state.h"
+
+#include <algorithm>
+
+#include "engine/backend.h"
+#include "kernels/base/error.h"
+
+namespace foretoken::cuda {
+
+namespace {
+
+KvShape shape_of(const ModelConfig& c, const SessionOptions& o) {
+  const auto num_attention = static_cast<int>(std::count(c.recurrent.begin(), c.recurrent.end(), false));
+  return {num_attention + (o.with_mtp ? 1 : 0), c.num_kv_heads, c.head_dim, o.kv_type};
+}
+
+}  // namespace
+
+CudaState::CudaState(const ModelConfig& c, const SessionOptions& o)
+    : kv(static_cast<size_t>(shape_of(c, o).num_layers)),
+      recurrent(static_cast<size_t>(std::count(c.recurrent.begin(), c.recurrent.end(), true))),
+      shape_(shape_of(c, o)),
+      num_pages_(static_cast<int>(kv_pages(o, shape_.page_bytes()))),
+      pages_per_sequence_(pages_of(o.ctx_size)),
+      parallel_(o.parallel),
+      state_values_(int64_t{c.num_value_heads} * c.state_size * c.state_size),
+      history_values_((c.conv_taps - 1) * c.conv_channels()) {
+  kv_memory_.take(num_pages_ * shape_.page_bytes(), pages_);
+  tables_.take(parallel_ * pages_per_sequence_, table_);
+  const int64_t window_rows = int64_t{parallel_} * o.max_window;
+  for (Recurrent& layer : recurrent) {
+    recurrent_memory_.take(parallel_ * state_values_, layer.state);
+    recurrent_memory_.take(parallel_ * history_values_, layer.history);
+    layer.slots.window_rows = o.max_window;
+    for (DeltaSlot& slot : layer.slots.slots) {
+      recurrent_memory_.take(window_rows * c.conv_channels(), slot.raw);
+      recurrent_memory_.take(window_rows * c.conv_channels(), slot.mixed);
+      recurrent_memory_.take(window_rows * c.num_value_heads, slot.beta);
+      recurrent_memory_.take(window_rows * c.num_value_heads, slot.decay);
+    }
+  }
+}
+
+void CudaState::allocate(const Stream& stream) {
+  kv_memory_.allocate("the KV cache");
+  tables_.allocate("the tables of pages");
+  recurrent_memory_.allocate("the recurrent state");
+  recurrent_memory_.clear(stream);
+  for (size_t i = 0; i < kv.size(); ++i) {
+    DeviceKv& layer = kv[i];
+    layer.data = pages_ + static_cast<int64_t>(i) * shape_.num_kv_heads * shape_.head_bytes();
+    layer.page_stride = shape_.page_bytes() / kv_value_bytes(shape_.type);
+    layer.pages = table_.device;
+    layer.pages_per_sequence = pages_per_sequence_;
+    layer.type = shape_.type;
+  }
+}
+
+void CudaState::set_pages(const SequenceState& sequence) {
+  FT_CHECK(sequence.slot >= 0 && sequence.slot < parallel_);
+  FT_CHECK(static_cast<int64_t>(sequence.pages.size()) <= pages_per_sequence_);
+  int32_t* to = table_.host + sequence.slot * pages_per_sequence_;
+  if (std::equal(sequence.pages.begin(), sequence.pages.end(), to)) return;
+  std::copy(sequence.pages.begin(), sequence.pages.end(), to);
+  table_changed_ = true;
+}
+
+void CudaState::send_pages(const Stream& stream) {
+  if (!table_changed_) return;
+  tables_.send(stream);
+  table_changed_ = false;
+}
+
+void CudaState::reset(const Stream& stream, int slot) {
+  for (const Piece& piece : state_pieces(slot)) fill_zero(stream, piece.data, piece.size_bytes);
+}
+
+std::vector<CudaState::Piece> CudaState::state_pieces(int slot) const {
+  std::vector<Piece> pieces;
+  for (const Recurrent& layer : recurrent) {
+    pieces.push_back({layer.state + slot * state_values_, static_cast<size_t>(state_values_) * sizeof(float)});
+    pieces.push_back({layer.history + slot * history_values_, static_cast<size_t>(history_values_) * sizeof(float)});
+  }
+  return pieces;
+}
+
+size_t CudaState::state_bytes() const {
+  return recurrent.size() * static_cast<size_t>(state_values_ + history_values_) * sizeof(float);
+}
+
+void CudaPassTable::declare(MirroredArena& arena, int64_t max_rows, int64_t max_spans) {
+  arena.take(1, counts);
+  arena.take(max_spans, spans);
+  arena.take(max_rows, span_of_row);
+}
+
+void CudaPassTable::add(DeviceSpan span) {
+  PassCounts& count = *counts.host;
+  span.first_row = count.num_rows;
+  span.window_row = 0;
+  if (count.num_spans > 0) {
+    const DeviceSpan& before = spans.host[count.num_spans - 1];
+    span.window_row = before.window_row + (before.is_window != 0 ? before.num_rows : 0);
+  }
+  std::fill_n(span_of_row.host + count.num_rows, span.num_rows, count.num_spans);
+  spans.host[count.num_spans] = span;
+  count.num_rows += span.num_rows;
+  ++count.num_spans;
+}
+
+DeviceSpan device_span(const SequenceState& sequence, int num_rows, int64_t position, bool is_window) {
+  DeviceSpan span;
+  span.num_rows = num_rows;
+  span.position = static_cast<int32_t>(position);
+  span.sequence = sequence.slot;
+  span.is_window = is_window ? 1 : 0;
+  span.old_slot = sequence.turn.old_slot;
+  span.kept = sequence.turn.kept;
+  span.replay = sequence.turn.replay;
+  return span;
+}
+
+}  // namespace foretoken::cuda
