@@ -47,7 +47,6 @@ class HotExperts {
   /// The expert served some row of a pass.
   void count(int layer, int expert);
   [[nodiscard]] const ExpertPlaces& reads() const { return reads_; }
-  void clear_reads() { reads_ = {}; }
 
   struct Fill {
     int layer = 0;

@@ -63,10 +63,6 @@ float Event::milliseconds_since(const Event& begin) const {
   return milliseconds;
 }
 
-void wait_for(const Stream& stream, const Event& event) {
-  check(cudaStreamWaitEvent(stream_of(stream), static_cast<cudaEvent_t>(event.handle()), 0), "ordering two streams");
-}
-
 Graph::Graph(const Stream& stream, const std::function<void()>& work) {
   check(cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeThreadLocal), "starting to record a graph");
   cudaGraph_t graph = nullptr;

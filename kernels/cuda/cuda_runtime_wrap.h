@@ -63,8 +63,6 @@ class Event {
   void* handle_ = nullptr;
 };
 
-/// Work put into `stream` from now on waits for `event`.
-void wait_for(const Stream& stream, const Event& event);
 
 /// Work that was recorded once and is started as one. Pointers and sizes are those of the recording: what changes
 /// between replays has to be read from device memory.

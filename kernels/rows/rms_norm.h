@@ -13,8 +13,7 @@ namespace foretoken {
 /// then `out` may be all zeros, so nobody can tell from `out`.
 float rms_norm(Isa isa, const float* x, const float* weight, int64_t n, float eps, float* out);
 
-/// out[i] = (x[i] * inverse) * silu(z[i]) * weight... the gated norm of the delta net: rms_norm(x, weight) * silu(z),
-/// in this order: (x[i] * inverse * weight[i]) * silu(z[i]).
+/// out[i] = ((x[i] * inverse) * weight[i]) * silu(z[i]), inverse as in rms_norm: the gated norm of the delta net.
 float rms_norm_gated(Isa isa, const float* x, const float* weight, const float* z, int64_t n, float eps, float* out);
 
 /// out[i] = x[i] * (1 / max(sqrt(sum(x^2)), eps)), the sum as in rms_norm. out may be x.

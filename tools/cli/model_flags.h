@@ -97,9 +97,9 @@ struct ModelFlags {
   /// Options of a session whose widest window holds `mtp` drafts.
   [[nodiscard]] SessionOptions session_options(int mtp) const;
 
-  /// Decode options as the flags give them. The caller adds what concerns its command.
   /// Rows of --draft-vocab for this model; 0: all.
   [[nodiscard]] int64_t draft_rows(const ModelConfig& config) const;
+  /// Decode options as the flags give them. The caller adds what concerns its command.
   [[nodiscard]] DecodeOptions decode_options() const;
 
   /// Read bandwidth of this machine with `threads` threads, bytes a second. Takes about a second.

@@ -125,7 +125,6 @@ float Event::milliseconds_since(const Event& begin) const {
                                                   *static_cast<Clock::time_point*>(begin.handle_))
       .count();
 }
-void wait_for(const Stream&, const Event&) {}
 
 Graph::Graph(const Stream& stream, const Work& work) {
   auto* graph = new EmulatedGraph;
