@@ -120,7 +120,8 @@ void DraftController::rest_or_probe(const DraftingBatch& batch, std::span<int> n
     }
     if (!history.is_resting_) {
       history.is_resting_ = true;
-      history.rested_ = 0;
+      // Until the first draft the end of the prompt waits as well.
+      history.rested_ = history.own_.has_counted() ? 0 : kMostWaiting;
       history.saved_ = -history.lost_;
       history.lost_ = 0;
       if (history.saving_rate_ == 0) history.saving_rate_ = kFirstSavingRate;

@@ -77,8 +77,6 @@ class DraftController {
   void observe_prompt(int num_rows, double distinct_experts, double ms) {
     cost_.observe_prompt({1, num_rows}, distinct_experts, ms);
   }
-  /// Prompt rows through the MTP layer.
-  void observe_prompt_drafter(int num_rows, double ms) { cost_.observe_catch_up(num_rows, ms); }
   /// is_first: the head alone; otherwise a chained step through the layer.
   void observe_draft(bool is_first, double ms) {
     is_first ? cost_.observe_first_draft(1, ms) : cost_.observe_step(1, ms);

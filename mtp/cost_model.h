@@ -74,14 +74,12 @@ class CostModel {
   [[nodiscard]] double another_draft_ms(int draft, int num_sequences) const;
 
   /// The drafter takes in tokens that it was not told of while drafting rested.
-  [[nodiscard]] double catch_up_ms(int num_rows) const { return num_rows * catch_up_row_ms_; }
+  [[nodiscard]] double catch_up_ms(int num_rows) const;
 
   /// A pass of windows (no prompt rows) took so long. distinct_experts: its U, 0 where it is not known.
   void observe_window(const PassShape& pass, double distinct_experts, double ms);
   /// A pass over prompt rows, alone or beside windows.
   void observe_prompt(const PassShape& pass, double distinct_experts, double ms);
-  /// The drafter took in prompt rows or tokens that waited, in a pass of their own.
-  void observe_catch_up(int num_rows, double ms);
   // Steps of num_sequences sequences at once. First: the head alone, after the refresh.
   void observe_first_draft(int num_sequences, double ms) { observe_draft(kFirst, num_sequences, ms); }
   void observe_step(int num_sequences, double ms) { observe_draft(kStep, num_sequences, ms); }
@@ -117,7 +115,6 @@ class CostModel {
   double plain_total_ms_ = 0;  // and their sum
   bool is_warm_ = false;
   int widest_window_ = 1;
-  double catch_up_row_ms_ = 0;
 
   double ms_per_byte_ = 0, ms_per_row_ = 0;
   // Covariance of the errors of log(ms_per_byte_) and log(ms_per_row_).

@@ -16,6 +16,8 @@ class AcceptanceCounts {
   /// confidences [drafted]; the first num_accepted were right, the next was wrong, those behind it were never judged.
   void count(std::span<const float> confidences, int num_accepted);
 
+  [[nodiscard]] bool has_counted() const { return overall_.all > 0; }
+
   /// Probability that a draft is right, of this confidence or of one not known yet.
   [[nodiscard]] double rate(float confidence) const;
   [[nodiscard]] double rate() const;

@@ -400,8 +400,7 @@ void Generator::refresh(std::span<const Part> parts) {
       Stopwatch watch;
       const DraftTimes times = drafter_->follow(known_);
       const double ms = watch.lap_ms();
-      bool with_prompts = false, with_windows = false;
-      int prompt_rows = 0;
+      bool with_prompts = false;
       for (size_t i = 0; i < parts.size(); ++i) {
         Generation& g = *parts[i].generation;
         if (!g.drafts_ || g.is_finished()) continue;
@@ -409,7 +408,6 @@ void Generator::refresh(std::span<const Part> parts) {
         DecodeStatistics& s = g.statistics_;
         if (parts[i].prompt_rows > 0) {
           with_prompts = true;
-          prompt_rows += parts[i].prompt_rows;
           s.prompt_ms += ms;
           s.prompt_mtp_ms += ms;
           if (!g.was_read_ && drafter_->needs_hidden()) {
@@ -417,13 +415,10 @@ void Generator::refresh(std::span<const Part> parts) {
             std::copy_n(engine_.hidden(last), g.previous_hidden_.size(), g.previous_hidden_.data());
           }
         } else {
-          with_windows = true;
           s.refresh_ms += ms - times.first_ms;
           if (g.planned_ > 0) s.draft_ms += times.first_ms;
         }
       }
-      if (with_prompts && !with_windows && engine_.options().device == Device::kCpu)
-        controller_.cost().observe_catch_up(prompt_rows, ms);
       if (!with_prompts && times.follow_sequences > 0) {
         controller_.cost().observe_refresh(times.follow_sequences, times.follow_ms);
         controller_.cost().observe_first_draft(times.follow_sequences, times.first_ms);

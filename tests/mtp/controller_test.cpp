@@ -100,11 +100,11 @@ Run decode(const Machine& machine, const std::vector<Text>& texts, const Options
   for (size_t s = 0; s < num_sequences; ++s) dice.emplace_back(options.seed * 100 + static_cast<uint32_t>(s));
   std::vector<std::vector<float>> confidences(num_sequences);
   std::vector<DraftingSequence> sequences(num_sequences);
-  std::vector<int> planned(num_sequences), extended(num_sequences), tokens(num_sequences, 0), waiting(num_sequences, 0);
+  std::vector<int> planned(num_sequences), extended(num_sequences), tokens(num_sequences, 0),
+      waiting(num_sequences, 25);
   const int spans = static_cast<int>(num_sequences);
   CostModel& cost = controller.cost();
   cost.observe_prompt({1, 25}, machine.prompt_experts, machine.prompt_ms * options.disturbance(-1));
-  cost.observe_catch_up(25, 25 * machine.catch_up_row);
 
   Run run;
   double time = 0;
@@ -123,7 +123,8 @@ Run decode(const Machine& machine, const std::vector<Text>& texts, const Options
         sequences[s].limit = 0;
         continue;
       }
-      time += waiting[s] * machine.catch_up_row;
+      // Beyond 64 they are taken in whether drafts come or not.
+      time += std::min(waiting[s], 64) * machine.catch_up_row;
       waiting[s] = 0;
       ++drafting;
       confidences[s].push_back(texts[s].sure);
