@@ -63,7 +63,6 @@ class Event {
   void* handle_ = nullptr;
 };
 
-
 /// Work that was recorded once and is started as one. Pointers and sizes are those of the recording: what changes
 /// between replays has to be read from device memory.
 class Graph {

@@ -64,8 +64,8 @@ TEST_CASE("faults of the MTP layer end what measures or checks it, and leave the
   RandomModel{}.write(whole);
   write_spoiled(model, "blk.2.attn_output.weight", 1e37f);
   const auto decode = [](const std::string& path) {
-    return run({"decode", "-m", path, "-p", "the", "-n", "8", "--ignore-eos", "--mtp", "2", "--mtp-fixed",
-                "--json", "-"});
+    return run(
+        {"decode", "-m", path, "-p", "the", "-n", "8", "--ignore-eos", "--mtp", "2", "--mtp-fixed", "--json", "-"});
   };
   const Outcome spoiled = decode(model);
   REQUIRE(spoiled.exit_code == 0);
