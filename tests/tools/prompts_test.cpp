@@ -13,7 +13,6 @@ namespace {
 
 using Json = nlohmann::json;
 
-
 std::string written(const TempFolder& folder, const std::string& name, const std::string& text) {
   std::ofstream(folder.file(name)) << text;
   return folder.file(name);
