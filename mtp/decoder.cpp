@@ -9,7 +9,7 @@
 namespace foretoken {
 
 GeneratorOptions DecodeOptions::generator() const {
-  return {mtp > 0, mtp, controller, draft_vocab};
+  return {mtp > 0 && draft_mtp, mtp, controller, draft_vocab, mtp > 0 && draft_ngram};
 }
 
 GenerationOptions DecodeOptions::generation(int64_t prompt_tokens) const {
@@ -44,9 +44,10 @@ void check_prompt_length(const Model& model, int64_t prompt_tokens, int64_t ctx_
 }
 
 DecodeResult decode(Session& session, std::span<const TokenId> prompt, const DecodeOptions& options) {
-  check_mtp(session.model(), options.mtp);
+  if (options.draft_mtp) check_mtp(session.model(), options.mtp);
   FT_CHECK(!prompt.empty());
-  FT_CHECK(options.mtp == 0 || (session.options().with_mtp && session.options().max_window > options.mtp));
+  FT_CHECK(options.mtp == 0 || session.options().max_window > options.mtp);
+  FT_CHECK(options.mtp == 0 || !options.draft_mtp || session.options().with_mtp);
   check_prompt_length(session.model(), static_cast<int64_t>(prompt.size()), session.options().ctx_size);
   session.reset();
   Generation generation(session.sequence(), {prompt.begin(), prompt.end()},

@@ -17,6 +17,8 @@ struct DecodeOptions {
   int mtp = 0;             // most drafts a window; 0: off. 0 .. kMaxDraft
   bool controller = true;  // let the controller choose shorter drafts, down to 0
   int64_t draft_vocab = kAutoDraftVocab;
+  bool draft_mtp = true;     // who drafts: the MTP layer
+  bool draft_ngram = false;  // the text's own past, before the MTP layer where both do
   SamplingOptions sampling;
   bool ignore_eos = false;
   const std::atomic<bool>* stop = nullptr;  // set from a signal handler: ends after the current window or prompt chunk

@@ -5,18 +5,23 @@
 #include "engine/device_cycle.h"
 #include "kernels/base/error.h"
 #include "mtp/accept.h"
+#include "mtp/chain_drafter.h"
 #include "mtp/mtp_drafter.h"
+#include "mtp/ngram_drafter.h"
 
 namespace foretoken {
 
 namespace {
 
 DecodeBytes costs(const Engine& engine, const GeneratorOptions& options) {
-  if (!options.mtp) return {};
+  if (options.max_drafts == 0) return {};
   const bool chosen = options.draft_vocab != kAutoDraftVocab;
-  return decode_bytes(engine.model(),
-                      chosen ? options.draft_vocab : auto_draft_vocab(engine.model().config().vocab_size),
-                      engine.options().device);
+  DecodeBytes bytes =
+      decode_bytes(engine.model(), chosen ? options.draft_vocab : auto_draft_vocab(engine.model().config().vocab_size),
+                   engine.options().device);
+  // Drafts out of the text cost no pass.
+  if (!options.mtp) bytes.mtp_dense = bytes.mtp_routed = bytes.draft_head = 0;
+  return bytes;
 }
 
 }  // namespace
@@ -25,12 +30,21 @@ Generator::Generator(Engine& engine, const GeneratorOptions& options)
     : engine_(engine), options_(options), controller_(costs(engine, options), options.max_drafts, !options.controller) {
   FT_CHECK(options.max_drafts >= 0 && options.max_drafts <= kMaxDraft);
   FT_CHECK(options.max_drafts < engine.options().max_window);
-  if (options.mtp) {
-    source_ = std::make_unique<MtpDrafter>(engine);
+  if (options.mtp || options.ngram) {
+    std::vector<std::unique_ptr<Drafter>> drafters;
+    if (options.ngram) drafters.push_back(std::make_unique<NgramDrafter>(engine));
+    if (options.mtp) drafters.push_back(std::make_unique<MtpDrafter>(engine));
+    if (drafters.size() == 1) {
+      source_ = std::move(drafters.front());
+    } else {
+      source_ = std::make_unique<ChainDrafter>(engine, std::move(drafters));
+    }
     drafter_.emplace(*source_, engine);
+  }
+  if (options.mtp) {
     vocabulary_.emplace(engine, options.draft_vocab);
   }
-  if (engine.options().parallel == 1) device_ = engine.device_cycle();
+  if (!options.ngram && engine.options().parallel == 1) device_ = engine.device_cycle();
   const auto parallel = static_cast<size_t>(engine.options().parallel);
   const auto max_rows = static_cast<size_t>(engine.max_rows());
   inputs_.reserve(parallel);

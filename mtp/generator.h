@@ -23,6 +23,7 @@ struct GeneratorOptions {
   bool controller = true;  // let the controller choose shorter drafts, down to 0
   // Head rows that drafts read (low ids; special and seen ones are added); 0: all; kAutoDraftVocab: auto_draft_vocab().
   int64_t draft_vocab = kAutoDraftVocab;
+  bool ngram = false;  // the text's own past drafts, before the MTP layer where both do
 };
 
 /// Moves any number of generations over one engine on, a step at a time: draft, verify, accept, commit, refresh, for

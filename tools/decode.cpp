@@ -41,6 +41,7 @@ struct DecodeFlags {
     line.add_output("json", &json_path, "FILE",
                     "write the result and the statistics as JSON; -: to standard output, in place of the text");
     model.parallel = 4;
+    model.add_draft(line);
     model.add_batch(line);
     model.add_to(line);
     if (!line.parse(argc, argv)) return false;
@@ -98,7 +99,7 @@ int run_prompts(DecodeFlags& flags, OutputFile& json_file) {
   run.ignore_eos = flags.ignore_eos;
   run.print_ids = flags.print_ids;
   const Model model = flags.model.load([&](const Model& header) {
-    check_mtp(header, flags.model.mtp);
+    flags.model.check_drafts(header, flags.model.mtp);
     for (const Prompt& prompt : prompts) {
       run.prompts.push_back(tokenize_prompt(prompt, header.tokenizer()));
       flags.model.check_room(header.config(), prompt.source, run.prompts.back().size(), /*takes_what_it_needs=*/false,
@@ -119,7 +120,7 @@ int run_decode(int argc, const char* const* argv) {
 
   std::vector<TokenId> prompt_ids;
   const Model model = flags.model.load([&](const Model& header) {
-    check_mtp(header, flags.model.mtp);
+    flags.model.check_drafts(header, flags.model.mtp);
     prompt_ids = tokenize_prompt(prompt, header.tokenizer());
     flags.model.check_room(header.config(), prompt.source, prompt_ids.size(), /*takes_what_it_needs=*/false,
                            "shorten the prompt");

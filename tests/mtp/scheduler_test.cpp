@@ -128,14 +128,17 @@ struct Running {
 void check_schedule(const Subject& subject, uint64_t seed, int64_t& num_checked) {
   std::mt19937_64 random(seed);
   const int parallel = 2 + static_cast<int>(random() % 7);
-  const int max_drafts = subject.has_mtp() ? static_cast<int>(random() % 5) : 0;
+  const bool ngram = random() % 3 == 0;  // alone where there is no MTP layer, before it where there is one
+  const int max_drafts = subject.has_mtp() || ngram ? static_cast<int>(random() % 5) : 0;
+  const bool mtp = subject.has_mtp() && max_drafts > 0;
   SessionOptions options = subject.options(parallel, max_drafts);
+  options.with_mtp = mtp;
   options.prompt_chunk = 1 + static_cast<int>(random() % 40);
   options.threads = 1 + static_cast<int>(random() % 3);
   options.moe_verify = random() % 2 == 0 ? MoeVerify::kGrouped : MoeVerify::kPerToken;
   Engine engine(subject.model(), options);
   SchedulerOptions scheduling;
-  scheduling.generator = {max_drafts > 0, max_drafts, random() % 2 == 0, kAutoDraftVocab};
+  scheduling.generator = {mtp, max_drafts, random() % 2 == 0, kAutoDraftVocab, ngram && max_drafts > 0};
   scheduling.step_ms = random() % 2 == 0 ? 0.01 : 1e6;
   Scheduler scheduler(engine, scheduling);
 

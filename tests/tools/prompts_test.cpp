@@ -80,6 +80,25 @@ TEST_CASE("What can never fit, and flags that belong together", "[program][promp
   CHECK(turns.exit_code == 0);
 }
 
+TEST_CASE("A text is the same whoever drafts it", "[program][prompts]") {
+  const std::string prompt = "def a(x):\n    return x + 1\n\ndef b(x):\n    return x + 1\n\ndef c(x):\n";
+  const auto ids = [&](std::vector<std::string> more) {
+    more.insert(more.end(), {"-p", prompt, "-n", "60", "--ignore-eos", "--json", "-"});
+    const Outcome outcome = run(decode(std::move(more)));
+    INFO(outcome.err);
+    REQUIRE(outcome.exit_code == 0);
+    return Json::parse(outcome.out);
+  };
+  const Json plain = ids({});
+  for (const char* draft : {"ngram", "ngram,mtp", "mtp"}) {
+    const Json got = ids({"--draft", draft, "--mtp", "4", "--mtp-fixed"});
+    CHECK(got["ids"] == plain["ids"]);
+    CHECK(got["drafted"].get<int64_t>() > 0);
+    CHECK(got["accepted"].get<int64_t>() > 0);
+  }
+  CHECK(run(decode({"-p", "x", "--draft", "eagle"})).exit_code == 2);
+}
+
 TEST_CASE("bench --batch compares the ids of its arms", "[program][prompts]") {
   const Outcome outcome = run({"bench", "-m", kDemoModel, "--batch", "1,3", "--arms", "off,mtp:2:fixed", "--rounds",
                                "1", "-n", "12", "--forced-acceptance", "0.8", "--ignore-eos", "--json", "-"});

@@ -70,6 +70,7 @@ struct BenchFlags {
                     "write the result as JSON; -: to standard output, in place of the table");
     line.add_output("csv", &csv_path, "FILE", "write one line an arm and round");
     model.needs_mtp = true;
+    model.add_draft(line);
     model.add_to(line);
     if (!line.parse(argc, argv)) return false;
     if (!batch_text.empty()) {
@@ -343,7 +344,7 @@ int run_bench(int argc, const char* const* argv) {
   std::vector<std::vector<TokenId>> prompts;
   const Model model = flags.model.load([&](const Model& header) {
     arms = flags.arms(header);
-    for (const BenchArm& arm : arms) check_mtp(header, arm.mtp);
+    for (const BenchArm& arm : arms) flags.model.check_drafts(header, arm.mtp);
     for (const Prompt& text : texts) prompts.push_back(flags.ids_of(text, header));
   });
   if (!flags.batches.empty()) return run_batches(flags, model, arms, std::move(prompts), json_file);

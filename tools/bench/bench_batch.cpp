@@ -50,7 +50,10 @@ class BatchRunner {
     options.ctx_size = std::min(longest_ + bench_.new_tokens + kMaxDraft + 1, model_.config().context_length);
     Engine engine(model_, options);
     SchedulerOptions scheduling;
-    scheduling.generator = {arm.mtp > 0, arm.mtp, arm.controller, flags_.draft_vocab.value_or(kAutoDraftVocab)};
+    DecodeOptions drafting = flags_.decode_options();
+    drafting.mtp = arm.mtp;
+    drafting.controller = arm.controller;
+    scheduling.generator = drafting.generator();
     scheduling.step_ms = 1e9;
     Scheduler scheduler(engine, scheduling);
     std::vector<Scheduler::Request*> requests;

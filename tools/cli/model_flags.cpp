@@ -77,6 +77,16 @@ void ModelFlags::add_placement(CommandLine& line) {
                 "split: hot experts of each other layer that the GPU keeps beside them");
 }
 
+void ModelFlags::add_draft(CommandLine& line) {
+  line.add_choice("draft", &draft_text, {"mtp", "ngram", "ngram,mtp"},
+                  "who drafts: the MTP layer; ngram: the text's own past, which any model has (most drafts: --mtp K, "
+                  "else 8); ngram,mtp: the past where it has an answer, else the MTP layer");
+}
+
+void ModelFlags::check_drafts(const Model& model, int most) const {
+  if (draft_mtp) check_mtp(model, most);
+}
+
 void ModelFlags::add_mtp(CommandLine& line) {
   line.section("Multi-token prediction");
   line.add_text(
@@ -110,6 +120,10 @@ void ModelFlags::resolve(const CommandLine& line) {
   ctx_flag = line.typed("ctx-size");
   if (model_path.empty()) throw UsageError("-m MODEL is missing: name a GGUF file");
   mtp = parse_mtp("--mtp", mtp_text);
+  draft_mtp = draft_text != "ngram";
+  draft_ngram = draft_text != "mtp";
+  // Who names a drafter wants drafts.
+  if (draft_ngram && !line.given("mtp")) mtp = kMaxDraft;
   if (mtp_fixed && mtp_text == "auto")
     throw UsageError("--mtp-fixed: needs a number of drafts, as in --mtp 3 --mtp-fixed");
   if (!kv_memory_text.empty()) kv_memory_bytes = parse_size("--kv-memory", kv_memory_text);
@@ -214,7 +228,7 @@ SessionOptions ModelFlags::session_options(int mtp) const {
   options.parallel = parallel;
   options.kv_memory_bytes = kv_memory_bytes;
   options.stop = &interrupted();
-  options.with_mtp = mtp > 0;
+  options.with_mtp = mtp > 0 && draft_mtp;
   options.moe_verify = moe_verify();
   options.isa = isa();
   options.threads = threads;
@@ -234,6 +248,8 @@ DecodeOptions ModelFlags::decode_options() const {
   options.mtp = mtp;
   options.controller = !mtp_fixed;
   options.draft_vocab = draft_vocab.value_or(kAutoDraftVocab);
+  options.draft_mtp = draft_mtp;
+  options.draft_ngram = draft_ngram;
   options.sampling = sampling;
   return options;
 }

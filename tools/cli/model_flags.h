@@ -33,7 +33,9 @@ struct ModelFlags {
   std::string mtp_text = "0";
   int mtp = 0;  // of mtp_text
   bool mtp_fixed = false;
-  std::optional<int> draft_vocab;  // nothing: auto_draft_vocab()
+  std::string draft_text = "mtp";
+  bool draft_mtp = true, draft_ngram = false;  // of draft_text
+  std::optional<int> draft_vocab;              // nothing: auto_draft_vocab()
   SamplingOptions sampling;
   int prompt_chunk = SessionOptions().prompt_chunk;
   int parallel = 1;  // texts at a time
@@ -68,6 +70,7 @@ struct ModelFlags {
   /// --parallel --kv-memory --step-ms: of commands that run several texts at once. REQUIRES: before add_to().
   void add_batch(CommandLine& line);
   void add_placement(CommandLine& line);  // --gpu-experts --gpu-layers --gpu-cache
+  void add_draft(CommandLine& line);      // --draft, of commands that decode. REQUIRES: before add_to()
   void add_mtp(CommandLine& line);        // --mtp --mtp-fixed --draft-vocab
   void add_sampling(CommandLine& line);   // --temp --top-k --top-p --min-p --seed
 
@@ -97,6 +100,8 @@ struct ModelFlags {
   /// Options of a session whose widest window holds `mtp` drafts.
   [[nodiscard]] SessionOptions session_options(int mtp) const;
 
+  /// Throws InputError if the model has no MTP layer for drafts that need one.
+  void check_drafts(const Model& model, int most) const;
   /// Rows of --draft-vocab for this model; 0: all.
   [[nodiscard]] int64_t draft_rows(const ModelConfig& config) const;
   /// Decode options as the flags give them. The caller adds what concerns its command.
