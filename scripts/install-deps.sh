@@ -5,7 +5,7 @@
 #   scripts/install-deps.sh --fuzz    what fuzzing needs: clang with its runtime libraries
 set -euo pipefail
 
-packages=(g++ cmake ninja-build pkg-config git libfmt-dev nlohmann-json3-dev libpcre2-dev libutf8proc-dev)
+packages=(g++ cmake ninja-build pkg-config git libboost-program-options-dev libfmt-dev nlohmann-json3-dev libpcre2-dev libutf8proc-dev)
 test_packages=(catch2 libsimde-dev libboost-context-dev clang-format-14)
 fuzz_packages=(clang libclang-rt-14-dev)
 

@@ -1,7 +1,9 @@
 #pragma once
 
+#include <boost/program_options/option.hpp>
+#include <boost/program_options/options_description.hpp>
 #include <cstdint>
-#include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -22,6 +24,8 @@ namespace foretoken {
 class CommandLine {
  public:
   CommandLine(std::string_view command, std::string_view usage, std::string_view summary);
+  CommandLine(const CommandLine&) = delete;  // the checks of values refer to it
+  CommandLine& operator=(const CommandLine&) = delete;
 
   /// Following flags go under this heading of the help text.
   void section(std::string_view heading);
@@ -65,38 +69,28 @@ class CommandLine {
   [[nodiscard]] std::string typed(std::string_view long_name) const;
 
  private:
-  /// Checks and stores a value; `typed` is the flag as it was typed, for messages.
-  using Setter = std::function<void(const std::string& typed, const std::string& value)>;
-  struct Flag {
-    std::string name;  // without dashes
-    char letter = 0;   // 0: none
-    std::string metavar, help;
-    bool is_switch = false;
-    std::optional<std::string> implicit;  // where the value may be left out
-    Setter set;
-    std::string typed;  // as it stood on the command line; empty: not given
-    std::string value;  // as it stood there
-  };
+  /// A heading of the help text, over the flags from this one up to the next section's first.
   struct Section {
     std::string heading;
-    std::vector<size_t> flags;
+    size_t first_flag;
   };
 
-  void add_value(std::string_view name, std::string_view metavar, std::string_view help,
-                 const std::string& shown_default, Setter set, std::optional<std::string> implicit = std::nullopt);
-  [[nodiscard]] const Flag& find(std::string_view long_name) const;
+  /// Takes ownership of `semantic`, which says whether a flag takes a value, checks it and stores it.
+  void add_flag(std::string_view name, boost::program_options::value_semantic* semantic, std::string_view help,
+                const std::string& shown_default = "");
   /// The flag that `argument` spells exactly, its value left aside; nullptr: none.
-  [[nodiscard]] Flag* match(std::string_view argument);
+  [[nodiscard]] const boost::program_options::option_description* match(std::string_view argument) const;
+  /// Takes the flag at the front of `tokens`, and its value where it stands apart.
+  [[nodiscard]] boost::program_options::option read_flag(std::vector<std::string>& tokens);
   [[noreturn]] void fail_unknown(std::string_view argument) const;
   [[noreturn]] void fail(std::string_view what) const;
   void print_help() const;
 
   std::string command_, usage_, summary_, epilogue_;
-  std::vector<Flag> flags_;
+  boost::program_options::options_description flags_, positional_;
   std::vector<Section> sections_;
   std::string positional_help_;
-  std::string* positional_ = nullptr;
-  bool help_ = false;
+  std::map<std::string, std::string, std::less<>> typed_;  // long name -> the flag as it was typed, if it was given
 };
 
 /// Whole number in [min, max]. Throws UsageError naming `what`, the text and the limits.

@@ -125,6 +125,22 @@ TEST_CASE("Nothing is glued to a short flag, and the message says what was typed
   }
 }
 
+TEST_CASE("Of several wrong values the one typed first is named", "[flags]") {
+  CHECK(refusal({"-n", "11", "-t", "5"}).starts_with("-n 11:"));
+  CHECK(refusal({"-t", "5", "-n", "11"}).starts_with("-t 5:"));
+  CHECK(refusal({"-t", "5", "--frobnicate"}).find("--frobnicate:") != std::string::npos);
+}
+
+TEST_CASE("A value that was left out is not taken from an argument behind it", "[flags]") {
+  for (const char* argument : {"-", "model.gguf"}) {
+    const Values v = parse({"--maybe", "--", argument});
+    CHECK(v.maybe == "auto");
+    CHECK(v.file == argument);
+  }
+  CHECK(parse({"--maybe", "-"}).maybe == "auto");
+  CHECK(parse({"--maybe", "-"}).file == "-");
+}
+
 TEST_CASE("Flags that people know from llama.cpp are answered with what to do here", "[flags]") {
   for (const char* flag : {"-ngl",
                            "--gpu-layers",
