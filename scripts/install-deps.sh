@@ -3,18 +3,21 @@
 #   scripts/install-deps.sh           what the program needs
 #   scripts/install-deps.sh --tests   what the tests need too
 #   scripts/install-deps.sh --fuzz    what fuzzing needs: clang with its runtime libraries
+#   scripts/install-deps.sh --package what making a .deb needs
 set -euo pipefail
 
 packages=(g++ cmake ninja-build pkg-config git libboost-program-options-dev libfmt-dev nlohmann-json3-dev libpcre2-dev libutf8proc-dev)
 test_packages=(catch2 libsimde-dev libboost-context-dev clang-format-14)
 fuzz_packages=(clang libclang-rt-14-dev)
+package_packages=(dpkg-dev file gzip)
 
 for argument in "$@"; do
   case "$argument" in
     --tests) packages+=("${test_packages[@]}") ;;
     --fuzz) packages+=("${fuzz_packages[@]}") ;;
+    --package) packages+=("${package_packages[@]}") ;;
     *)
-      echo "usage: install-deps.sh [--tests] [--fuzz]" >&2
+      echo "usage: install-deps.sh [--tests] [--fuzz] [--package]" >&2
       exit 2
       ;;
   esac

@@ -30,6 +30,7 @@ struct Invocation {
   std::string stderr_path;
   size_t stop_reading_after = SIZE_MAX;  // close the pipe after so many bytes, as `head -c` does
   std::function<void(pid_t, const std::string& so_far)> on_output;  // after each piece of standard output
+  std::string program = FORETOKEN_PROGRAM;
 };
 
 struct Outcome {
@@ -38,7 +39,7 @@ struct Outcome {
   std::string err;
 };
 
-/// Runs the program under test with these arguments. No shell in between.
+/// Runs a program, the one under test unless another is named, with these arguments. No shell in between.
 inline Outcome run(const Invocation& invocation) {
   std::array<int, 2> in, out, err;
   if (pipe2(in.data(), O_CLOEXEC) != 0 || pipe2(out.data(), O_CLOEXEC) != 0 || pipe2(err.data(), O_CLOEXEC) != 0) {
@@ -48,7 +49,7 @@ inline Outcome run(const Invocation& invocation) {
   for (char** variable = environ; *variable != nullptr; ++variable) {
     if (std::string(*variable).rfind("FORETOKEN_", 0) != 0) environment.push_back(*variable);
   }
-  std::vector<std::string> arguments = {FORETOKEN_PROGRAM};
+  std::vector<std::string> arguments = {invocation.program};
   arguments.insert(arguments.end(), invocation.arguments.begin(), invocation.arguments.end());
   std::vector<char*> argv, envp;
   for (std::string& argument : arguments) argv.push_back(argument.data());
