@@ -48,9 +48,10 @@ std::unique_ptr<Backend> make_backend(const Model& model, const SessionOptions& 
 /// What a saved sequence begins with; then its pages, its recurrent states, and the SHA-256 of all before in
 /// hexadecimal digits.
 struct SavedHeader {
-  char magic[8] = {'F', 'T', 'S', 'E', 'Q', '0', '0', '1'};
+  char magic[8] = {'F', 'T', 'S', 'E', 'Q', '0', '0', '2'};
   char model[64] = {};  // Model::fingerprint
   int64_t length = 0;
+  uint64_t num_pages = 0;
   uint64_t page_bytes = 0;
   uint64_t state_bytes = 0;
   uint64_t total_bytes = 0;  // with the checksum
@@ -331,13 +332,18 @@ void Sequence::commit(int num_rows) {
   pending_ = 0;
 }
 
+size_t Sequence::used_pages() const {
+  const int64_t ahead = engine_.options().with_mtp ? 1 : 0;
+  return std::min(static_cast<size_t>(pages_of(length() + ahead)), state_.pages.size());
+}
+
 bool Sequence::copy(Sequence& from, int64_t mtp_length) {
   Engine::Impl& e = *engine_.impl_;
   FT_CHECK(&from.engine_ == &engine_ && from.pending_ == 0 && mtp_length <= from.length());
   FT_CHECK(length() == 0 && state_.pages.empty());
   // A page is shared once the trunk and the MTP layer have filled it: until then somebody will write to it.
   const int64_t full = (e.options().with_mtp ? std::min(from.length(), mtp_length) : from.length()) / kPagePositions;
-  const int64_t used = pages_of(from.length());
+  const auto used = static_cast<int64_t>(from.used_pages());
   if (used - full > e.pages.num_free()) return false;
   e.backend->settle(from.state_);
   std::vector<std::byte> bytes(e.backend->page_bytes());
@@ -365,10 +371,11 @@ std::vector<std::byte> Sequence::save() {
   Engine::Impl& e = *engine_.impl_;
   FT_CHECK_EQ(pending_, 0);
   e.backend->settle(state_);
-  const auto used = static_cast<size_t>(pages_of(length()));
+  const size_t used = used_pages();
   SavedHeader header;
   std::copy_n(e.model.fingerprint().begin(), std::min(e.model.fingerprint().size(), sizeof header.model), header.model);
   header.length = length();
+  header.num_pages = used;
   header.page_bytes = e.backend->page_bytes();
   header.state_bytes = e.backend->state_bytes();
   header.total_bytes = sizeof header + used * header.page_bytes + header.state_bytes + kChecksumBytes;
@@ -410,8 +417,12 @@ void Sequence::restore(std::span<const std::byte> saved) {
   if (header.length < 0 || header.length > e.options().ctx_size) {
     refuse_saved(fmt::format("has {} positions; --ctx-size is {}", header.length, e.options().ctx_size));
   }
-  const auto used = static_cast<size_t>(pages_of(header.length));
-  if (payload.size() != sizeof header + used * header.page_bytes + header.state_bytes) refuse_saved("is damaged");
+  const auto used = static_cast<size_t>(header.num_pages);
+  const int64_t ahead = e.options().with_mtp ? 1 : 0;
+  if (header.num_pages < static_cast<uint64_t>(pages_of(header.length)) ||
+      header.num_pages > static_cast<uint64_t>(pages_of(header.length + ahead)) ||
+      payload.size() != sizeof header + used * header.page_bytes + header.state_bytes)
+    refuse_saved("is damaged");
   drop_pages();
   if (used > static_cast<size_t>(e.pages.num_free())) {
     refuse_saved(fmt::format("needs {} pages of KV memory; {} are free", used, e.pages.num_free()));

@@ -186,6 +186,8 @@ class Sequence {
  private:
   friend class Engine;
   void drop_pages();
+  // Pages with rows that count, of those it has: the MTP layer is one position ahead of the trunk.
+  [[nodiscard]] size_t used_pages() const;
 
   Engine& engine_;
   SequenceState state_;

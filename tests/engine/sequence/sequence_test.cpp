@@ -180,4 +180,41 @@ TEST_CASE("Saved sequences that are damaged or of something else are refused") {
   CHECK(sequence.length() == 30);
 }
 
+TEST_CASE("The MTP layer's row ahead of the trunk is saved and copied, also where it begins a page") {
+  const Subject subject("qwen35moe");
+  SessionOptions options = Subject::options(2);
+  options.with_mtp = true;
+  const auto ids = random_ids(kPagePositions + 2, 262, 5);
+  const auto num_hidden = static_cast<size_t>(subject.model().config().hidden_dim);
+  // Row r of any call has the hidden r + 1 everywhere.
+  std::vector<std::vector<float>> hidden_rows;
+  std::vector<const float*> hidden;
+  for (int r = 0; r < 64; ++r) hidden_rows.emplace_back(num_hidden, static_cast<float>(r + 1));
+  for (const std::vector<float>& row : hidden_rows) hidden.push_back(row.data());
+  const auto follow = [&](Engine& engine, Sequence& sequence, int64_t position, size_t count, int first_output) {
+    const Engine::MtpInput input{&sequence, position, std::span(ids).subspan(static_cast<size_t>(position), count),
+                                 std::span(hidden).first(count), first_output};
+    engine.mtp_forward({&input, 1});
+  };
+  const auto next_logits = [&](Engine& engine, Sequence& sequence) {
+    REQUIRE(sequence.reserve(kPagePositions + 4));
+    follow(engine, sequence, kPagePositions + 1, 1, 0);
+    const int32_t output = 0;
+    engine.mtp_compute_logits({&output, 1});
+    return std::vector<float>(engine.mtp_logits(0), engine.mtp_logits(0) + engine.model().config().vocab_size);
+  };
+
+  Engine engine(subject.model(), options), other(subject.model(), options);
+  Sequence sequence(engine), copied(engine), restored(other);
+  (void)run(engine, sequence, std::span(ids).first(kPagePositions));
+  REQUIRE(sequence.length() == kPagePositions);
+  for (int64_t position = 0; position < kPagePositions; position += 64) follow(engine, sequence, position, 64, 64);
+  follow(engine, sequence, kPagePositions, 1, 1);
+  REQUIRE(copied.copy(sequence, kPagePositions));
+  restored.restore(sequence.save());
+  const std::vector<float> want = next_logits(engine, sequence);
+  CHECK(same_bits(next_logits(engine, copied), want));
+  CHECK(same_bits(next_logits(other, restored), want));
+}
+
 }  // namespace foretoken::test
