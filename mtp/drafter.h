@@ -80,6 +80,10 @@ class Drafter {
   /// Forgets the sequence.
   virtual void leave(const Sequence& sequence) = 0;
 
+  /// Positions of the sequence, from the first on, whose memory in the engine it does not write to any more: copies may
+  /// share it.
+  [[nodiscard]] virtual int64_t settled_positions(const Sequence& sequence) const { return sequence.length(); }
+
   /// What it keeps of a sequence at a commit point, appended to `to`; restore() of a drafter of the same kind takes it
   /// back from the front of `from`. Throws InputError if it cannot be.
   virtual void save(const Sequence& sequence, std::vector<std::byte>& to) const = 0;

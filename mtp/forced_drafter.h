@@ -43,6 +43,7 @@ class ForcedDrafter final : public Drafter {
   const std::optional<std::string>& fault(const Sequence& sequence) const override { return drafter_.fault(sequence); }
   void replaced_last(const DraftWindow& window) override { drafter_.replaced_last(window); }
   void leave(const Sequence& sequence) override;
+  int64_t settled_positions(const Sequence& sequence) const override { return drafter_.settled_positions(sequence); }
   void save(const Sequence& sequence, std::vector<std::byte>& to) const override { drafter_.save(sequence, to); }
   void restore(const Sequence& sequence, std::span<const std::byte>& from) override {
     drafter_.restore(sequence, from);

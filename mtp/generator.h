@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -57,11 +58,30 @@ class Generator {
 
   void leave(Generation& generation);
 
+  // A generation between two steps can be saved, and taken up again by any generator over the same model and KV type,
+  // with the MTP layer in its engine or without it in both: with any number of threads and drafts, in any company. The
+  // ids and logits that follow are those that would have followed. Statistics begin anew. REQUIRES: it is not finished,
+  // and no device runs its cycles by itself (which happens only with options().parallel == 1).
+
+  /// Text, state of the sequence and of the drafter as bytes, with a checksum over all.
+  [[nodiscard]] std::vector<std::byte> save(Generation& generation);
+  /// Takes a saved generation up in `sequence`, which is empty, and enters it. `options` is what is asked of the whole
+  /// text: tokens made before count as new ones, and another sampling holds from the next token on. Pages for what is
+  /// to come are still to be reserved. The generation may come back finished, where nothing more was asked for. Throws
+  /// InputError if the bytes are not of save() over this model and KV type, or damaged, or if the text finds no room in
+  /// the context or the free pages; the sequence is empty then.
+  [[nodiscard]] std::unique_ptr<Generation> restore(Sequence& sequence, std::span<const std::byte> saved,
+                                                    GenerationOptions options);
+  /// The same without bytes, within this generator: full pages are shared. nullptr if there are not enough free ones.
+  [[nodiscard]] std::unique_ptr<Generation> copy(Generation& from, Sequence& sequence, GenerationOptions options);
+
   [[nodiscard]] DraftController& controller() { return controller_; }
   [[nodiscard]] Engine& engine() { return engine_; }
 
  private:
   void enter(Generation& generation);
+  void check_can_be_saved(Generation& generation);
+  void take_up(Generation& generation, std::vector<TokenId> ids);
   void draft(std::span<const Part> parts);
   void forward(std::span<const Part> parts);
   void choose(std::span<const Part> parts);

@@ -193,7 +193,7 @@ DraftTimes MtpDrafter::extend(std::span<DraftWindow* const> windows) {
 void MtpDrafter::save(const Sequence& sequence, std::vector<std::byte>& to) const {
   const State& s = state(sequence);
   put(to, s.filled);
-  put(to, s.has_first);
+  put(to, static_cast<uint8_t>(s.has_first));
   put(to, s.first_draft);
   put(to, s.first_confidence);
   put_all(to, std::span(s.hidden));
@@ -206,7 +206,8 @@ void MtpDrafter::restore(const Sequence& sequence, std::span<const std::byte>& f
   std::vector<float> hidden, deferred;
   std::vector<TokenId> ids;
   take(from, s.filled);
-  take(from, s.has_first);
+  uint8_t has_first = 0;
+  take(from, has_first);
   take(from, s.first_draft);
   take(from, s.first_confidence);
   take_all(from, hidden);
@@ -220,6 +221,7 @@ void MtpDrafter::restore(const Sequence& sequence, std::span<const std::byte>& f
     throw InputError("the saved sequence is damaged: its drafts do not fit its text");
   }
   s.num_drafts = 0;
+  s.has_first = has_first != 0;
   s.hidden = hidden;
   s.ids.assign(ids.begin(), ids.end());
   std::copy(deferred.begin(), deferred.end(), s.deferred_hidden.begin());

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -24,10 +25,14 @@ class MtpDrafter final : public Drafter {
 
   bool needs_hidden() const override { return true; }
   DraftTimes follow(std::span<const KnownTokens> known) override;
+  bool offers(const Sequence& sequence) const override { return state(sequence).has_first; }
   DraftTimes extend(std::span<DraftWindow* const> windows) override;
   void replaced_last(const DraftWindow& window) override { state(*window.sequence).last_draft = window.drafts.back(); }
   const std::optional<std::string>& fault(const Sequence& sequence) const override { return state(sequence).fault; }
   void leave(const Sequence& sequence) override;
+  int64_t settled_positions(const Sequence& sequence) const override {
+    return std::min(state(sequence).filled, sequence.length());
+  }
   void save(const Sequence& sequence, std::vector<std::byte>& to) const override;
   void restore(const Sequence& sequence, std::span<const std::byte>& from) override;
   void copy(const Sequence& from, const Sequence& to) override;
