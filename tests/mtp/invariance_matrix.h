@@ -10,9 +10,11 @@
 #include "kernels/base/isa.h"
 #include "tests/engine/gguf/gguf_edit.h"
 #include "tests/engine/model/random_model.h"
+#include "tests/mtp/covering.h"
+#include "tests/mtp/neighbours.h"
 #include "tests/mtp/transcript.h"
 
-// What the invariance matrix is made of: settings, and the check of one of them.
+// What the invariance matrix is made of: axes, settings that cover them, and the check of one of them.
 
 namespace foretoken::test {
 
@@ -30,18 +32,71 @@ struct Setting {
   bool own_drafts = false;  // of the MTP layer, almost all wrong; else most are taken from the known text
   Device device = Device::kCpu;
   int gpu_experts = 0, gpu_cache = 0;  // with Device::kSplit, of each layer
+  bool repack = true;
+  Neighbours neighbours = Neighbours::kAlone;
 
   [[nodiscard]] std::string place() const {
     if (device == Device::kSplit) return fmt::format("split {}+{}, ", gpu_experts, gpu_cache);
     return device == Device::kCuda ? "on the GPU, " : "";
   }
   [[nodiscard]] std::string describe() const {
-    return fmt::format("{}k={} {} {} threads {} chunk {} {}{}{} draft vocabulary {}", place(), k,
+    return fmt::format("{}k={} {} {} threads {} chunk {} {}{}{}{} draft vocabulary {} {}", place(), k,
                        moe_verify == MoeVerify::kGrouped ? "grouped" : "per-token", threads, isa_name(isa),
                        prompt_chunk, sampled ? "sampled" : "greedy", controller ? " controller" : "",
-                       own_drafts ? " own drafts" : "", draft_vocab);
+                       own_drafts ? " own drafts" : "", repack ? "" : " not repacked", draft_vocab, name(neighbours));
   }
 };
+
+inline const std::vector<MoeVerify> kCores = {MoeVerify::kGrouped, MoeVerify::kPerToken};
+
+/// The values that each axis of a matrix has; an axis of one value is none.
+struct Axes {
+  std::vector<int> k = {0};
+  std::vector<MoeVerify> moe_verify = kCores;
+  std::vector<int> threads = {1, 2, 3};
+  std::vector<Isa> isas = supported_isas();
+  std::vector<int> prompt_chunks = {kWhole};
+  std::vector<bool> sampled = {false, true};
+  std::vector<bool> repack = {true};
+  std::vector<bool> controller = {false};
+  std::vector<int64_t> draft_vocab = {0};
+  std::vector<bool> own_drafts = {false};
+  std::vector<Neighbours> neighbours = {std::begin(kAllNeighbours), std::end(kAllNeighbours)};
+
+  [[nodiscard]] std::vector<int> sizes() const {
+    std::vector<int> sizes;
+    for_each([&](const auto& values, auto) { sizes.push_back(static_cast<int>(values.size())); });
+    return sizes;
+  }
+  [[nodiscard]] Setting setting(const std::vector<int>& indices) const {
+    Setting setting;
+    size_t axis = 0;
+    for_each([&](const auto& values, auto field) { setting.*field = values[static_cast<size_t>(indices[axis++])]; });
+    return setting;
+  }
+  /// visit(values, field of Setting) for each axis.
+  template <class Visit>
+  void for_each(Visit&& visit) const {
+    visit(k, &Setting::k);
+    visit(moe_verify, &Setting::moe_verify);
+    visit(threads, &Setting::threads);
+    visit(isas, &Setting::isa);
+    visit(prompt_chunks, &Setting::prompt_chunk);
+    visit(sampled, &Setting::sampled);
+    visit(repack, &Setting::repack);
+    visit(controller, &Setting::controller);
+    visit(draft_vocab, &Setting::draft_vocab);
+    visit(own_drafts, &Setting::own_drafts);
+    visit(neighbours, &Setting::neighbours);
+  }
+};
+
+/// Settings in which every two values of two axes meet.
+inline std::vector<Setting> covering_settings(const Axes& axes) {
+  std::vector<Setting> settings;
+  for (const std::vector<int>& row : pairwise_covering(axes.sizes(), /*seed=*/1)) settings.push_back(axes.setting(row));
+  return settings;
+}
 
 /// One model and prompt, with the plain decoding of it that all settings are held to.
 class Matrix {
@@ -59,7 +114,7 @@ class Matrix {
     for (const bool sampled : {false, true}) {
       Setting plain;
       plain.sampled = sampled;
-      references_.push_back(run(plain, models_[1]));
+      references_.push_back(run(plain, models_[1])[0]);
     }
     for (const Transcript& reference : references_) {
       REQUIRE(reference.in_order);
@@ -74,18 +129,26 @@ class Matrix {
   [[nodiscard]] bool has_mtp() const { return models_[0].has_mtp(); }
 
   /// Runs the setting and compares; at most five failures are printed.
-  void check(const Setting& setting, bool repack = true) {
+  void check(const Setting& setting) {
     ++num_runs_;
-    const Transcript got = run(setting, models_[repack ? 0 : 1]);
     const Transcript& want = references_[setting.sampled ? 1 : 0];
-    accepted_ += got.result.statistics.accepted;
-    drafted_ += got.result.statistics.drafted;
-    const int64_t difference = got.first_difference(want);
-    if (got.in_order && difference == -1 && got.result.ids == want.result.ids) return;
-    if (++num_failures_ > 5) return;
-    UNSCOPED_INFO(setting.describe() << (repack ? "" : " no repacking") << ": first difference at position "
-                                     << difference << " of " << prompt_.size() << " + " << new_tokens_);
-    CHECK(false);
+    const std::vector<Transcript> texts = run(setting, models_[setting.repack ? 0 : 1]);
+    REQUIRE(texts.size() == (setting.neighbours == Neighbours::kCopied ? 4 : 1));
+    for (const Transcript& got : texts) {
+      accepted_ += got.result.statistics.accepted;
+      drafted_ += got.result.statistics.drafted;
+      const int64_t difference = got.first_difference(want);
+      if (got.in_order && difference == -1 && got.result.ids == want.result.ids) continue;
+      if (++num_failures_ > 5) return;
+      UNSCOPED_INFO(setting.describe() << ": first difference at position " << difference << " of " << prompt_.size()
+                                       << " + " << new_tokens_);
+      CHECK(false);
+    }
+  }
+
+  /// One setting of `stride`.
+  void check_all(const std::vector<Setting>& settings, int stride) {
+    for (size_t i = 0; i < settings.size(); i += static_cast<size_t>(stride)) check(settings[i]);
   }
 
   /// by_the_clock: a controller was among the settings, and how many drafts it makes hangs on the machine's speed.
@@ -99,7 +162,7 @@ class Matrix {
   }
 
  private:
-  Transcript run(const Setting& setting, const Model& model) {
+  std::vector<Transcript> run(const Setting& setting, const Model& model) {
     SessionOptions session;
     session.ctx_size = static_cast<int64_t>(prompt_.size()) + new_tokens_;
     session.kv_type = kv_type_;
@@ -130,7 +193,7 @@ class Matrix {
       options.forced_acceptance = 0.75;
       options.forced_seed = static_cast<uint64_t>(setting.k);
     }
-    return transcribe(model, session, prompt_, options);
+    return transcribe_among(model, session, prompt_, options, setting.neighbours);
   }
 
   TempFolder folder_;
@@ -142,7 +205,5 @@ class Matrix {
   int num_runs_ = 0, num_failures_ = 0;
   int64_t accepted_ = 0, drafted_ = 0;
 };
-
-inline const std::vector<MoeVerify> kCores = {MoeVerify::kGrouped, MoeVerify::kPerToken};
 
 }  // namespace foretoken::test
