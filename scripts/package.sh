@@ -31,6 +31,7 @@ dpkg-deb --contents "$package"
 $try || exit 0
 
 root=$(mktemp -d)
+chmod 755 "$root"  # apt and man work as users of their own
 clean_up() {
   for folder in dev/pts proc; do
     if mountpoint -q "$root/$folder"; then umount "$root/$folder"; fi
@@ -72,7 +73,8 @@ echo "== decode"
 foretoken decode -m foretoken-demo.gguf -p 'def read_lines(path):' -n 32 --mtp 3
 echo "== man page"
 [ -z "$(man --warnings=w foretoken 2>&1 >/dev/null)" ]
-man foretoken | grep -e 'foretoken decode -m MODEL' -e '--ctx-size N'
+man foretoken | grep -A1 -e '-m, --model MODEL' | head -n 2 || true
+[ "$(man foretoken | grep -c -e '--model MODEL')" -ge 4 ]
 man -k foretoken
 echo "== bash"
 bash -c '
