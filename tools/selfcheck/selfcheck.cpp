@@ -11,6 +11,7 @@
 #include "kernels/base/error.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/rows/elementwise.h"
+#include "mtp/scheduler.h"
 #include "tools/cli/model_flags.h"
 #include "tools/cli/output.h"
 #include "tools/cli/prompt.h"
@@ -42,13 +43,13 @@ struct SelfcheckFlags {
   std::string json_path;
 
   [[nodiscard]] bool parse(int argc, const char* const* argv) {
-    CommandLine line(
-        "selfcheck", "-m MODEL",
-        "Checks on your model and machine that no setting changes a bit: the same prompt under "
-        "combinations of draft length,\n"
-        "expert core, threads, instruction set, prompt chunk, weight layout and device, greedy and with a seeded "
-        "sample. One hash of the\n"
-        "logits at all positions each; exit 3 on any difference.");
+    CommandLine line("selfcheck", "-m MODEL",
+                     "Checks on your model and machine that no setting changes a bit: the same prompt under "
+                     "combinations of draft length,\n"
+                     "expert core, threads, instruction set, prompt chunk, weight layout, device and other texts in "
+                     "the same passes, "
+                     "greedy and with a seeded sample. One hash of the\n"
+                     "logits at all positions each; exit 3 on any difference.");
     prompt.add_to(line);
     line.add_int("n-predict,n", &max_new_tokens, 1, INT32_MAX, "N",
                  "tokens to make in each case; without it, or without a prompt, fewer where the model is slow");
@@ -131,6 +132,45 @@ std::vector<CheckPlace> list_places(const Model& model, const SelfcheckFlags& fl
   return places;
 }
 
+DecodeResult decode_alone(const Model& model, const SessionOptions& session_options, std::span<const TokenId> prompt,
+                          const DecodeOptions& options) {
+  Session session(model, session_options);
+  return decode(session, prompt, options);
+}
+
+/// The same text, with the case's others in the same passes.
+DecodeResult decode_beside(const Model& model, SessionOptions session_options, std::span<const TokenId> prompt,
+                           const DecodeOptions& options, const CheckCase& check) {
+  session_options.parallel = check.neighbours + 1;
+  session_options.with_mtp = options.mtp > 0;
+  Engine engine(model, session_options);
+  SchedulerOptions scheduling;
+  scheduling.generator = options.generator();
+  Scheduler scheduler(engine, scheduling);
+  const std::vector<CheckNeighbour> others = check_neighbours(check);
+  const auto add_others = [&](bool first) {
+    for (const CheckNeighbour& other : others) {
+      if (other.is_first != first) continue;
+      const auto text =
+          prompt.subspan(static_cast<size_t>(other.first_token), static_cast<size_t>(other.prompt_tokens));
+      GenerationOptions generation;
+      generation.max_new_tokens = other.new_tokens;
+      generation.max_drafts = other.max_drafts;
+      generation.ignore_eos = true;
+      scheduler.add({text.begin(), text.end()}, generation);
+    }
+  };
+  add_others(true);
+  (void)scheduler.step();
+  Scheduler::Request& request =
+      scheduler.add({prompt.begin(), prompt.end()}, options.generation(static_cast<int64_t>(prompt.size())));
+  add_others(false);
+  while (!request.is_finished() && scheduler.step()) {
+  }
+  if (request.stop_reason() == StopReason::kFailed) throw InputError(request.failure());
+  return {request.ids(), request.stop_reason(), request.statistics()};
+}
+
 CheckResult run_case(const Model& model, const SelfcheckFlags& flags, const std::vector<TokenId>& prompt,
                      const CheckCase& check) {
   const auto start = std::chrono::steady_clock::now();
@@ -146,7 +186,6 @@ CheckResult run_case(const Model& model, const SelfcheckFlags& flags, const std:
   session_options.device = check.place.device;
   session_options.split = {std::vector<int>(static_cast<size_t>(model.config().num_layers), check.place.gpu_experts),
                            check.place.gpu_cache};
-  Session session(model, session_options);
 
   DecodeOptions options = flags.model.decode_options();
   options.max_new_tokens = size.new_tokens;
@@ -171,8 +210,9 @@ CheckResult run_case(const Model& model, const SelfcheckFlags& flags, const std:
     }
     logits_hash.update(std::as_bytes(std::span(logits, static_cast<size_t>(model.config().vocab_size))));
   };
-  const DecodeResult result =
-      decode(session, std::span(prompt).first(static_cast<size_t>(size.prompt_tokens)), options);
+  const auto text = std::span(prompt).first(static_cast<size_t>(size.prompt_tokens));
+  const DecodeResult result = check.neighbours == 0 ? decode_alone(model, session_options, text, options)
+                                                    : decode_beside(model, session_options, text, options, check);
   refuse_draft_fault(model, result.statistics);  // without drafts there is little to check
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   return CheckResult{check, logits_hash.hex(), ids_sha256(result.ids), seconds.count(), false};
@@ -239,6 +279,7 @@ nlohmann::ordered_json to_json(const std::vector<CheckResult>& results, const st
         r.check.prompt_chunk == 0 ? nlohmann::ordered_json("whole") : nlohmann::ordered_json(r.check.prompt_chunk);
     item["repack"] = r.check.repack;
     item["device"] = describe(r.check.place);
+    item["neighbours"] = r.check.neighbours;
     item["sampled"] = r.check.sampled;
     item["prompt_tokens"] = r.check.size.prompt_tokens;
     item["n_predict"] = r.check.size.new_tokens;

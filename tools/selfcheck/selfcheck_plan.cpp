@@ -22,6 +22,7 @@ CheckCase reference_case(const CheckAxes& axes) {
   check.prompt_chunk = axes.prompt_chunks[0];
   check.repack = axes.repack[0];
   check.place = axes.places[0];
+  check.neighbours = axes.neighbours[0];
   return check;
 }
 
@@ -37,6 +38,11 @@ void vary(std::vector<CheckCase>& plan, const CheckCase& reference, const std::v
     check.*field = value;
     add_new(plan, check);
   }
+}
+
+// What a device has room for is planned for one text.
+bool takes_neighbours(const CheckCase& check) {
+  return check.place.device == Device::kCpu;
 }
 
 void repacked_first(std::vector<CheckCase>& plan) {
@@ -74,6 +80,7 @@ CheckAxes check_axes(int max_mtp, int threads, const std::vector<Isa>& isas,
   axes.repack = {true, false};
   axes.places = {{}};
   axes.places.insert(axes.places.end(), other_places.begin(), other_places.end());
+  axes.neighbours = {0, 2, 7};
   return axes;
 }
 
@@ -89,6 +96,7 @@ std::vector<CheckCase> covering_plan(const CheckAxes& axes) {
   vary(plan, reference, axes.isas, &CheckCase::isa);
   vary(plan, reference, axes.prompt_chunks, &CheckCase::prompt_chunk);
   vary(plan, reference, axes.places, &CheckCase::place);
+  vary(plan, reference, axes.neighbours, &CheckCase::neighbours);
   for (const bool repack : axes.repack) {
     CheckCase check = reference;
     check.repack = repack;
@@ -114,12 +122,37 @@ std::vector<CheckCase> covering_plan(const CheckAxes& axes) {
     check.prompt_chunk = axes.prompt_chunks[(3 * i + 1 + i / 4) % axes.prompt_chunks.size()];
     check.repack = axes.repack[(i / 3) % axes.repack.size()];
     check.place = axes.places[(i + 1 + i / axes.places.size()) % axes.places.size()];
+    check.neighbours = takes_neighbours(check) ? axes.neighbours[(i + i / 3) % axes.neighbours.size()] : 0;
     check.sampled = i % 2 == 0;
     add_new(plan, check);
   }
   repacked_first(plan);
   return plan;
 }
+
+namespace {
+
+/// This case with every prompt chunk, instruction set, number of threads, expert core and draft length.
+void add_product(std::vector<CheckCase>& plan, CheckCase check, const CheckAxes& axes) {
+  for (const int chunk : axes.prompt_chunks) {
+    check.prompt_chunk = chunk;
+    for (const Isa isa : axes.isas) {
+      check.isa = isa;
+      for (const int threads : axes.threads) {
+        check.threads = threads;
+        for (const MoeVerify moe_verify : axes.moe_verify) {
+          check.moe_verify = moe_verify;
+          for (const int mtp : axes.mtp) {
+            check.mtp = mtp;
+            if (!(check == plan[0])) plan.push_back(check);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
 
 std::vector<CheckCase> full_plan(const CheckAxes& axes) {
   std::vector<CheckCase> plan = {reference_case(axes)};
@@ -128,23 +161,12 @@ std::vector<CheckCase> full_plan(const CheckAxes& axes) {
     check.repack = repack;
     for (const CheckPlace& place : axes.places) {
       check.place = place;
-      for (const bool sampled : {false, true}) {
-        check.sampled = sampled;
-        for (const int chunk : axes.prompt_chunks) {
-          check.prompt_chunk = chunk;
-          for (const Isa isa : axes.isas) {
-            check.isa = isa;
-            for (const int threads : axes.threads) {
-              check.threads = threads;
-              for (const MoeVerify moe_verify : axes.moe_verify) {
-                check.moe_verify = moe_verify;
-                for (const int mtp : axes.mtp) {
-                  check.mtp = mtp;
-                  if (!(check == plan[0])) plan.push_back(check);
-                }
-              }
-            }
-          }
+      for (const int neighbours : axes.neighbours) {
+        check.neighbours = neighbours;
+        if (neighbours > 0 && !takes_neighbours(check)) continue;
+        for (const bool sampled : {false, true}) {
+          check.sampled = sampled;
+          add_product(plan, check, axes);
         }
       }
     }
@@ -168,7 +190,11 @@ double estimate_seconds(const std::vector<CheckCase>& plan, Isa isa, CheckSize s
   double seconds = 0;
   for (const CheckCase& check : plan) {
     if (check.isa != isa) continue;
-    const double rows = size.prompt_tokens + static_cast<double>(size.new_tokens) * (check.mtp + 1);
+    double rows = size.prompt_tokens + static_cast<double>(size.new_tokens) * (check.mtp + 1);
+    CheckCase sized = check;
+    sized.size = size;
+    for (const CheckNeighbour& other : check_neighbours(sized))
+      rows += other.prompt_tokens + static_cast<double>(other.new_tokens) * (other.max_drafts + 1);
     seconds += rows * row_seconds * (check.repack ? 1 : 2) / std::min(check.threads, cores);
   }
   return seconds;
@@ -197,13 +223,31 @@ void set_size(std::vector<CheckCase>& plan, Isa isa, CheckSize size) {
   }
 }
 
+std::vector<CheckNeighbour> check_neighbours(const CheckCase& check) {
+  std::vector<CheckNeighbour> others;
+  if (check.neighbours == 0) return others;
+  const int later = 1;
+  for (int i = 0; i < check.neighbours + later; ++i) {
+    CheckNeighbour other;
+    other.prompt_tokens = std::min(1 + (13 * i + 5) % 24, 1 + check.size.prompt_tokens / (4 + i % 3));
+    other.first_token = 7 * i % (check.size.prompt_tokens - other.prompt_tokens + 1);
+    other.new_tokens = std::min(1 + (5 * i + 2) % 8, (check.size.new_tokens + 2) / 3 + i % 2);
+    other.max_drafts = std::min(i % 2, check.mtp);
+    other.is_first = i < check.neighbours;
+    others.push_back(other);
+  }
+  return others;
+}
+
 std::string describe(const CheckCase& check) {
-  return fmt::format(
-      "k={}{:<5} {:<9} {} {:<7} {:<11} {:<11} {:<11} {:<11} {:<7} {:>7}", check.mtp, check.controller ? " auto" : "",
-      moe_verify_name(check.moe_verify), check.threads, check.threads == 1 ? "thread" : "threads", isa_name(check.isa),
-      check.prompt_chunk == 0 ? "chunk whole" : fmt::format("chunk {}", check.prompt_chunk),
-      check.repack ? "interleaved" : "file layout", describe(check.place), check.sampled ? "sampled" : "greedy",
-      fmt::format("{}+{}", check.size.prompt_tokens, check.size.new_tokens));
+  return fmt::format("k={}{:<5} {:<9} {} {:<7} {:<11} {:<11} {:<11} {:<11} {:<8} {:<7} {:>7}", check.mtp,
+                     check.controller ? " auto" : "", moe_verify_name(check.moe_verify), check.threads,
+                     check.threads == 1 ? "thread" : "threads", isa_name(check.isa),
+                     check.prompt_chunk == 0 ? "chunk whole" : fmt::format("chunk {}", check.prompt_chunk),
+                     check.repack ? "interleaved" : "file layout", describe(check.place),
+                     check.neighbours == 0 ? "alone" : fmt::format("beside {}", check.neighbours),
+                     check.sampled ? "sampled" : "greedy",
+                     fmt::format("{}+{}", check.size.prompt_tokens, check.size.new_tokens));
 }
 
 bool compare_with_references(std::vector<CheckResult>& results) {

@@ -41,6 +41,7 @@ struct CheckCase {
   int prompt_chunk = 0;  // 0: the whole prompt in one pass
   bool repack = true;
   CheckPlace place;
+  int neighbours = 0;    // other texts in the passes: at most so many at a time
   bool sampled = false;  // a seeded sample; false: greedy. Two texts, each with its own reference
   CheckSize size;
 
@@ -56,10 +57,11 @@ struct CheckAxes {
   std::vector<int> prompt_chunks;
   std::vector<bool> repack;
   std::vector<CheckPlace> places;
+  std::vector<int> neighbours;
 };
 
 /// The axes of this machine: k from 0 to max_mtp, both expert cores, 1, 2, 3 and `threads` threads, the instruction
-/// sets it has, prompt chunks 1, 7, 64 and whole, the CPU and the other places.
+/// sets it has, prompt chunks 1, 7, 64 and whole, the CPU and the other places, alone, beside 2 and beside 7 others.
 [[nodiscard]] CheckAxes check_axes(int max_mtp, int threads, const std::vector<Isa>& isas,
                                    const std::vector<CheckPlace>& other_places = {});
 
@@ -92,7 +94,19 @@ struct CheckAxes {
 /// REQUIRES: plan[0].isa comes first.
 void set_size(std::vector<CheckCase>& plan, Isa isa, CheckSize size);
 
-/// "k=3 grouped 2 threads avx2 chunk 7 interleaved greedy".
+/// Another text, beside the one that is checked.
+struct CheckNeighbour {
+  int first_token = 0, prompt_tokens = 0;  // of the prompt: tokens [first_token, first_token + prompt_tokens)
+  int new_tokens = 0;
+  int max_drafts = 0;
+  bool is_first = false;  // it is there when the checked text comes; else it joins later
+};
+
+/// The others of a case: check.neighbours who are there first and some who join as those leave, so that prompts are
+/// read beside windows. Lengths and drafts differ.
+[[nodiscard]] std::vector<CheckNeighbour> check_neighbours(const CheckCase& check);
+
+/// "k=3 grouped 2 threads avx2 chunk 7 interleaved alone greedy".
 [[nodiscard]] std::string describe(const CheckCase& check);
 
 /// What one case gave.

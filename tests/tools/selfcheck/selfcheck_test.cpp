@@ -17,7 +17,8 @@ std::set<T> values(const std::vector<CheckCase>& plan, T CheckCase::*field) {
 
 int distance(const CheckCase& a, const CheckCase& b) {
   return (a.mtp != b.mtp) + (a.moe_verify != b.moe_verify) + (a.threads != b.threads) + (a.isa != b.isa) +
-         (a.prompt_chunk != b.prompt_chunk) + (a.repack != b.repack) + !(a.place == b.place);
+         (a.prompt_chunk != b.prompt_chunk) + (a.repack != b.repack) + !(a.place == b.place) +
+         (a.neighbours != b.neighbours);
 }
 
 }  // namespace
@@ -36,6 +37,7 @@ TEST_CASE("The covering plan holds every value of every axis alone and mixed", "
     CHECK(values(part, &CheckCase::isa).size() == 3);
     CHECK(values(part, &CheckCase::prompt_chunk) == std::set<int>{0, 1, 7, 64});
     CHECK(values(part, &CheckCase::repack).size() == 2);
+    CHECK(values(part, &CheckCase::neighbours) == std::set<int>{0, 2, 7});
     CHECK(values(part, &CheckCase::sampled).size() == 2);
     CHECK(values(part, &CheckCase::controller).size() == 2);
   }
@@ -67,7 +69,7 @@ TEST_CASE("Places with a GPU are cases like the others", "[selfcheck]") {
     CHECK(alone >= 1);
     CHECK(mixed >= 1);
   }
-  CHECK(full_plan(axes).size() == 9 * 2 * 3 * 2 * 4 * 2 * 2 * 5);
+  CHECK(full_plan(axes).size() == 9 * 2 * 3 * 2 * 4 * 2 * 2 * (5 + 2));  // others beside it on the CPU alone
 }
 
 TEST_CASE("A model without MTP layer has plans of k = 0 alone", "[selfcheck]") {
@@ -78,10 +80,36 @@ TEST_CASE("A model without MTP layer has plans of k = 0 alone", "[selfcheck]") {
   }
 }
 
+TEST_CASE("Neighbours have other lengths, some come later, and all are part of the prompt", "[selfcheck]") {
+  for (const int neighbours : {0, 2, 7}) {
+    for (const CheckSize size : {CheckSize{9, 2}, CheckSize{353, 32}}) {
+      CheckCase check;
+      check.neighbours = neighbours;
+      check.size = size;
+      const std::vector<CheckNeighbour> others = check_neighbours(check);
+      CHECK(static_cast<int>(others.size()) >= neighbours);
+      std::set<int> prompts, lengths;
+      int num_first = 0;
+      for (const CheckNeighbour& other : others) {
+        CHECK(other.prompt_tokens > 0);
+        CHECK(other.new_tokens > 0);
+        CHECK(other.first_token + other.prompt_tokens <= size.prompt_tokens);
+        prompts.insert(other.prompt_tokens);
+        lengths.insert(other.new_tokens);
+        num_first += other.is_first ? 1 : 0;
+      }
+      CHECK(num_first == neighbours);
+      if (neighbours > 0)
+        CHECK((prompts.size() > 1 && lengths.size() > 1 && num_first < static_cast<int>(others.size())));
+    }
+  }
+  CHECK(describe(CheckCase()).find(" alone ") != std::string::npos);
+}
+
 TEST_CASE("The full plan is the product, each case once, and loads a model at most twice", "[selfcheck]") {
   const CheckAxes axes = check_axes(8, 2, {Isa::kScalar, Isa::kAvx2});
   const std::vector<CheckCase> plan = full_plan(axes);
-  CHECK(plan.size() == 9 * 2 * 3 * 2 * 4 * 2 * 2);
+  CHECK(plan.size() == 9 * 2 * 3 * 2 * 4 * 2 * 2 * 3);
   for (const auto& p : {plan, covering_plan(axes)}) {
     int loads = 1;
     for (size_t i = 1; i < p.size(); ++i) {
