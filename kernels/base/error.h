@@ -18,7 +18,7 @@ class UsageError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// Somebody asked the work to stop (SessionOptions::stop, LoadOptions::stop): a signal. Programs end with exit code
+/// Somebody asked the work to stop (SessionOptions::stop): a signal. Programs end with exit code
 /// 130.
 class Interrupted : public std::runtime_error {
  public:
