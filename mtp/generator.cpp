@@ -366,82 +366,94 @@ void Generator::refresh(std::span<const Part> parts) {
     on_device_ = parts[0].generation;
   }
   if (drafter_) {
-    drafting_.clear();
-    for (const Part& part : parts) {
-      Generation& g = *part.generation;
-      g.planned_ = 0;
-      if (!g.was_read_ || g.is_finished() || !g.drafts_ || &g == on_device_) continue;
-      g.planned_ = 1;  // may draft, as far as batch_of is concerned
-      g.window_.confidences.clear();
-      drafting_.push_back(&g);
-    }
-    if (!drafting_.empty()) {
-      num_drafts_.assign(drafting_.size(), 0);
-      controller_.plan(batch_of(drafting_, {}), num_drafts_);
-      for (size_t i = 0; i < drafting_.size(); ++i) drafting_[i]->planned_ = num_drafts_[i];
-    }
-    known_.clear();
-    known_ids_.clear();
-    hidden_.clear();
-    for (size_t i = 0; i < parts.size(); ++i) {
-      Generation& g = *parts[i].generation;
-      if (g.is_finished() || !g.drafts_) continue;
-      const int first = engine_.first_row(static_cast<int>(i));
-      const size_t ids_begin = known_ids_.size(), hidden_begin = hidden_.size();
-      if (parts[i].prompt_rows > 0) {
-        const auto chunk = g.prompt().subspan(static_cast<size_t>(g.sequence_.length() - parts[i].prompt_rows),
-                                              static_cast<size_t>(parts[i].prompt_rows));
-        known_ids_.insert(known_ids_.end(), chunk.begin(), chunk.end());
-        if (drafter_->needs_hidden()) {
-          hidden_.push_back(g.previous_hidden_.data());
-          for (int r = 0; r + 1 < parts[i].prompt_rows; ++r) hidden_.push_back(engine_.hidden(first + r));
-        }
-        if (g.was_read_ && &g != on_device_) {
-          known_ids_.push_back(g.last_);
-          if (drafter_->needs_hidden()) hidden_.push_back(engine_.hidden(first + parts[i].prompt_rows - 1));
-        }
-      } else {
-        known_ids_.insert(known_ids_.end(), g.choices_.begin(), g.choices_.end());
-        for (size_t r = 0; drafter_->needs_hidden() && r < g.choices_.size(); ++r)
-          hidden_.push_back(engine_.hidden(first + static_cast<int>(r)));
-      }
-      const auto produced = std::span(known_ids_).subspan(ids_begin);
-      if (vocabulary_ && g.was_read_) vocabulary_->see(g.sequence_, produced);
-      known_.push_back({&g.sequence_, &g.options_.sampling, produced, std::span(hidden_).subspan(hidden_begin),
-                        g.planned_ > 0, /*at_once=*/&g == on_device_ || (device_ != nullptr && !g.was_read_)});
-    }
-    if (!known_.empty()) {
-      Stopwatch watch;
-      const DraftTimes times = drafter_->follow(known_);
-      const double ms = watch.lap_ms();
-      bool with_prompts = false;
-      for (size_t i = 0; i < parts.size(); ++i) {
-        Generation& g = *parts[i].generation;
-        if (!g.drafts_ || g.is_finished()) continue;
-        stop_drafting_on_fault(g);
-        DecodeStatistics& s = g.statistics_;
-        if (parts[i].prompt_rows > 0) {
-          with_prompts = true;
-          s.prompt_ms += ms;
-          s.prompt_mtp_ms += ms;
-          if (!g.was_read_ && drafter_->needs_hidden()) {
-            const int last = engine_.first_row(static_cast<int>(i)) + parts[i].prompt_rows - 1;
-            std::copy_n(engine_.hidden(last), g.previous_hidden_.size(), g.previous_hidden_.data());
-          }
-        } else {
-          s.refresh_ms += ms - times.first_ms;
-          if (g.planned_ > 0) s.draft_ms += times.first_ms;
-        }
-      }
-      if (!with_prompts && times.follow_sequences > 0) {
-        controller_.cost().observe_refresh(times.follow_sequences, times.follow_ms);
-        controller_.cost().observe_first_draft(times.follow_sequences, times.first_ms);
-      }
-    }
+    plan_drafts(parts);
+    gather_known(parts);
+    if (!known_.empty()) follow_known(parts);
   }
   if (on_device_ != nullptr && parts[0].generation == on_device_ && !on_device_->is_finished()) {
     const int last_row = parts[0].prompt_rows - 1;
     device_begin(*on_device_, on_device_->last_, last_row);
+  }
+}
+
+// Drafts that each text is likely to get in its next window.
+void Generator::plan_drafts(std::span<const Part> parts) {
+  drafting_.clear();
+  for (const Part& part : parts) {
+    Generation& g = *part.generation;
+    g.planned_ = 0;
+    if (!g.was_read_ || g.is_finished() || !g.drafts_ || &g == on_device_) continue;
+    g.planned_ = 1;  // may draft, as far as batch_of is concerned
+    g.window_.confidences.clear();
+    drafting_.push_back(&g);
+  }
+  if (!drafting_.empty()) {
+    num_drafts_.assign(drafting_.size(), 0);
+    controller_.plan(batch_of(drafting_, {}), num_drafts_);
+    for (size_t i = 0; i < drafting_.size(); ++i) drafting_[i]->planned_ = num_drafts_[i];
+  }
+}
+
+// What has become known in this step, with the hidden row before each token.
+void Generator::gather_known(std::span<const Part> parts) {
+  known_.clear();
+  known_ids_.clear();
+  hidden_.clear();
+  for (size_t i = 0; i < parts.size(); ++i) {
+    Generation& g = *parts[i].generation;
+    if (g.is_finished() || !g.drafts_) continue;
+    const int first = engine_.first_row(static_cast<int>(i));
+    const size_t ids_begin = known_ids_.size(), hidden_begin = hidden_.size();
+    if (parts[i].prompt_rows > 0) {
+      const auto chunk = g.prompt().subspan(static_cast<size_t>(g.sequence_.length() - parts[i].prompt_rows),
+                                            static_cast<size_t>(parts[i].prompt_rows));
+      known_ids_.insert(known_ids_.end(), chunk.begin(), chunk.end());
+      if (drafter_->needs_hidden()) {
+        hidden_.push_back(g.previous_hidden_.data());
+        for (int r = 0; r + 1 < parts[i].prompt_rows; ++r) hidden_.push_back(engine_.hidden(first + r));
+      }
+      if (g.was_read_ && &g != on_device_) {
+        known_ids_.push_back(g.last_);
+        if (drafter_->needs_hidden()) hidden_.push_back(engine_.hidden(first + parts[i].prompt_rows - 1));
+      }
+    } else {
+      known_ids_.insert(known_ids_.end(), g.choices_.begin(), g.choices_.end());
+      for (size_t r = 0; drafter_->needs_hidden() && r < g.choices_.size(); ++r)
+        hidden_.push_back(engine_.hidden(first + static_cast<int>(r)));
+    }
+    const auto produced = std::span(known_ids_).subspan(ids_begin);
+    if (vocabulary_ && g.was_read_) vocabulary_->see(g.sequence_, produced);
+    known_.push_back({&g.sequence_, &g.options_.sampling, produced, std::span(hidden_).subspan(hidden_begin),
+                      g.planned_ > 0, /*at_once=*/&g == on_device_ || (device_ != nullptr && !g.was_read_)});
+  }
+}
+
+void Generator::follow_known(std::span<const Part> parts) {
+  Stopwatch watch;
+  const DraftTimes times = drafter_->follow(known_);
+  const double ms = watch.lap_ms();
+  bool with_prompts = false;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    Generation& g = *parts[i].generation;
+    if (!g.drafts_ || g.is_finished()) continue;
+    stop_drafting_on_fault(g);
+    DecodeStatistics& s = g.statistics_;
+    if (parts[i].prompt_rows > 0) {
+      with_prompts = true;
+      s.prompt_ms += ms;
+      s.prompt_mtp_ms += ms;
+      if (!g.was_read_ && drafter_->needs_hidden()) {
+        const int last = engine_.first_row(static_cast<int>(i)) + parts[i].prompt_rows - 1;
+        std::copy_n(engine_.hidden(last), g.previous_hidden_.size(), g.previous_hidden_.data());
+      }
+    } else {
+      s.refresh_ms += ms - times.first_ms;
+      if (g.planned_ > 0) s.draft_ms += times.first_ms;
+    }
+  }
+  if (!with_prompts && times.follow_sequences > 0) {
+    controller_.cost().observe_refresh(times.follow_sequences, times.follow_ms);
+    controller_.cost().observe_first_draft(times.follow_sequences, times.first_ms);
   }
 }
 
@@ -454,7 +466,7 @@ void Generator::device_begin(Generation& g, TokenId first, int row) {
 
 // All drafts of a device's window are made in one go, so their number is settled before: by the plan, and by how sure
 // the MTP layer is of the first one, where that is known.
-int Generator::plan_device_window(Generation& g, int limit) {
+int Generator::plan_device_window(const Generation& g, int limit) {
   const int planned = controller_.plan(limit);
   const float confidence = device_->first_confidence(g.sequence_.state());
   return planned == 0 || confidence < 0 ? planned : controller_.plan_after_first(confidence, limit);

@@ -88,6 +88,9 @@ class Generator {
   void accept_windows(std::span<const Part> parts, const Step& step);
   void end_prompts(std::span<const Part> parts, double pass_ms);
   void refresh(std::span<const Part> parts);
+  void plan_drafts(std::span<const Part> parts);
+  void gather_known(std::span<const Part> parts);
+  void follow_known(std::span<const Part> parts);
   void report_prompt_logits(std::span<const Part> parts);
   [[nodiscard]] bool may_go_on(Generation& generation) const;
   bool emit(Generation& generation, TokenId id);
@@ -98,7 +101,7 @@ class Generator {
   // The device's own cycle.
   void device_begin(Generation& generation, TokenId first, int row);
   Step device_step(Generation& generation);
-  [[nodiscard]] int plan_device_window(Generation& generation, int limit);
+  [[nodiscard]] int plan_device_window(const Generation& generation, int limit);
 
   Engine& engine_;
   const GeneratorOptions options_;

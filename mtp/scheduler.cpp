@@ -104,7 +104,7 @@ bool Scheduler::step() {
     window_rows += most_window_rows;
   }
   int rows = std::min({engine_.options().prompt_chunk, engine_.max_rows() - window_rows,
-                       prompt_rows_within(options_.step_ms, num_windows, window_rows)});
+                       prompt_rows_within(options_.step_ms, num_windows)});
   for (Request* request : active_) {
     const int64_t unread = request->generation_->unread();
     if (unread == 0 || rows <= 0) continue;
@@ -124,8 +124,7 @@ bool Scheduler::step() {
 }
 
 // Rows of prompts that may join the windows of a step.
-int Scheduler::prompt_rows_within(double ms, int num_windows, int window_rows) const {
-  static_cast<void>(window_rows);
+int Scheduler::prompt_rows_within(double ms, int num_windows) const {
   if (num_windows == 0) return engine_.options().prompt_chunk;
   if (prompt_row_ms_ == 0) return kFirstPromptRows;
   const double rows = (ms - window_step_ms_) / prompt_row_ms_;

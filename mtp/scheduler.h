@@ -52,7 +52,7 @@ class Scheduler {
 
  private:
   void admit();
-  [[nodiscard]] int prompt_rows_within(double ms, int num_windows, int window_rows) const;
+  [[nodiscard]] int prompt_rows_within(double ms, int num_windows) const;
   void observe(const Generator::Step& step);
   void retire();
 
