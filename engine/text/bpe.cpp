@@ -16,7 +16,8 @@ uint64_t make_pair_key(TokenId left, TokenId right) {
 
 }  // namespace
 
-Bpe::Bpe(const std::array<TokenId, 256>& byte_tokens, size_t num_merges) : byte_tokens_(byte_tokens) {
+Bpe::Bpe(const std::array<TokenId, 256>& byte_tokens, size_t vocab_size, size_t num_merges)
+    : byte_tokens_(byte_tokens), vocab_size_(static_cast<TokenId>(vocab_size)) {
   slots_.resize(std::bit_ceil(std::max<size_t>(2, num_merges * 2)));
   shift_ = 64 - std::countr_zero(slots_.size());
 }
@@ -43,17 +44,35 @@ bool Bpe::add_merge(TokenId left, TokenId right, TokenId merged) {
   return true;
 }
 
+TokenId Bpe::add_piece(std::string bytes) {
+  pieces_.push_back(std::move(bytes));
+  return vocab_size_ + static_cast<TokenId>(pieces_.size() - 1);
+}
+
+void Bpe::append(TokenId id, std::vector<TokenId>& out) const {
+  if (id < vocab_size_) {
+    out.push_back(id);
+    return;
+  }
+  for (const char byte : pieces_[static_cast<size_t>(id - vocab_size_)]) {
+    const TokenId token = byte_tokens_[static_cast<uint8_t>(byte)];
+    if (token >= 0) out.push_back(token);
+  }
+}
+
 void Bpe::encode_word(std::string_view word, Workspace& workspace, std::vector<TokenId>& out) const {
   std::vector<Workspace::Symbol>& symbols = workspace.symbols;
   std::vector<uint64_t>& heap = workspace.heap;
-  const auto length = static_cast<int32_t>(word.size());
   symbols.clear();
   heap.clear();
-  for (int32_t i = 0; i < length; ++i) {
-    const TokenId token = byte_tokens_[static_cast<uint8_t>(word[i])];
-    FT_CHECK(token >= 0);
-    symbols.push_back({token, i - 1, i + 1 < length ? i + 1 : -1});
+  for (const char byte : word) {
+    const TokenId token = byte_tokens_[static_cast<uint8_t>(byte)];
+    const auto i = static_cast<int32_t>(symbols.size());
+    if (token >= 0) symbols.push_back({token, i - 1, i + 1});
   }
+  const auto length = static_cast<int32_t>(symbols.size());
+  if (length == 0) return;
+  symbols.back().after = -1;
   // Entries stay in the heap when a neighbour's merge makes them stale; they are recognised when they come up.
   const auto candidate = [&](int32_t position) -> const Merge* {
     const Workspace::Symbol& symbol = symbols[position];
@@ -88,7 +107,7 @@ void Bpe::encode_word(std::string_view word, Workspace& workspace, std::vector<T
     if (left.before >= 0) push(left.before);
     push(position);
   }
-  for (int32_t i = 0; i >= 0 && i < length; i = symbols[i].after) out.push_back(symbols[i].token);
+  for (int32_t i = 0; i >= 0 && i < length; i = symbols[i].after) append(symbols[i].token, out);
 }
 
 }  // namespace foretoken

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -11,11 +12,16 @@
 namespace foretoken {
 
 /// Byte-pair merging: a word begins as one token a byte; then the pair with the lowest rank, of equals the leftmost,
-/// becomes one token, until no pair is in the list. Filled while loading, immutable afterwards.
+/// becomes one token, until no pair is in the list. A byte without a token is left out. Filled while loading, immutable
+/// afterwards.
 class Bpe {
  public:
   /// byte_tokens[b] is the token of byte b, or -1 if the vocabulary has none.
-  Bpe(const std::array<TokenId, 256>& byte_tokens, size_t num_merges);
+  Bpe(const std::array<TokenId, 256>& byte_tokens, size_t vocab_size, size_t num_merges);
+
+  /// Names a piece that merges make or take and that is no token: where it is left over, its bytes' tokens stand for
+  /// it. The id is for add_merge() alone.
+  [[nodiscard]] TokenId add_piece(std::string bytes);
 
   /// Ranks are given out in the order of calls. Returns false, changing nothing, if the pair is there already.
   [[nodiscard]] bool add_merge(TokenId left, TokenId right, TokenId merged);
@@ -32,7 +38,7 @@ class Bpe {
   };
 
   /// Appends the tokens of `word`. Time is n log n in its length.
-  /// REQUIRES: fewer than 2^31 bytes, each with a token.
+  /// REQUIRES: fewer than 2^31 bytes.
   void encode_word(std::string_view word, Workspace& workspace, std::vector<TokenId>& out) const;
 
  private:
@@ -45,10 +51,13 @@ class Bpe {
 
   [[nodiscard]] size_t slot_of(uint64_t pair) const;
   [[nodiscard]] const Merge* find(TokenId left, TokenId right) const;
+  void append(TokenId id, std::vector<TokenId>& out) const;
 
   std::array<TokenId, 256> byte_tokens_;
-  std::vector<Merge> slots_;  // open addressing, a power of two, at most half full
-  int shift_;                 // 64 - log2 of the number of slots
+  TokenId vocab_size_;
+  std::vector<std::string> pieces_;  // their ids follow the vocabulary's
+  std::vector<Merge> slots_;         // open addressing, a power of two, at most half full
+  int shift_;                        // 64 - log2 of the number of slots
   uint32_t num_merges_ = 0;
 };
 

@@ -20,6 +20,7 @@ constexpr std::string_view kWhiteSpace =
 struct Named {
   std::string_view name;
   std::string_view pattern;
+  bool normalises = true;
 };
 
 constexpr Named kPatterns[] = {
@@ -27,7 +28,18 @@ constexpr Named kPatterns[] = {
      R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^{S}\p{L}\p{N}]+[\r\n]*|[{S}]*[\r\n]+|[{S}]+(?![^{S}])|[{S}]+)"},
     {"qwen35",
      R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^{S}\p{L}\p{M}\p{N}]+[\r\n]*|[{S}]*[\r\n]+|[{S}]+(?![^{S}])|[{S}]+)"},
+    // Numbers are cut out digit by digit first and the rest is split piece by piece, so a run of spaces ends before a
+    // digit as it does before the end of the text.
+    {"smollm", R"('s|'t|'re|'ve|'m|'ll|'d|\p{N}| ?\p{L}+| ?[^{S}\p{L}\p{N}]+|[{S}]+(?![^{S}\p{N}])|[{S}]+)",
+     /*normalises=*/false},
 };
+
+// Names that llama.cpp's converter gives to vocabularies of other models which are split in the same way.
+struct Alias {
+  std::string_view name;
+  std::string_view of;
+};
+constexpr Alias kAliases[] = {{"deepseek-r1-qwen", "qwen2"}, {"kormo", "qwen2"}, {"f2llmv2", "qwen2"}};
 
 std::string fill_in_white_space(std::string_view pattern) {
   std::string out(pattern);
@@ -52,6 +64,7 @@ struct Deleter {
 struct Pretokenizer::Pattern {
   std::unique_ptr<pcre2_code, Deleter> code;
   std::unique_ptr<pcre2_match_context, Deleter> context;
+  bool normalises = true;
   uint32_t match_options = PCRE2_NO_UTF_CHECK;  // the caller has checked
 };
 
@@ -60,15 +73,26 @@ Pretokenizer::~Pretokenizer() = default;
 Pretokenizer::Pretokenizer(Pretokenizer&&) noexcept = default;
 Pretokenizer& Pretokenizer::operator=(Pretokenizer&&) noexcept = default;
 
-std::string_view Pretokenizer::names() {
-  return "qwen2, qwen35";
+bool Pretokenizer::normalises() const {
+  return pattern_->normalises;
+}
+
+std::string Pretokenizer::names() {
+  std::vector<std::string_view> names;
+  for (const Named& named : kPatterns) names.push_back(named.name);
+  for (const Alias& alias : kAliases) names.push_back(alias.name);
+  return fmt::format("{}", fmt::join(names, ", "));
 }
 
 std::optional<Pretokenizer> Pretokenizer::find(std::string_view name, bool use_jit) {
+  for (const Alias& alias : kAliases) {
+    if (alias.name == name) return find(alias.of, use_jit);
+  }
   for (const Named& named : kPatterns) {
     if (named.name != name) continue;
     const std::string source = fill_in_white_space(named.pattern);
     auto pattern = std::make_unique<Pattern>();
+    pattern->normalises = named.normalises;
     int error = 0;
     PCRE2_SIZE error_offset = 0;
     // Anchored: a match begins exactly where the last one ended. It must be a compile option, PCRE2 would not use its

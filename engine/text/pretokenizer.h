@@ -11,10 +11,13 @@ namespace foretoken {
 /// Immutable; any number of threads may use it at once.
 class Pretokenizer {
  public:
-  /// Nothing if the name is not one of names(). use_jit = false runs PCRE2's interpreter, as on systems that forbid
+  /// Nothing if the name is none of names(). use_jit = false runs PCRE2's interpreter, as on systems that forbid
   /// generated code.
   [[nodiscard]] static std::optional<Pretokenizer> find(std::string_view name, bool use_jit = true);
-  [[nodiscard]] static std::string_view names();  // "qwen2, qwen35", for messages
+  [[nodiscard]] static std::string names();  // "qwen2, qwen35 ...", for messages
+
+  /// Whether the models' own tokenizers bring text into Unicode's normal form C before they split it.
+  [[nodiscard]] bool normalises() const;
 
   ~Pretokenizer();
   Pretokenizer(Pretokenizer&&) noexcept;

@@ -7,6 +7,7 @@
 #include <bit>
 #include <deque>
 #include <optional>
+#include <unordered_map>
 
 #include "engine/gguf/gguf.h"
 #include "engine/text/bpe.h"
@@ -73,9 +74,12 @@ class ByteAlphabet {
   std::array<int16_t, 256 + 68> byte_of_;
 };
 
-// Whether a byte can be part of UTF-8 at all; a vocabulary needs no token for the other 13.
-bool is_utf8_byte(int byte) {
-  return byte < 0xC0 || (byte >= 0xC2 && byte <= 0xF4);
+// Whether text has the byte: as part of a character that Unicode has assigned or left to private use, control
+// characters aside. A vocabulary needs no token for the others (SmolLM's has none for six of the control characters and
+// for 0xF1 and 0xF2, under which no character is assigned).
+bool is_text_byte(int byte) {
+  if (byte < 0x20 || byte == 0x7F) return byte == '\t' || byte == '\n' || byte == '\r';
+  return byte < 0xC0 || (byte >= 0xC2 && byte <= 0xF0) || byte == 0xF3 || byte == 0xF4;
 }
 
 // From a token's text to its id, while loading. Open addressing: 250,000 tokens and three look-ups a merge made
@@ -213,14 +217,16 @@ Bpe read_merges(const GgufFile& file, const TokenIndex& index, const std::vector
   std::array<TokenId, 256> byte_tokens;
   for (int byte = 0; byte < 256; ++byte) {
     byte_tokens[byte] = find_plain(alphabet.spell(byte));
-    if (byte_tokens[byte] < 0 && is_utf8_byte(byte)) {
+    if (byte_tokens[byte] < 0 && is_text_byte(byte)) {
       fail(file, kTokensKey,
            fmt::format("no token for byte 0x{:02X} (\"{}\"); byte-level BPE needs one for each byte", byte,
                        alphabet.spell(byte)));
     }
   }
   const std::vector<std::string_view>& merges = file.get_string_array(kMergesKey);
-  Bpe bpe(byte_tokens, merges.size());
+  Bpe bpe(byte_tokens, types.size(), merges.size());
+  std::unordered_map<std::string_view, TokenId> pieces;  // that are no tokens; of pruned vocabularies
+  std::deque<std::string> names;                         // of `pieces`
   std::string joined;
   for (size_t i = 0; i < merges.size(); ++i) {
     const std::string_view merge = merges[i];
@@ -234,9 +240,18 @@ Bpe read_merges(const GgufFile& file, const TokenIndex& index, const std::vector
     joined = merge.substr(0, space);
     joined += merge.substr(space + 1);
     const auto need = [&](std::string_view text) {
-      const TokenId id = find_plain(text);
-      if (id < 0) fail_merge(fmt::format("\"{}\" is not a token of the vocabulary", printable(text)));
-      return id;
+      if (text.empty()) fail_merge("two tokens with one space between them are needed");
+      const TokenId id = index.find(text);
+      if (id >= 0 && types[id] == kControl)
+        fail_merge(fmt::format("\"{}\" is a control token, which no text may become", printable(text)));
+      if (id >= 0) return id;
+      if (find_invalid_utf8(text) != std::string_view::npos) fail_merge("is not UTF-8");
+      // A vocabulary that was cut down may keep the merges of tokens that are gone. They still lead to others.
+      const auto known = pieces.find(text);
+      if (known != pieces.end()) return known->second;
+      std::string bytes;
+      alphabet.append_bytes(text, bytes);
+      return pieces.emplace(names.emplace_back(text), bpe.add_piece(std::move(bytes))).first->second;
     };
     const TokenId left = need(merge.substr(0, space));
     const TokenId right = need(merge.substr(space + 1));
@@ -344,7 +359,7 @@ class Encoder {
   void add_text(std::string_view text) {
     if (text.empty()) return;
     std::string storage;
-    std::string_view normal = to_nfc(text, storage);
+    std::string_view normal = pretokenizer_.normalises() ? to_nfc(text, storage) : text;
     // The cache keeps views of words, so what it views must stay.
     if (normal.data() != text.data()) normal = normalised_.emplace_back(std::move(storage));
     for (std::string_view word : pretokenizer_.split(normal)) add_word(word);

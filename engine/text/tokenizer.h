@@ -19,9 +19,9 @@ struct TextPart {
   bool parse_special = false;  // text that spells a control token becomes that token
 };
 
-/// Byte-level BPE as GGUF files describe it (`tokenizer.ggml.model` = gpt2), pre-tokenizers qwen2 and qwen35: NFC,
-/// special tokens cut out whole, pattern split, bytes to the 256 GPT-2 characters, merges by rank. Immutable after
-/// loading; any number of threads may use it at once.
+/// Byte-level BPE as GGUF files describe it (`tokenizer.ggml.model` = gpt2) with one of Pretokenizer::names(): special
+/// tokens cut out whole, NFC where the pre-tokenizer has it, pattern split, bytes to the 256 GPT-2 characters, merges by
+/// rank. Immutable after loading; any number of threads may use it at once.
 class Tokenizer {
  public:
   /// Throws InputError for a missing or malformed vocabulary or an unsupported model or pre-tokenizer.

@@ -1,6 +1,7 @@
 // The first byte chooses: 'T': the rest is a text for the demonstration model's vocabulary; anything else: the whole
 // input is a GGUF file with a vocabulary.
 
+#include <iterator>
 #include <string>
 #include <string_view>
 
@@ -21,13 +22,13 @@ const Tokenizer& demo_tokenizer() {
 }
 
 void check_split(std::string_view text) {
-  for (const char* name : {"qwen2", "qwen35"}) {
-    static const Pretokenizer compiled[] = {*Pretokenizer::find("qwen2"), *Pretokenizer::find("qwen35")};
-    static const Pretokenizer interpreted[] = {*Pretokenizer::find("qwen2", false),
-                                               *Pretokenizer::find("qwen35", false)};
-    const int idx = name == std::string_view("qwen2") ? 0 : 1;
-    const auto words = compiled[idx].split(text);
-    require(words == interpreted[idx].split(text));
+  static const Pretokenizer compiled[] = {*Pretokenizer::find("qwen2"), *Pretokenizer::find("qwen35"),
+                                          *Pretokenizer::find("smollm")};
+  static const Pretokenizer interpreted[] = {*Pretokenizer::find("qwen2", false), *Pretokenizer::find("qwen35", false),
+                                             *Pretokenizer::find("smollm", false)};
+  for (size_t i = 0; i < std::size(compiled); ++i) {
+    const auto words = compiled[i].split(text);
+    require(words == interpreted[i].split(text));
     size_t pos = 0;
     for (std::string_view word : words) {
       require(word.data() == text.data() + pos && !word.empty());
