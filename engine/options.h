@@ -35,6 +35,7 @@ struct Environment {
 class Model;
 
 struct LoadOptions {
+  std::string mtp_path;  // a file with the MTP layer, of a model that has none in its own; see open_model()
   bool repack = true;  // interleave the weights while loading; false: compute from the file's own layout (same bits)
   /// Called when everything but the weights is known and has been checked; may throw, so that nothing is read in vain.
   std::function<void(const Model& without_weights)> on_header;

@@ -9,6 +9,7 @@
 #include "engine/gguf/gguf.h"
 #include "engine/model/model.h"
 #include "engine/model/model_config.h"
+#include "engine/model/model_file.h"
 #include "kernels/base/error.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/formats/interleave.h"
@@ -37,7 +38,9 @@ struct InspectFlags {
         "inspect", "MODEL",
         "What is in a GGUF file, what decoding a token must read from memory, and what MTP can gain on this machine.\n"
         "Reads headers only; works on files of architectures that cannot be run too.");
-    line.add_positional("model-file", &model.model_path, "MODEL", "GGUF file; of a split model, any part");
+    line.add_positional("model-file", &model.model_path, "MODEL",
+                        "GGUF file; of a split model, any part; a folder with one model");
+    model.add_model_draft(line);
     line.add_int("ctx-size,c", &kv_len, 1, int64_t{1} << 24, "N", "positions of context that the byte counts assume");
     line.add_int("threads,t", &model.threads_flag, 1, ThreadTeam::kMaxThreads, "N",
                  "threads that measure the bandwidth (default all cores)");
@@ -368,7 +371,8 @@ int run_inspect(int argc, const char* const* argv) {
   InspectFlags flags;
   if (!flags.parse(argc, argv)) return 0;
   OutputFile json_file(flags.json_path, "--json");
-  const GgufFile file = GgufFile::open(flags.model.model_path);
+  const ModelFile opened = open_model(flags.model.model_path, flags.model.mtp_path);
+  const GgufFile& file = opened.file;
   const Inspection inspection = inspect(file);
   const std::string architecture(file.get_string("general.architecture", "unknown"));
 
@@ -386,6 +390,8 @@ int run_inspect(int argc, const char* const* argv) {
                                    inspection.config ? inspection.config->name : "",
                                    format_bytes(static_cast<double>(file.size_bytes())), file.tensors().size());
     if (inspection.config) text += describe_config(*inspection.config);
+    if (!opened.mtp_path.empty()) text += fmt::format("MTP layer: {}\n", opened.mtp_path);
+    if (!opened.passed.empty()) text += fmt::format("MTP layer: {}\n", opened.passed);
     text += "\n" + describe_tensors(inspection);
     if (costs) text += describe_costs(*costs);
     if (plan) text += describe_plan(*plan);
@@ -393,6 +399,7 @@ int run_inspect(int argc, const char* const* argv) {
     ResultStream().write(text);
   }
   Json object = file_json(inspection, architecture);
+  object["model_draft"] = opened.mtp_path.empty() ? Json(nullptr) : Json(opened.mtp_path);
   if (costs) object.update(costs_json(*costs));
   if (plan) object["placement"] = plan_json(*plan);
   write_json(json_file, object);

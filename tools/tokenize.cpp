@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include "engine/gguf/gguf.h"
+#include "engine/model/model_file.h"
 #include "kernels/base/error.h"
 #include "tools/cli/model_flags.h"
 #include "tools/cli/output.h"
@@ -29,7 +30,7 @@ int run_tokenize(int argc, const char* const* argv) {
   if (model.model_path.empty()) throw UsageError("-m MODEL is missing: name a GGUF file");
 
   Prompt input = read_prompt(prompt);
-  const Tokenizer tokenizer = Tokenizer::load(GgufFile::open(model.model_path));
+  const Tokenizer tokenizer = Tokenizer::load(GgufFile::open(find_model(model.model_path)));
   if (decode || input.is_ids) {
     if (!input.is_ids) {
       input.ids = parse_ids(input.source, input.text);

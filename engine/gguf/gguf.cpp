@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
+#include <iterator>
 #include <limits>
 
 #include "engine/gguf/gguf_part.h"
@@ -162,6 +164,7 @@ struct GgufFile::Impl {
   std::vector<GgufTensor> tensors;
   std::vector<uint32_t> tensor_order;  // positions in `tensors`, by name
   std::vector<uint32_t> key_order;     // positions in the first part's metadata, by key
+  std::deque<std::string> set_keys;    // names of keys that no file has
 
   const std::vector<std::pair<std::string_view, GgufValue>>& metadata() const { return parts[0].content.metadata; }
 
@@ -173,6 +176,10 @@ struct GgufFile::Impl {
       }
       parts[file_idx].content.tensors = {};
     }
+    sort_tensors("the parts do not belong together");
+  }
+
+  void sort_tensors(std::string_view why_twice) {
     std::vector<std::string_view> names;
     names.reserve(tensors.size());
     for (const GgufTensor& tensor : tensors) names.push_back(tensor.name);
@@ -181,8 +188,8 @@ struct GgufFile::Impl {
       const GgufTensor& tensor = tensors[tensor_order[i]];
       if (tensors[tensor_order[i - 1]].name == tensor.name) {
         fail(parts[tensor.file_idx].path,
-             fmt::format("tensor {} is also in {}; the parts do not belong together", tensor.name,
-                         printable_path(parts[tensors[tensor_order[i - 1]].file_idx].path)));
+             fmt::format("tensor {} is also in {}; {}", tensor.name,
+                         printable_path(parts[tensors[tensor_order[i - 1]].file_idx].path), why_twice));
       }
     }
   }
@@ -244,6 +251,29 @@ GgufFile GgufFile::open(const std::string& path) {
   file.impl_->index_metadata();
   file.impl_->check_split_tensor_count();
   return file;
+}
+
+void GgufFile::adopt(GgufFile other, const std::function<bool(std::string_view name)>& keep) {
+  const auto first_idx = static_cast<int>(impl_->parts.size());
+  for (GgufTensor& tensor : other.impl_->tensors) {
+    if (!keep(tensor.name)) continue;
+    tensor.file_idx += first_idx;
+    impl_->tensors.push_back(std::move(tensor));
+  }
+  std::move(other.impl_->parts.begin(), other.impl_->parts.end(), std::back_inserter(impl_->parts));
+  impl_->sort_tensors("a tensor may be in one of them only");
+}
+
+void GgufFile::set_key(std::string_view key, uint64_t value) {
+  auto& metadata = impl_->parts[0].content.metadata;
+  const auto found =
+      std::find_if(metadata.begin(), metadata.end(), [&](const auto& entry) { return entry.first == key; });
+  if (found != metadata.end()) {
+    found->second = value;
+    return;
+  }
+  metadata.emplace_back(impl_->set_keys.emplace_back(key), value);
+  impl_->index_metadata();
 }
 
 const std::string& GgufFile::path() const {

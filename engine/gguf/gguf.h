@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -51,6 +52,12 @@ class GgufFile {
  public:
   /// Opens `path`; if it is part of a split model (`-00001-of-0000N.gguf`), any part: all parts are opened.
   [[nodiscard]] static GgufFile open(const std::string& path);
+  /// Adds those tensors of `other` whose names `keep` takes; its metadata is left out. Throws InputError for a name that
+  /// is here already.
+  void adopt(GgufFile other, const std::function<bool(std::string_view name)>& keep);
+  /// Replaces a key or adds it.
+  void set_key(std::string_view key, uint64_t value);
+
   ~GgufFile();
   GgufFile(GgufFile&&) noexcept;
   GgufFile& operator=(GgufFile&&) noexcept;

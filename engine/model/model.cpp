@@ -6,7 +6,7 @@
 
 #include "engine/model/families/family.h"
 #include "engine/model/metadata.h"
-#include "engine/model/mtp_layout.h"
+#include "engine/model/model_file.h"
 #include "engine/model/unread_tensors.h"
 #include "engine/model/weight_loader.h"
 #include "engine/model/weights.h"
@@ -15,10 +15,15 @@
 namespace foretoken {
 
 struct Model::Impl {
-  explicit Impl(GgufFile opened)
-      : file(std::move(opened)), config(ModelConfig::read(file)), tokenizer(Tokenizer::load(file)) {}
+  explicit Impl(ModelFile opened)
+      : file(std::move(opened.file)),
+        mtp_path(std::move(opened.mtp_path)),
+        passed(std::move(opened.passed)),
+        config(ModelConfig::read(file)),
+        tokenizer(Tokenizer::load(file)) {}
 
   GgufFile file;
+  std::string mtp_path, passed;  // as in ModelFile
   ModelConfig config;
   Tokenizer tokenizer;
   std::string fingerprint;
@@ -77,7 +82,7 @@ Model& Model::operator=(Model&&) noexcept = default;
 Model Model::load(const std::string& path, const LoadOptions& options) {
   const auto begin = std::chrono::steady_clock::now();
   Model model;
-  model.impl_ = std::make_unique<Impl>(GgufFile::open(path));
+  model.impl_ = std::make_unique<Impl>(open_model(path, options.mtp_path));
   Impl& m = *model.impl_;
   m.fingerprint = m.file.fingerprint();
   ModelWeights& w = m.weights;
@@ -109,10 +114,14 @@ const std::string& Model::path() const {
 }
 std::string Model::mtp_absence() const {
   const std::string& reason = impl_->config.mtp_absence;
-  const std::vector<std::string> beside = find_mtp_files(path());
-  if (reason.empty() || beside.empty()) return reason;
-  return fmt::format("{} ({} beside it may hold one: an MTP layer in a file of its own is not supported)", reason,
-                     fmt::join(beside, " or "));
+  if (reason.empty()) return reason;
+  return fmt::format("{} ({})", reason,
+                     impl_->passed.empty() ? "--model-draft names a file that has it; one called mtp-*.gguf beside the "
+                                             "model is found by itself"
+                                           : impl_->passed);
+}
+const std::string& Model::mtp_path() const {
+  return impl_->mtp_path;
 }
 std::vector<std::string> Model::notes() const {
   return metadata_notes(impl_->file);

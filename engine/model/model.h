@@ -23,7 +23,7 @@ struct ModelOutline {
 /// A model in memory: configuration, tokenizer, weights. Immutable after loading; any number of sessions may read it.
 class Model {
  public:
-  /// Loads and checks a GGUF file. Throws InputError: unsupported architecture or tensor type, missing tensor, wrong
+  /// Loads and checks a GGUF file as open_model() opens it. Throws InputError: unsupported architecture or tensor type, missing tensor, wrong
   /// shape, NaN scale, too little memory (checked before anything is allocated).
   [[nodiscard]] static Model load(const std::string& path, const LoadOptions& options);
   /// What load() does before it reads any weights: throws the same InputError, from the headers alone.
@@ -45,6 +45,8 @@ class Model {
   [[nodiscard]] std::vector<std::string> notes() const;
   /// Why the file has no MTP layer; empty if it has one.
   [[nodiscard]] std::string mtp_absence() const;
+  /// The file of its own that the MTP layer comes from; empty if there is none.
+  [[nodiscard]] const std::string& mtp_path() const;
   [[nodiscard]] bool has_mtp() const { return config().num_mtp_layers > 0; }
 
  private:

@@ -89,7 +89,7 @@ class Reader {
     if (blocks_.empty() || blocks_.begin()->first < num_layers_ || blocks_.begin()->second.nextn.empty()) return;
     fail(
         fmt::format("the file holds an MTP layer alone (block {}; the trunk's blocks 0 to {} are not in it); name the "
-                    "model's own file: an MTP layer in a file of its own is not supported",
+                    "model's own file by -m and this one by --model-draft",
                     blocks_.begin()->first, num_layers_ - 1));
   }
 

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "engine/machine.h"
+#include "engine/model/model_file.h"
 #include "kernels/base/error.h"
 #include "kernels/probe/int8_peak.h"
 #include "kernels/threads/thread_team.h"
@@ -376,7 +377,7 @@ int run_bench(int argc, const char* const* argv) {
   bar.wipe();
 
   model.check_unchanged();
-  flags.model.check_same_file(GgufFile::open(model.path()).fingerprint());
+  flags.model.check_same_file(open_model(model.path(), model.mtp_path()).file.fingerprint());
   const ByteModel bytes(model.weights(), model.config());
   const ByteAccount account = {
       &bytes,   flags.model.draft_rows(model.config()), flags.model.kv_type, mean_kv_len(prompts, samples), bandwidth,

@@ -75,7 +75,10 @@ constexpr std::array kHabits = {
     Habit{"-hf -hfr --hf-repo -hff --hf-file -hfv -hfrv --hf-repo-v -hffv --hf-file-v -hft --hf-token -hfd -hfrd "
           "--hf-repo-draft -mu --model-url -dr --docker-repo --offline",
           kDownload},
-    Habit{"-md --model-draft --draft --draft-n --draft-max --draft-min --draft-n-min --draft-p-min --draft-p-split -cd "
+    Habit{"-md --model-draft",
+          "a file with the MTP layer is named by --model-draft FILE, in commands that run a model; other models do not "
+          "draft"},
+    Habit{"--draft --draft-n --draft-max --draft-min --draft-n-min --draft-p-min --draft-p-split -cd "
           "--ctx-size-draft -ngld --gpu-layers-draft --n-gpu-layers-draft -devd --device-draft -ctkd "
           "--cache-type-k-draft "
           "-ctvd --cache-type-v-draft --spec-type --spec-draft-n-max --spec-draft-n-min --spec-default "

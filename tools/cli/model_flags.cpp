@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "engine/machine.h"
+#include "engine/model/model_file.h"
 #include "kernels/base/error.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/threads/thread_team.h"
@@ -36,7 +37,12 @@ std::string_view environment_help() {
 }
 
 void ModelFlags::add_model(CommandLine& line) {
-  line.add_text("model,m", &model_path, "MODEL", "GGUF file; of a split model, any part");
+  line.add_text("model,m", &model_path, "MODEL", "GGUF file; of a split model, any part; a folder with one model");
+}
+
+void ModelFlags::add_model_draft(CommandLine& line) {
+  line.add_text("model-draft", &mtp_path, "FILE",
+                "GGUF file with the MTP layer, where the model's own has none (default: mtp-*.gguf beside it)");
 }
 
 void ModelFlags::add_session(CommandLine& line) {
@@ -96,6 +102,7 @@ void ModelFlags::add_mtp(CommandLine& line) {
   line.add_switch("mtp-fixed", &mtp_fixed, "always draft K tokens: no controller");
   line.add_int("draft-vocab", &draft_vocab, 0, INT32_MAX, "N",
                "head rows that drafts read; 0: all (default 16384, at most a quarter)");
+  add_model_draft(line);
 }
 
 void ModelFlags::add_sampling(CommandLine& line) {
@@ -185,7 +192,8 @@ void ModelFlags::check_room(const ModelConfig& config, std::string_view source, 
 
 Model ModelFlags::load(const std::function<void(const Model&)>& check) {
   if (device != Device::kCpu) {
-    const GgufFile file = GgufFile::open(model_path);
+    const ModelFile opened = open_model(model_path, mtp_path);
+    const GgufFile& file = opened.file;
     const ModelOutline outline = Model::outline(file);
     const ModelSizes sizes = ModelSizes::of(outline.weights, outline.config);
     check_same_file(file.fingerprint());
@@ -193,6 +201,7 @@ Model ModelFlags::load(const std::function<void(const Model&)>& check) {
     print_message("{}", describe(*placement, sizes, measure_speed(measure_bandwidth())));
   }
   LoadOptions options;
+  options.mtp_path = mtp_path;
   options.repack = !no_repack;
   options.nodes = nodes;
   options.on_header = [&](const Model& model) {
@@ -209,6 +218,7 @@ Model ModelFlags::load(const std::function<void(const Model&)>& check) {
     return Model::load(model_path, options);
   }();
   check_same_file(model.fingerprint());
+  if (!model.mtp_path().empty()) print_message("MTP layer: {}\n", model.mtp_path());
   for (const std::string& note : model.notes()) print_message("{}: {}\n", model_path, note);
   return model;
 }

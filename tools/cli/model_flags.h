@@ -25,6 +25,7 @@ namespace foretoken {
 /// call resolve().
 struct ModelFlags {
   std::string model_path;
+  std::string mtp_path;  // --model-draft
   int64_t ctx_size = 0;                 // 0: the model's own, at most 4096
   std::string ctx_flag = "--ctx-size";  // as it was typed
   std::optional<int> threads_flag;
@@ -64,14 +65,15 @@ struct ModelFlags {
 
   /// All shared flags: model, run, MTP and sampling.
   void add_to(CommandLine& line);
-  void add_model(CommandLine& line);  // -m
+  void add_model(CommandLine& line);        // -m
+  void add_model_draft(CommandLine& line);  // --model-draft
   void add_session(
       CommandLine& line);  // -c -t --prompt-chunk --no-repack --kv-type --device --cublas and add_placement()
   /// --parallel --kv-memory --step-ms: of commands that run several texts at once. REQUIRES: before add_to().
   void add_batch(CommandLine& line);
   void add_placement(CommandLine& line);  // --gpu-experts --gpu-layers --gpu-cache
   void add_draft(CommandLine& line);      // --draft, of commands that decode. REQUIRES: before add_to()
-  void add_mtp(CommandLine& line);        // --mtp --mtp-fixed --draft-vocab
+  void add_mtp(CommandLine& line);        // --mtp --mtp-fixed --draft-vocab --model-draft
   void add_sampling(CommandLine& line);   // --temp --top-k --top-p --min-p --seed
 
   /// Turns the texts into values, reads the environment and checks what can be checked without the model.

@@ -137,6 +137,8 @@ void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Mode
   object["commit"] = kCommit;
   object["model"] = model.path();
   object["model_sha256"] = model.fingerprint();
+  object["model_draft"] =
+      model.mtp_path().empty() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(model.mtp_path());
   object["mtp"] = flags.mtp;
   object["mtp_fixed"] = flags.mtp_fixed;
   object["draft_vocab"] = flags.draft_rows(model.config());

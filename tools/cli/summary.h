@@ -30,7 +30,7 @@ void add_statistics(nlohmann::ordered_json& object, const DecodeStatistics& stat
 void add_places(nlohmann::ordered_json& object, const ExpertPlaces& places);
 
 /// What a run depended on: version, commit, mtp, moe_verify, isa, threads and NUMA nodes, device, cublas, kv_type,
-/// model, model_sha256.
+/// model, model_sha256, model_draft.
 void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Model& model);
 
 /// "16 threads", "16 threads on 2 NUMA nodes (8+8)".
