@@ -26,14 +26,16 @@ int64_t tile_rows(int num_rows) {
 
 }  // namespace
 
-ExpertPass::Matrices ExpertPass::matrices(const Bucket& bucket) const {
-  if (bucket.expert == kSharedExpert) return {weights_.shared_gate, weights_.shared_up, weights_.shared_down};
-  return {weights_.gate.expert(bucket.expert), weights_.up.expert(bucket.expert), weights_.down.expert(bucket.expert)};
+DenseWeights ExpertPass::matrices(const Bucket& bucket) const {
+  if (bucket.expert == kSharedExpert) return *shared_;
+  return {routed_->gate.expert(bucket.expert), routed_->up.expert(bucket.expert), routed_->down.expert(bucket.expert)};
 }
 
 // Gathers what the kernels read and write, bucket after bucket.
 void ExpertPass::collect(const BucketList& list, int num_shared_rows) {
   MoeScratch& s = scratch_;
+  if (!list.slots.empty()) s.inner_.set_num_cols(routed_->expert_dim());
+  if (num_shared_rows > 0) s.shared_inner_.set_num_cols(shared_->dim());
   const size_t num_slots = list.slots.size() + static_cast<size_t>(num_shared_rows);
   s.inputs_.resize(num_slots);
   s.inners_.resize(num_slots);
@@ -68,7 +70,7 @@ void ExpertPass::plan_items(bool down) {
   int64_t all_bytes = 0, longest_row = 1;
   s.item_rows_.clear();
   for (const Bucket& bucket : buckets_) {
-    const Matrices m = matrices(bucket);
+    const DenseWeights m = matrices(bucket);
     const int64_t row = static_cast<int64_t>(down ? m.down.row_bytes() : m.gate.row_bytes() + m.up.row_bytes());
     s.item_rows_.push_back({down ? m.down.num_rows : m.gate.num_rows, 0});
     all_bytes += row * s.item_rows_.back().num_rows;
@@ -86,7 +88,7 @@ void ExpertPass::plan_items(bool down) {
 void ExpertPass::gate_up_item(const RowItem& at, int thread_idx) {
   MoeScratch& s = scratch_;
   const Bucket& bucket = buckets_[at.matrix];
-  const Matrices m = matrices(bucket);
+  const DenseWeights m = matrices(bucket);
   const auto first = static_cast<size_t>(bucket.slots_begin);
   const int num_rows = bucket.num_slots;
   const int64_t tile = tile_rows(num_rows);
@@ -146,7 +148,7 @@ void ExpertPass::run(const BucketList& list, int num_shared_rows) {
   profiled_for(team_, scratch_.profile, items.node_ends(), [&](int64_t item, int thread_idx) {
     const RowItem at = items.find(item);
     gate_up_item(at, thread_idx);
-    const Matrices m = matrices(buckets_[at.matrix]);
+    const DenseWeights m = matrices(buckets_[at.matrix]);
     return WorkDone{work_of(at),
                     (at.row_end - at.row_begin) * static_cast<int64_t>(m.gate.row_bytes() + m.up.row_bytes())};
   });

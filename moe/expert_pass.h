@@ -11,18 +11,17 @@ namespace foretoken {
 /// bucket quantises its inner rows: no third barrier.
 class ExpertPass {
  public:
-  ExpertPass(Isa isa, ThreadTeam& team, const MoeWeights& weights, const RowBuffer& x, MoeScratch& scratch)
-      : isa_(isa), team_(team), weights_(weights), x_(x), scratch_(scratch) {}
+  /// Experts of `routed`, and `shared`: the shared one or a dense part. What run() is not asked for may be nullptr.
+  ExpertPass(Isa isa, ThreadTeam& team, const MoeWeights* routed, const DenseWeights* shared, const RowBuffer& x,
+             MoeScratch& scratch)
+      : isa_(isa), team_(team), routed_(routed), shared_(shared), x_(x), scratch_(scratch) {}
 
   /// Computes scratch.partials_ for every slot in `list`, and scratch.shared_ for rows [0, num_shared_rows) if it is >
   /// 0.
   void run(const BucketList& list, int num_shared_rows);
 
  private:
-  struct Matrices {
-    MatrixView gate, up, down;
-  };
-  [[nodiscard]] Matrices matrices(const Bucket& bucket) const;
+  [[nodiscard]] DenseWeights matrices(const Bucket& bucket) const;
   void collect(const BucketList& list, int num_shared_rows);
   void plan_items(bool down);
   // An item's matrix is its bucket.
@@ -31,7 +30,8 @@ class ExpertPass {
 
   Isa isa_;
   ThreadTeam& team_;
-  const MoeWeights& weights_;
+  const MoeWeights* routed_;
+  const DenseWeights* shared_;
   const RowBuffer& x_;
   MoeScratch& scratch_;
   std::vector<Bucket> buckets_;  // the list's, and the shared expert in front

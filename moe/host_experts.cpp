@@ -9,7 +9,7 @@ void host_experts(Isa isa, ThreadTeam& team, MoeVerify verify, const MoeWeights&
                   int num_rows, std::span<const int32_t> places, MoeScratch& scratch, std::vector<int32_t>& slots) {
   FT_CHECK_EQ(static_cast<int>(places.size()), weights.num_experts);
   slots.clear();
-  ExpertPass pass(isa, team, weights, x, scratch);
+  ExpertPass pass(isa, team, &weights, /*shared=*/nullptr, x, scratch);
   BucketList list;
   const int rows_at_once = verify == MoeVerify::kGrouped ? num_rows : 1;
   for (int begin = 0; begin < num_rows; begin += rows_at_once) {

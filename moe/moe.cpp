@@ -7,6 +7,7 @@
 #include "kernels/matmul/matmul.h"
 #include "kernels/rows/elementwise.h"
 #include "kernels/rows/rms_norm.h"
+#include "moe/expert_pass.h"
 #include "moe/grouped.h"
 
 namespace foretoken {
@@ -17,7 +18,7 @@ constexpr int64_t kTileRows = 64;           // as in expert_pass.cpp
 constexpr int64_t kRouterRowsPerItem = 64;  // 64 experts x 2048 floats: 512 KiB
 
 unsigned block_bit(const MatrixView& m) {
-  const int block = m.data == nullptr ? 0 : weight_type_info(m.type).activation_block;
+  const int block = m.num_rows == 0 ? 0 : weight_type_info(m.type).activation_block;
   return block == 0 ? 0u : block == 32 ? 1u : 2u;
 }
 
@@ -88,7 +89,11 @@ size_t MoeScratch::size_bytes() const {
 
 unsigned input_blocks(const MoeWeights& weights) {
   return block_bit(weights.router) | block_bit(weights.gate.all) | block_bit(weights.up.all) |
-         block_bit(weights.shared_gate) | block_bit(weights.shared_up);
+         input_blocks(weights.shared);
+}
+
+unsigned input_blocks(const DenseWeights& weights) {
+  return block_bit(weights.gate) | block_bit(weights.up);
 }
 
 void moe_forward(Isa isa, ThreadTeam& team, MoeVerify verify, const MoeWeights& weights, const RowBuffer& x,
@@ -96,19 +101,13 @@ void moe_forward(Isa isa, ThreadTeam& team, MoeVerify verify, const MoeWeights& 
   FT_CHECK(num_rows <= scratch.max_rows_);
   const int64_t dim = scratch.shape_.hidden_dim;
   float* shared_weight = scratch.shared_weight_.data<float>();
-  if (weights.num_experts > 0) {
-    choose_experts(isa, team, weights, x, num_rows, scratch, scratch.items_, scratch.logits_.data<float>(),
-                   shared_weight);
-  }
+  choose_experts(isa, team, weights, x, num_rows, scratch, scratch.items_, scratch.logits_.data<float>(),
+                 shared_weight);
   (verify == MoeVerify::kGrouped ? grouped_experts : per_token_experts)(isa, team, weights, x, num_rows, scratch);
 
   const WorkDone combined{scratch.is_mtp ? Work::kMtpLayer : Work::kRows, 0};
   profiled_rows(team, scratch.profile, num_rows, dim, [&](int64_t r, int thread_idx) {
     const float* shared = scratch.shared_.data<float>() + r * dim;
-    if (weights.num_experts == 0) {
-      add(isa, shared, dim, residual.row(r));
-      return combined;
-    }
     float* sum = scratch.sums_.data<float>() + thread_idx * dim;
     std::fill_n(sum, dim, 0.0f);
     for (int rank = 0; rank < weights.top_k; ++rank) {
@@ -119,6 +118,18 @@ void moe_forward(Isa isa, ThreadTeam& team, MoeVerify verify, const MoeWeights& 
     if (weights.has_shared()) add_scaled(isa, weights.shared_router ? shared_weight[r] : 1.0f, shared, dim, sum);
     add(isa, sum, dim, residual.row(r));
     return combined;
+  });
+}
+
+void dense_forward(Isa isa, ThreadTeam& team, const DenseWeights& weights, const RowBuffer& x, int num_rows,
+                   MoeScratch& scratch, RowBuffer& residual) {
+  FT_CHECK(num_rows <= scratch.max_rows_);
+  const int64_t dim = scratch.shape_.hidden_dim;
+  ExpertPass(isa, team, /*routed=*/nullptr, &weights, x, scratch).run(BucketList{}, num_rows);
+  const WorkDone added{scratch.is_mtp ? Work::kMtpLayer : Work::kRows, 0};
+  profiled_rows(team, scratch.profile, num_rows, dim, [&](int64_t r, int) {
+    add(isa, scratch.shared_.data<float>() + r * dim, dim, residual.row(r));
+    return added;
   });
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -18,7 +19,25 @@
 namespace foretoken {
 
 /// What a weight is for, as counts of bytes and plans tell weights apart.
-enum class WeightRole { kAttention, kDeltaNet, kRouter, kRoutedExpert, kSharedExpert, kNorm, kMtp };
+enum class WeightRole { kAttention, kDeltaNet, kRouter, kRoutedExpert, kSharedExpert, kDense, kNorm, kMtp };
+
+/// A gated feed-forward part: down . (silu(gate . x) * (up . x)). `Matrix` is how a matrix is held: MatrixView in the
+/// host's memory, DeviceMatrix in a GPU's.
+template <class Matrix>
+struct BasicDenseWeights {
+  Matrix gate, up;  // [dim, hidden_dim]
+  Matrix down;      // [hidden_dim, dim]
+
+  [[nodiscard]] int64_t dim() const { return gate.num_rows; }
+
+  /// Calls visit(role, member...) for every member that holds weights, with that member of each of `dense`.
+  template <class Visit, class... Dense>
+  static void for_each(WeightRole role, Visit&& visit, Dense&... dense) {
+    visit(role, dense.gate...);
+    visit(role, dense.up...);
+    visit(role, dense.down...);
+  }
+};
 
 /// One matrix of every expert, cut out of one tensor: expert e has rows [e * stride_rows + first_row, + num_rows) of
 /// `all`. (A fused gate_up tensor holds two of them, with stride 2F.)
@@ -36,10 +55,8 @@ struct BasicExpertMatrices {
   [[nodiscard]] Matrix from_first() const { return all.slice_rows(first_row, all.num_rows); }
 };
 
-/// The feed-forward part of one layer. A mixture of experts has num_experts > 0; its shared expert is optional
-/// (shared_gate empty) and, where there is one, weighted by sigmoid(shared_router . x). A dense layer has num_experts =
-/// 0 and its only expert in shared_*, unweighted (shared_router empty). `Matrix` is how a matrix is held: MatrixView in
-/// the host's memory, DeviceMatrix in a GPU's.
+/// A mixture of experts. Its shared expert is optional (of no rows) and weighted by sigmoid(shared_router . x), or by 1
+/// where shared_router is empty.
 template <class Matrix>
 struct BasicMoeWeights {
   int num_experts = 0;
@@ -50,25 +67,24 @@ struct BasicMoeWeights {
   Matrix router;                         // [num_experts, hidden_dim]
   BasicExpertMatrices<Matrix> gate, up;  // expert: [expert_dim, hidden_dim]
   BasicExpertMatrices<Matrix> down;      // expert: [hidden_dim, expert_dim]
-  Matrix shared_gate, shared_up;         // [shared_dim, hidden_dim]
-  Matrix shared_down;                    // [hidden_dim, shared_dim]
-  VectorView shared_router;              // [hidden_dim]
-  [[nodiscard]] bool has_shared() const { return shared_gate.data != nullptr; }
+  BasicDenseWeights<Matrix> shared;
+  VectorView shared_router;  // [hidden_dim]
+  [[nodiscard]] bool has_shared() const { return shared.dim() > 0; }
+  [[nodiscard]] int64_t expert_dim() const { return gate.num_rows; }
 
-  /// Calls visit(role, member...) for every member that holds weights, with that member of each of `moe`.
+  /// As BasicDenseWeights::for_each, of all parts.
   template <class Visit, class... Moe>
   static void for_each(Visit&& visit, Moe&... moe) {
     visit(WeightRole::kRouter, moe.router...);
     visit(WeightRole::kRoutedExpert, moe.gate...);
     visit(WeightRole::kRoutedExpert, moe.up...);
     visit(WeightRole::kRoutedExpert, moe.down...);
-    visit(WeightRole::kSharedExpert, moe.shared_gate...);
-    visit(WeightRole::kSharedExpert, moe.shared_up...);
-    visit(WeightRole::kSharedExpert, moe.shared_down...);
+    BasicDenseWeights<Matrix>::for_each(WeightRole::kSharedExpert, visit, moe.shared...);
     visit(WeightRole::kSharedExpert, moe.shared_router...);
   }
 };
 
+using DenseWeights = BasicDenseWeights<MatrixView>;
 using ExpertMatrices = BasicExpertMatrices<MatrixView>;
 using MoeWeights = BasicMoeWeights<MatrixView>;
 
@@ -92,13 +108,22 @@ class ExpertReads {
   std::vector<std::atomic<int64_t>> rows_;
 };
 
-/// Shapes that a MoeScratch must serve: the largest of all layers.
+/// Shapes that a MoeScratch must serve: the largest of all layers. A dense part counts as a shared expert.
 struct MoeShape {
   int64_t hidden_dim = 0;
   int num_experts = 0;
   int top_k = 0;
   int64_t expert_dim = 0;
   int64_t shared_dim = 0;
+
+  void add_dense(int64_t dim) { shared_dim = std::max(shared_dim, dim); }
+  template <class Matrix>
+  void add(const BasicMoeWeights<Matrix>& weights) {
+    num_experts = std::max(num_experts, weights.num_experts);
+    top_k = std::max(top_k, weights.top_k);
+    expert_dim = std::max(expert_dim, weights.expert_dim());
+    shared_dim = std::max(shared_dim, weights.shared.dim());
+  }
 };
 
 /// Work buffers of the cores, taken once and used by every layer.
@@ -127,6 +152,7 @@ class MoeScratch {
   friend class ExpertPass;
   friend void moe_forward(Isa, ThreadTeam&, MoeVerify, const MoeWeights&, const RowBuffer&, int, MoeScratch&,
                           RowBuffer&);
+  friend void dense_forward(Isa, ThreadTeam&, const DenseWeights&, const RowBuffer&, int, MoeScratch&, RowBuffer&);
 
   RowBuffer inner_;              // [max_rows * top_k, expert_dim] silu(gate) * up of each slot
   RowBuffer shared_inner_;       // [max_rows, shared_dim]
@@ -150,6 +176,7 @@ class MoeScratch {
 
 /// Forms of the rows (RowView) that a layer's matrices meet: blocks to quantise by. Bit 0: 32, bit 1: 256.
 [[nodiscard]] unsigned input_blocks(const MoeWeights& weights);
+[[nodiscard]] unsigned input_blocks(const DenseWeights& weights);
 
 /// residual[r] += MoE(x[r]) for rows [0, num_rows):
 ///   routed = sum over ranks, in rank order from 0, of fma(weight, down_e(silu(gate_e x) * up_e x));
@@ -159,5 +186,9 @@ class MoeScratch {
 /// (row, expert).
 void moe_forward(Isa isa, ThreadTeam& team, MoeVerify verify, const MoeWeights& weights, const RowBuffer& x,
                  int num_rows, MoeScratch& scratch, RowBuffer& residual);
+
+/// residual[r] += down . (silu(gate . x[r]) * (up . x[r])) for rows [0, num_rows). REQUIRES: as for moe_forward.
+void dense_forward(Isa isa, ThreadTeam& team, const DenseWeights& weights, const RowBuffer& x, int num_rows,
+                   MoeScratch& scratch, RowBuffer& residual);
 
 }  // namespace foretoken

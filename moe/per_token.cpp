@@ -7,11 +7,7 @@ namespace foretoken {
 
 void per_token_experts(Isa isa, ThreadTeam& team, const MoeWeights& weights, const RowBuffer& x, int num_rows,
                        MoeScratch& scratch) {
-  ExpertPass pass(isa, team, weights, x, scratch);
-  if (weights.num_experts == 0) {
-    pass.run(BucketList{}, num_rows);
-    return;
-  }
+  ExpertPass pass(isa, team, &weights, &weights.shared, x, scratch);
   for (int r = 0; r < num_rows; ++r) {
     BucketList buckets;
     group_by_expert(scratch.routing, r, r + 1, weights.num_experts, buckets);

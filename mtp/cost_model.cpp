@@ -54,9 +54,7 @@ void add_layer(const LayerWeights& layer, double& dense, double& routed) {
   const WeightVisit add{
       [&](WeightRole, const MatrixView& matrix) { dense += size_of(matrix); },
       [](WeightRole, const VectorView&) {},
-      [&](WeightRole, const ExpertMatrices& experts) {
-        if (layer.moe.num_experts > 0) routed += size_of(experts.expert(0)) * layer.moe.top_k;
-      },
+      [&](WeightRole, const ExpertMatrices& experts) { routed += size_of(experts.expert(0)) * layer.moe().top_k; },
   };
   LayerWeights::for_each(add, layer);
 }
@@ -71,9 +69,8 @@ DecodeBytes decode_bytes(const Model& model, int64_t draft_rows, Device device) 
   for (const LayerWeights& layer : weights.layers) {
     add_layer(layer, bytes.dense, bytes.routed);
     if (!layer.is_recurrent()) continue;
-    const auto values =
-        config.state_size * config.value_dim() + std::max(config.conv_taps - 1, 0) * config.conv_channels();
-    bytes.sequence += 2.0 * sizeof(float) * static_cast<double>(values);
+    const DeltaNetShape& shape = layer.delta_net().shape;
+    bytes.sequence += 2.0 * sizeof(float) * static_cast<double>(shape.state_values() + shape.history_values());
   }
   bytes.dense += size_of(weights.head);
   if (config.num_experts > 0) bytes.top_k_share = static_cast<double>(config.experts_per_token) / config.num_experts;

@@ -294,7 +294,7 @@ Plan make_plan(const ModelOutline& outline, const InspectFlags& flags, double ba
   const size_t free_bytes =
       flags.plan_vram_gib ? static_cast<size_t>(*flags.plan_vram_gib * (1 << 30)) : cuda::free_memory_bytes();
   try {
-    plan.placement = plan_placement(*plan.sizes, model.placement_request(config, free_bytes));
+    plan.placement = plan_placement(*plan.sizes, model.placement_request(outline.weights, config, free_bytes));
   } catch (const InputError& error) {
     plan.refusal = error.what();
   }

@@ -44,18 +44,19 @@ void ForwardPass::attend_stored(const AttentionWeights& weights, int kv_layer) {
 }
 
 void ForwardPass::store_row(const AttentionWeights& weights, int kv_layer, int64_t r) {
-  const int64_t dim = config_.head_dim, position = position_of(r);
+  const AttentionShape& shape = weights.shape;
+  const int64_t dim = shape.head_dim, position = position_of(r);
   const int32_t page = span_of(r).sequence->pages[static_cast<size_t>(position / kPagePositions)];
   const auto offset = static_cast<int>(position % kPagePositions);
-  const float largest_value = largest_magnitude(isa_, buffers_.v.row(r), config_.num_kv_heads * dim);
-  for (int h = 0; h < config_.num_kv_heads; ++h) {
+  const float largest_value = largest_magnitude(isa_, buffers_.v.row(r), shape.kv_dim());
+  for (int h = 0; h < shape.num_kv_heads; ++h) {
     float* key = buffers_.k.row(r) + h * dim;
     const float squares = rms_norm(isa_, key, weights.k_norm, dim, config_.norm_eps, key);
     if (!std::isfinite(squares)) note(r, FaultKind::kKeys);
-    rope(isa_, rope_, position, key);
+    rope(isa_, ropes_.of(shape.rope), position, key);
     kv_.store(isa_, page, offset, kv_layer, h, key, buffers_.v.row(r) + h * dim);
   }
-  const float largest_key = largest_magnitude(isa_, buffers_.k.row(r), config_.num_kv_heads * dim);
+  const float largest_key = largest_magnitude(isa_, buffers_.k.row(r), shape.kv_dim());
   if (!(largest_key < kLargestScored)) note(r, FaultKind::kKeys);
   if (!std::isfinite(largest_value)) note(r, FaultKind::kValues);
   if (kv_type_ != KvType::kF16) return;
@@ -64,27 +65,30 @@ void ForwardPass::store_row(const AttentionWeights& weights, int kv_layer, int64
 }
 
 void ForwardPass::rotate_queries(const AttentionWeights& weights, int64_t r) {
-  const int64_t dim = config_.head_dim, stride = config_.gated_attention ? 2 * dim : dim;
-  for (int64_t h = 0; h < config_.num_heads; ++h) {
+  const AttentionShape& shape = weights.shape;
+  const int64_t dim = shape.head_dim, stride = shape.gated ? 2 * dim : dim;
+  for (int64_t h = 0; h < shape.num_heads; ++h) {
     float* query = buffers_.queries.row(r) + h * dim;
     const float squares = rms_norm(isa_, buffers_.q.row(r) + h * stride, weights.q_norm, dim, config_.norm_eps, query);
     if (!std::isfinite(squares)) note(r, FaultKind::kQueries);
-    rope(isa_, rope_, position_of(r), query);
+    rope(isa_, ropes_.of(shape.rope), position_of(r), query);
   }
   // With their gates, of which a sigmoid would make 0 or 1.
-  if (!std::isfinite(largest_magnitude(isa_, buffers_.q.row(r), config_.num_heads * stride)) ||
-      !(largest_magnitude(isa_, buffers_.queries.row(r), config_.num_heads * dim) < kLargestScored)) {
+  if (!std::isfinite(largest_magnitude(isa_, buffers_.q.row(r), shape.q_rows())) ||
+      !(largest_magnitude(isa_, buffers_.queries.row(r), shape.query_dim()) < kLargestScored)) {
     note(r, FaultKind::kQueries);
   }
 }
 
 void ForwardPass::attend_and_output(const AttentionWeights& weights, int kv_layer) {
-  attend(kv_layer);
+  const AttentionShape& shape = weights.shape;
+  buffers_.attended.set_num_cols(shape.query_dim());
+  attend(shape, kv_layer);
   const unsigned blocks = block_bits({&weights.output});
   for_rows(
       [&](int64_t r, int) {
-        const int64_t dim = config_.head_dim;
-        for (int64_t h = 0; config_.gated_attention && h < config_.num_heads; ++h) {
+        const int64_t dim = shape.head_dim;
+        for (int64_t h = 0; shape.gated && h < shape.num_heads; ++h) {
           sigmoid_gate(isa_, buffers_.q.row(r) + (2 * h + 1) * dim, dim, buffers_.attended.row(r) + h * dim);
         }
         quantise_forms(isa_, buffers_.attended, r, blocks);
@@ -94,7 +98,9 @@ void ForwardPass::attend_and_output(const AttentionWeights& weights, int kv_laye
   added(FaultKind::kAttention);
 }
 
-void ForwardPass::plan_attention() {
+void ForwardPass::plan_attention(const AttentionShape& shape) {
+  if (shape == planned_) return;
+  planned_ = shape;
   attend_items_.clear();
   merge_items_.clear();
   const auto room = static_cast<int64_t>(buffers_.partial_queries.size());
@@ -102,7 +108,7 @@ void ForwardPass::plan_attention() {
   for (size_t s = 0; s < spans_.size(); ++s) {
     const Span& span = spans_[s];
     const int64_t num_splits = pages_of(span.position + span.num_rows);
-    const int64_t partials = num_splits * span.num_rows * config_.num_heads;
+    const int64_t partials = num_splits * span.num_rows * shape.num_heads;
     // The few rows of a window over a long context are shared out by splits; otherwise there is more to share out in
     // rows and heads. Where many long sequences meet, the room for partial results goes to the first of them.
     if (span.num_rows <= max_window_ && num_splits > 1 && used + partials <= room) {
@@ -120,7 +126,7 @@ void ForwardPass::plan_rows(int span_idx) {
   // The last blocks attend to the most positions: they come first.
   for (int block = num_blocks - 1; block >= 0; --block) {
     const int begin = span.first_row + block * kRowsPerBlock, end = std::min(begin + kRowsPerBlock, span.end_row());
-    for (int h = 0; h < config_.num_kv_heads; ++h) attend_items_.push_back({span_idx, h, begin, end, -1, 0});
+    for (int h = 0; h < planned_.num_kv_heads; ++h) attend_items_.push_back({span_idx, h, begin, end, -1, 0});
   }
 }
 
@@ -129,22 +135,23 @@ void ForwardPass::plan_rows(int span_idx) {
 // order is the sum that a walk over all splits makes.
 void ForwardPass::plan_splits(int span_idx, int64_t num_splits, int64_t first_partial) {
   const Span& span = spans_[static_cast<size_t>(span_idx)];
-  const int64_t num_queries = int64_t{span.num_rows} * config_.num_heads;
-  for (int h = 0; h < config_.num_kv_heads; ++h) {
+  const int64_t num_queries = int64_t{span.num_rows} * planned_.num_heads;
+  for (int h = 0; h < planned_.num_kv_heads; ++h) {
     for (int64_t split = 0; split < num_splits; ++split) {
       attend_items_.push_back(
           {span_idx, h, span.first_row, span.end_row(), split, first_partial + split * num_queries});
     }
   }
   for (int r = 0; r < span.num_rows; ++r) {
-    for (int h = 0; h < config_.num_heads; ++h) {
+    for (int h = 0; h < planned_.num_heads; ++h) {
       merge_items_.push_back(
-          {span.first_row + r, h, num_splits, first_partial + int64_t{r} * config_.num_heads + h, num_queries});
+          {span.first_row + r, h, num_splits, first_partial + int64_t{r} * planned_.num_heads + h, num_queries});
     }
   }
 }
 
-void ForwardPass::attend(int kv_layer) {
+void ForwardPass::attend(const AttentionShape& shape, int kv_layer) {
+  plan_attention(shape);
   for_items(static_cast<int64_t>(attend_items_.size()), [&](int64_t item, int thread_idx) {
     return attend_item(attend_items_[static_cast<size_t>(item)], kv_layer, thread_idx);
   });
@@ -158,16 +165,15 @@ void ForwardPass::attend(int kv_layer) {
 WorkDone ForwardPass::attend_item(const AttendItem& item, int kv_layer, int thread_idx) {
   const Span& span = spans_[static_cast<size_t>(item.span)];
   const std::vector<int32_t>& pages = span.sequence->pages;
-  const int group = config_.num_heads / config_.num_kv_heads, dim = config_.head_dim;
+  const int num_heads = planned_.num_heads, group = num_heads / planned_.num_kv_heads, dim = planned_.head_dim;
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
   const bool one_split = item.split >= 0;
   thread_local std::vector<AttentionQuery> queries;
   queries.clear();
   for (int r = item.row_begin; r < item.row_end; ++r) {
     for (int h = item.kv_head * group; h < (item.kv_head + 1) * group; ++h) {
-      float* out = one_split
-                       ? buffers_.partials.row(item.first_partial + int64_t{r - span.first_row} * config_.num_heads + h)
-                       : buffers_.attended.row(r) + int64_t{h} * dim;
+      float* out = one_split ? buffers_.partials.row(item.first_partial + int64_t{r - span.first_row} * num_heads + h)
+                             : buffers_.attended.row(r) + int64_t{h} * dim;
       AttentionQuery query{buffers_.queries.row(r) + int64_t{h} * dim, position_of(r) + 1, 0, 0, out};
       attention_reset(query, dim);
       queries.push_back(query);
@@ -185,23 +191,24 @@ WorkDone ForwardPass::attend_item(const AttendItem& item, int kv_layer, int thre
   if (one_split) {
     for (size_t i = 0; i < queries.size(); ++i) {
       const int64_t r = static_cast<int64_t>(i) / group, h = item.kv_head * group + static_cast<int64_t>(i) % group;
-      buffers_.partial_queries[static_cast<size_t>(item.first_partial + r * config_.num_heads + h)] = queries[i];
+      buffers_.partial_queries[static_cast<size_t>(item.first_partial + r * num_heads + h)] = queries[i];
     }
   } else {
     for (AttentionQuery& query : queries) attention_finish(isa_, query, dim);
   }
-  return {Work::kAttention, (one_split ? kPagePositions : positions) * 2 * kv_.shape().row_bytes()};
+  return {Work::kAttention, (one_split ? kPagePositions : positions) * 2 * kv_.shape().layer(kv_layer).row_bytes};
 }
 
 void ForwardPass::merge_splits(const MergeItem& item) {
+  const int dim = planned_.head_dim;
   const AttentionQuery* part = &buffers_.partial_queries[static_cast<size_t>(item.first_partial)];
   AttentionQuery whole = *part;
-  whole.out = buffers_.attended.row(item.row) + int64_t{item.head} * config_.head_dim;
-  attention_reset(whole, config_.head_dim);
+  whole.out = buffers_.attended.row(item.row) + int64_t{item.head} * dim;
+  attention_reset(whole, dim);
   for (int64_t split = 0; split < item.num_splits; ++split, part += item.partials_per_split) {
-    if (split * kAttentionSplit < part->kv_len) attention_merge(isa_, *part, config_.head_dim, whole);
+    if (split * kAttentionSplit < part->kv_len) attention_merge(isa_, *part, dim, whole);
   }
-  attention_finish(isa_, whole, config_.head_dim);
+  attention_finish(isa_, whole, dim);
 }
 
 }  // namespace foretoken

@@ -11,10 +11,10 @@
 #include "engine/cpu/forward_pass.h"
 #include "engine/machine.h"
 #include "engine/model/families/families.h"
+#include "engine/model/shapes.h"
 #include "kernels/base/error.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/rows/elementwise.h"
-#include "kernels/rows/rms_norm.h"
 
 namespace foretoken {
 
@@ -71,49 +71,38 @@ double mib(size_t bytes) {
   return static_cast<double>(bytes) / (1 << 20);
 }
 
-int count_recurrent(const ModelConfig& c) {
-  return static_cast<int>(std::count(c.recurrent.begin(), c.recurrent.end(), true));
-}
-
-// The MTP layer's keys and values come last in a page.
-KvShape kv_shape(const ModelConfig& c, const SessionOptions& o) {
-  return {c.num_layers - count_recurrent(c) + (o.with_mtp ? 1 : 0), c.num_kv_heads, c.head_dim, o.kv_type};
-}
-
 // Everything that takes memory. The mappings cost nothing until they are touched, so the sizes can be summed and
 // checked first.
 struct EngineBuffers {
-  EngineBuffers(const ModelConfig& c, const SessionOptions& o)
-      : kv(kv_shape(c, o), static_cast<int>(kv_pages(o, kv_shape(c, o).page_bytes()))),
-        num_pages(static_cast<int>(kv_pages(o, kv.shape().page_bytes()))),
-        recurrent(c, o.max_window, o.parallel),
-        pass(c, pass_rows(o), o.max_window, o.ctx_size, o.threads),
-        hidden(pass_rows(o), c.hidden_dim),
-        logits(logits_rows(o), c.vocab_size) {
+  EngineBuffers(const ModelShapes& s, const SessionOptions& o)
+      : num_pages(static_cast<int>(kv_pages(o, KvShape(s.attention, o.kv_type).page_bytes()))),
+        kv(KvShape(s.attention, o.kv_type), num_pages),
+        recurrent(s.delta_nets, o.max_window, o.parallel),
+        pass(s, pass_rows(o), o.max_window, o.ctx_size, o.threads),
+        hidden(pass_rows(o), s.hidden_dim),
+        logits(logits_rows(o), s.vocab_size) {
     if (!o.with_mtp) return;
-    mtp_join = RowBuffer(pass_rows(o), 2 * c.hidden_dim);
-    for (RowBuffer& rows : mtp_hidden) rows = RowBuffer(pass_rows(o), c.hidden_dim);
-    mtp_logits = FloatRows(logits_rows(o), c.vocab_size);
+    pass.joined = RowBuffer(pass_rows(o), 2 * s.hidden_dim);
+    for (RowBuffer& rows : mtp_hidden) rows = RowBuffer(pass_rows(o), s.hidden_dim);
+    mtp_logits = FloatRows(logits_rows(o), s.vocab_size);
   }
 
-  [[nodiscard]] SessionMemory memory(const ModelConfig& c, const SessionOptions& o) const {
+  [[nodiscard]] SessionMemory memory(const ModelShapes& s, const SessionOptions& o) const {
     SessionMemory m;
     m.kv_bytes = kv.size_bytes();
     m.recurrent_bytes = recurrent.size_bytes();
-    m.work_bytes = pass.size_bytes() + hidden.size_bytes() + logits.size_bytes() + mtp_join.size_bytes() +
-                   mtp_hidden[0].size_bytes() + mtp_hidden[1].size_bytes() + mtp_logits.size_bytes() +
-                   static_cast<size_t>(o.ctx_size) * static_cast<size_t>(c.rope_dim) * sizeof(float);
+    m.work_bytes = pass.size_bytes() + hidden.size_bytes() + logits.size_bytes() + mtp_hidden[0].size_bytes() +
+                   mtp_hidden[1].size_bytes() + mtp_logits.size_bytes() + RopeTables::size_bytes(s.ropes, o.ctx_size);
     return m;
   }
 
-  KvPages kv;
   int num_pages;
+  KvPages kv;
   RecurrentState recurrent;
   PassBuffers pass;
   RowBuffer hidden;  // [max_rows, hidden_dim] after the final norm
   FloatRows logits;  // [logits_rows, vocab_size]
   // MTP layer.
-  RowBuffer mtp_join;                   // [max_rows, 2 * hidden_dim] normed embedding, normed hidden
   std::array<RowBuffer, 2> mtp_hidden;  // [max_rows, hidden_dim], taking turns
   FloatRows mtp_logits;                 // [logits_rows, vocab_size]
 };
@@ -125,12 +114,14 @@ class CpuBackend final : public Backend {
       : Backend(options),
         config_(model.config()),
         weights_(model.weights()),
-        buffers_(config_, options_),
+        shapes_(ModelShapes::of(weights_, config_, options_.with_mtp)),
+        text_(FamilyText<ForwardPass>::of(config_.architecture)),
+        buffers_(shapes_, options_),
         memory_(checked_memory()),
         team_(options_.threads, options_.nodes),
-        rope_(config_.rope_dim, config_.rope_base, options_.ctx_size),
+        ropes_(shapes_.ropes, options_.ctx_size),
         profile_(options_.profile ? std::make_unique<WorkProfile>(options_.threads) : nullptr),
-        pass_(config_, options_, team_, rope_, buffers_.kv, buffers_.recurrent, buffers_.pass, profile_.get()),
+        pass_(config_, options_, team_, ropes_, buffers_.kv, buffers_.recurrent, buffers_.pass, profile_.get()),
         head_items_(team_.nodes(), config_.vocab_size),
         draft_items_(head_items_) {
     team_.set_stop(options_.stop);
@@ -148,9 +139,7 @@ class CpuBackend final : public Backend {
   void forward(std::span<const Span> spans, std::span<const TokenId> ids) override {
     faults_.begin(static_cast<int>(ids.size()));
     pass_.begin(spans, faults_);
-    pass_.embed(weights_.embed, ids);
-    for (const LayerWeights& layer : weights_.layers) run_layer(config_.architecture, pass_, layer);
-    pass_.norm_to(weights_.output_norm, block_bits({&weights_.head}), buffers_.hidden);
+    text_.trunk(pass_, weights_, ids, buffers_.hidden);
     distinct_experts_ = pass_.take_distinct_experts();
     check_stop();
   }
@@ -167,43 +156,14 @@ class CpuBackend final : public Backend {
 
   void mtp_forward(std::span<const MtpSpan> spans, std::span<const TokenId> ids,
                    std::span<const float* const> hidden) override {
-    const MtpWeights& w = weights_.mtp;
-    const AttentionWeights& mix = w.layer.attention();
-    const int64_t dim = config_.hidden_dim;
-    const int kv_layer = w.layer.mixer_idx;
-    RowBuffer& join = buffers_.mtp_join;
-    RowBuffer& residual = buffers_.pass.residual;
-
-    // u = join . [rms_norm(embedding, embed_norm); rms_norm(hidden, hidden_norm)]; keys and values of all rows.
     trunk_spans_.assign(spans.begin(), spans.end());
     mtp_faults_.begin(static_cast<int>(ids.size()));
     pass_.begin(trunk_spans_, mtp_faults_, {}, /*is_mtp=*/true);
-    pass_.embed(w.embed, ids);
-    pass_.for_rows([&](int64_t r, int) {
-      const float embed_squares =
-          rms_norm(options_.isa, residual.row(r), w.embed_norm, dim, config_.norm_eps, join.row(r));
-      const float hidden_squares = rms_norm(options_.isa, hidden[static_cast<size_t>(r)], w.hidden_norm, dim,
-                                            config_.norm_eps, join.row(r) + dim);
-      if (!std::isfinite(embed_squares)) pass_.note(r, FaultKind::kEmbedding);
-      if (!std::isfinite(hidden_squares)) pass_.note(r, FaultKind::kMtpHidden);
-      quantise_forms(options_.isa, join, r, block_bits({&w.join}));
-      std::fill_n(residual.row(r), dim, 0.0f);
-    });
-    pass_.project(Work::kMtpLayer, join, {{w.join, buffers_.pass.mixed}});
-    pass_.added(FaultKind::kMtpJoin);
-    const unsigned mix_blocks = block_bits({&mix.q, &mix.k, &mix.v});
-    pass_.add_and_norm(w.layer.mix_norm, mix_blocks);
-    pass_.store_keys_and_values(mix, kv_layer);
-
-    // The rows whose output is wanted go on alone, moved to the front.
-    const int num_outputs = begin_outputs(spans, static_cast<int>(ids.size()), mix_blocks);
-    if (num_outputs == 0) return;
-    pass_.attend_stored(mix, kv_layer);
-    pass_.add_and_norm(w.layer.ffn_norm, input_blocks(w.layer.moe));
-    pass_.feed_forward(w.layer.moe, w.layer.layer_idx);
-    (void)pass_.take_distinct_experts();
+    text_.mtp_take_in(pass_, weights_.mtp, ids, hidden);
+    if (!keep_outputs(spans)) return;
     mtp_current_ = 1 - mtp_current_;
-    pass_.norm_to(w.head_norm, block_bits({&w.head}), buffers_.mtp_hidden[static_cast<size_t>(mtp_current_)]);
+    text_.mtp_finish(pass_, weights_.mtp, buffers_.mtp_hidden[static_cast<size_t>(mtp_current_)]);
+    (void)pass_.take_distinct_experts();
     check_stop();
   }
 
@@ -259,7 +219,7 @@ class CpuBackend final : public Backend {
 
  private:
   SessionMemory checked_memory() const {
-    const SessionMemory needed = buffers_.memory(config_, options_);
+    const SessionMemory needed = buffers_.memory(shapes_, options_);
     const size_t available = available_memory_bytes();
     if (needed.total() <= available) return needed;
     throw InputError(
@@ -274,9 +234,8 @@ class CpuBackend final : public Backend {
     if (options_.stop != nullptr && options_.stop->load(std::memory_order_relaxed)) throw Interrupted();
   }
 
-  // Goes on with the MTP layer's rows from each span's first_output on; returns their number.
-  int begin_outputs(std::span<const MtpSpan> spans, int num_rows, unsigned mix_blocks) {
-    RowBuffer& residual = buffers_.pass.residual;
+  // The MTP layer goes on with the rows from each span's first_output on; false if there are none.
+  bool keep_outputs(std::span<const MtpSpan> spans) {
     trunk_spans_.clear();
     output_rows_.clear();
     for (const MtpSpan& span : spans) {
@@ -286,15 +245,8 @@ class CpuBackend final : public Backend {
                               span.position + span.first_output, span.is_window});
       for (int r = span.first_row + span.first_output; r < span.end_row(); ++r) output_rows_.push_back(r);
     }
-    const int num_outputs = static_cast<int>(output_rows_.size());
-    if (num_outputs == 0 || num_outputs == num_rows) return num_outputs;
-    // Rows move to the front in rising order, so none is overwritten before it has moved.
-    for (int i = 0; i < num_outputs; ++i)
-      std::copy_n(residual.row(output_rows_[static_cast<size_t>(i)]), config_.hidden_dim, residual.row(i));
-    pass_.begin(trunk_spans_, mtp_faults_, output_rows_, /*is_mtp=*/true);
-    pass_.added(FaultKind::kMtpJoin);
-    pass_.norm(weights_.mtp.layer.mix_norm, mix_blocks);
-    return num_outputs;
+    if (!output_rows_.empty()) pass_.keep_rows(trunk_spans_, output_rows_);
+    return !output_rows_.empty();
   }
 
   // logits[i] = head . from[rows[i]], for the head rows in `items`. Calls note(row) for rows with logits that are not
@@ -322,10 +274,12 @@ class CpuBackend final : public Backend {
 
   const ModelConfig& config_;
   const ModelWeights& weights_;
+  const ModelShapes shapes_;
+  const FamilyText<ForwardPass> text_;
   EngineBuffers buffers_;
   const SessionMemory memory_;
   ThreadTeam team_;
-  const RopeTable rope_;
+  const RopeTables ropes_;
   const std::unique_ptr<WorkProfile> profile_;
   ForwardPass pass_;
   HeadItems head_items_, draft_items_;
@@ -343,7 +297,8 @@ std::unique_ptr<Backend> make_cpu_backend(const Model& model, const SessionOptio
 }
 
 SessionMemory cpu_memory_needed(const Model& model, const SessionOptions& options) {
-  return EngineBuffers(model.config(), options).memory(model.config(), options);
+  const ModelShapes shapes = ModelShapes::of(model.weights(), model.config(), options.with_mtp);
+  return EngineBuffers(shapes, options).memory(shapes, options);
 }
 
 }  // namespace foretoken

@@ -26,8 +26,8 @@ const float* raw_before(const FloatRows& history, const Slot& old_slot, int kept
 
 }  // namespace
 
-DeltaRow ForwardPass::delta_row(const Slot& slot, int r, int64_t head, float* out) const {
-  const int64_t size = config_.state_size, key_dim = config_.key_dim(), key_head = head % config_.num_key_heads;
+DeltaRow ForwardPass::delta_row(const DeltaNetShape& shape, const Slot& slot, int r, int64_t head, float* out) {
+  const int64_t size = shape.state_size, key_dim = shape.key_dim(), key_head = head % shape.num_key_heads;
   const float* mixed = slot.mixed.row(r);
   return {mixed + key_head * size,
           mixed + key_dim + key_head * size,
@@ -39,7 +39,7 @@ DeltaRow ForwardPass::delta_row(const Slot& slot, int r, int64_t head, float* ou
 
 void ForwardPass::advance_state(RecurrentState::Layer& layer, int64_t head, const std::vector<DeltaRow>& rows,
                                 int num_committed, int thread_idx) {
-  const int size = config_.state_size;
+  const int size = layer.shape.state_size;
   float* state = layer.state.data<float>() + head * size * size;
   for (int column = 0; column < size; column += kColumns) {
     foretoken::delta_net(isa_, state, size, rows.data(), static_cast<int>(rows.size()), num_committed, column,
@@ -56,6 +56,8 @@ void ForwardPass::delta_net(const DeltaNetWeights& weights, int recurrent_idx) {
   const auto layer_of = [&](const Span& span) -> RecurrentState::Layer& {
     return recurrent_.layer(recurrent_idx, span.sequence->slot);
   };
+  const DeltaNetShape& shape = weights.shape;
+  buffers_.delta_out.set_num_cols(shape.value_dim());
   raw_rows_.clear();
   for (int r = 0; r < num_rows_; ++r) {
     const SlotRow at = slot_row(span_of(r), layer_of(span_of(r)), r);
@@ -69,7 +71,7 @@ void ForwardPass::delta_net(const DeltaNetWeights& weights, int recurrent_idx) {
 
   // Convolution and normalisation, an item for each head of q, k and v; one more item for the gates.
   const auto num_spans = static_cast<int64_t>(spans_.size());
-  const int64_t num_heads = 2 * config_.num_key_heads + config_.num_value_heads;
+  const int64_t num_heads = 2 * shape.num_key_heads + shape.num_value_heads;
   for_items(num_spans * (num_heads + 1), [&](int64_t item, int) {
     const Span& span = spans_[static_cast<size_t>(item / (num_heads + 1))];
     RecurrentState::Layer& layer = layer_of(span);
@@ -80,22 +82,22 @@ void ForwardPass::delta_net(const DeltaNetWeights& weights, int recurrent_idx) {
     }
     for (int r = span.first_row; r < span.end_row(); ++r) {
       const SlotRow at = slot_row(span, layer, r);
-      delta_gates(buffers_.b.row(r), buffers_.alpha.row(r), weights.a, weights.dt, config_.num_value_heads,
+      delta_gates(buffers_.b.row(r), buffers_.alpha.row(r), weights.a, weights.dt, shape.num_value_heads,
                   at.slot->beta.row(at.row), at.slot->decay.row(at.row));
       // Of infinity a sigmoid and an exponential make ordinary numbers.
-      if (!std::isfinite(largest_magnitude(isa_, buffers_.b.row(r), config_.num_value_heads)) ||
-          !std::isfinite(largest_magnitude(isa_, buffers_.alpha.row(r), config_.num_value_heads))) {
+      if (!std::isfinite(largest_magnitude(isa_, buffers_.b.row(r), shape.num_value_heads)) ||
+          !std::isfinite(largest_magnitude(isa_, buffers_.alpha.row(r), shape.num_value_heads))) {
         note(r, FaultKind::kDeltaGates);
       }
     }
     return WorkDone{Work::kDeltaRecurrence, 0};
   });
 
-  for_items(num_spans * config_.num_value_heads, [&](int64_t item, int thread_idx) {
-    const Span& span = spans_[static_cast<size_t>(item / config_.num_value_heads)];
-    advance_head(weights, span, layer_of(span), item % config_.num_value_heads, thread_idx);
+  for_items(num_spans * shape.num_value_heads, [&](int64_t item, int thread_idx) {
+    const Span& span = spans_[static_cast<size_t>(item / shape.num_value_heads)];
+    advance_head(weights, span, layer_of(span), item % shape.num_value_heads, thread_idx);
     return WorkDone{Work::kDeltaRecurrence,
-                    2 * int64_t{config_.state_size} * config_.state_size * static_cast<int64_t>(sizeof(float))};
+                    2 * int64_t{shape.state_size} * shape.state_size * static_cast<int64_t>(sizeof(float))};
   });
   const unsigned blocks = block_bits({&weights.out});
   for_rows([&](int64_t r, int) { quantise_forms(isa_, buffers_.delta_out, r, blocks); });
@@ -105,14 +107,15 @@ void ForwardPass::delta_net(const DeltaNetWeights& weights, int recurrent_idx) {
 
 void ForwardPass::settle(SequenceState& sequence) {
   const SlotTurn& turn = sequence.turn;
-  const int taps = config_.conv_taps;
   for (int i = 0; i < recurrent_.num_layers() && turn.kept > 0; ++i) {
     RecurrentState::Layer& layer = recurrent_.layer(i, sequence.slot);
     const Slot& slot = layer.old_slot(turn);
+    const int taps = layer.shape.conv_taps;
     if (turn.replay > 0) {
-      team_.parallel_for(config_.num_value_heads, [&](int64_t head, int thread_idx) {
+      team_.parallel_for(layer.shape.num_value_heads, [&](int64_t head, int thread_idx) {
         std::vector<DeltaRow> rows;
-        for (int r = turn.kept - turn.replay; r < turn.kept; ++r) rows.push_back(delta_row(slot, r, head, nullptr));
+        for (int r = turn.kept - turn.replay; r < turn.kept; ++r)
+          rows.push_back(delta_row(layer.shape, slot, r, head, nullptr));
         advance_state(layer, head, rows, static_cast<int>(rows.size()), thread_idx);
       });
     }
@@ -120,7 +123,7 @@ void ForwardPass::settle(SequenceState& sequence) {
     for (int j = 0; j < taps - 1; ++j) {
       const float* from = raw_before(layer.history, slot, turn.kept, taps, taps - 1 - j);
       if (from != layer.history.row(j))
-        std::memcpy(layer.history.row(j), from, static_cast<size_t>(config_.conv_channels()) * sizeof(float));
+        std::memcpy(layer.history.row(j), from, static_cast<size_t>(layer.shape.conv_channels()) * sizeof(float));
     }
   }
   sequence.turn.reset();
@@ -131,8 +134,8 @@ void ForwardPass::convolve_head(const DeltaNetWeights& weights, const Span& span
                                 int64_t head) {
   const SlotTurn& turn = span.sequence->turn;
   const Slot& old_slot = layer.old_slot(turn);
-  const int64_t size = config_.state_size, begin = head * size, end = begin + size;
-  const int taps = config_.conv_taps;
+  const int64_t size = layer.shape.state_size, begin = head * size, end = begin + size;
+  const int taps = layer.shape.conv_taps;
   const SlotRow first = slot_row(span, layer, span.first_row);
   // Raw row r of the span; before its first row (r < 0) a row of the passes before.
   const auto raw = [&](int r) -> const float* {
@@ -144,7 +147,7 @@ void ForwardPass::convolve_head(const DeltaNetWeights& weights, const Span& span
     for (int j = 0; j < taps; ++j) u[static_cast<size_t>(j)] = raw(r - (taps - 1) + j);
     float* mixed = first.slot->mixed.row(first.row + r);
     causal_conv(isa_, weights.conv, taps, u.data(), begin, end, mixed);
-    if (head < 2 * config_.num_key_heads &&
+    if (head < 2 * layer.shape.num_key_heads &&
         !std::isfinite(l2_norm(isa_, mixed + begin, size, config_.norm_eps, mixed + begin))) {
       note(span.first_row + r, FaultKind::kDeltaInput);
     }
@@ -165,14 +168,14 @@ void ForwardPass::convolve_head(const DeltaNetWeights& weights, const Span& span
 void ForwardPass::advance_head(const DeltaNetWeights& weights, const Span& span, RecurrentState::Layer& layer,
                                int64_t head, int thread_idx) {
   const SlotTurn& turn = span.sequence->turn;
-  const int64_t size = config_.state_size;
+  const int64_t size = layer.shape.state_size;
   thread_local std::vector<DeltaRow> rows;
   rows.clear();
   for (int r = turn.kept - turn.replay; r < turn.kept; ++r)
-    rows.push_back(delta_row(layer.old_slot(turn), r, head, nullptr));
+    rows.push_back(delta_row(layer.shape, layer.old_slot(turn), r, head, nullptr));
   for (int r = span.first_row; r < span.end_row(); ++r) {
     const SlotRow at = slot_row(span, layer, r);
-    rows.push_back(delta_row(*at.slot, at.row, head, buffers_.delta_out.row(r) + head * size));
+    rows.push_back(delta_row(layer.shape, *at.slot, at.row, head, buffers_.delta_out.row(r) + head * size));
   }
   advance_state(layer, head, rows, turn.replay + (span.is_window ? 1 : span.num_rows), thread_idx);
   for (int r = span.first_row; r < span.end_row(); ++r) {

@@ -17,34 +17,30 @@ namespace {
 constexpr int64_t kItemBytes = 128 << 10;
 constexpr int kItemsPerThread = 4;
 
-MoeShape moe_shape(const ModelConfig& c) {
-  return {c.hidden_dim, c.num_experts, c.experts_per_token, c.expert_dim, c.shared_expert_dim};
-}
-
 }  // namespace
 
-PassBuffers::PassBuffers(const ModelConfig& c, int max_rows, int max_window, int64_t ctx_size, int num_threads)
-    : residual(max_rows, c.hidden_dim),
-      normed(max_rows, c.hidden_dim),
-      mixed(max_rows, c.hidden_dim),
-      q(max_rows, int64_t{c.num_heads} * c.head_dim * (c.gated_attention ? 2 : 1)),
-      k(max_rows, int64_t{c.num_kv_heads} * c.head_dim),
-      v(max_rows, int64_t{c.num_kv_heads} * c.head_dim),
-      attended(max_rows, int64_t{c.num_heads} * c.head_dim),
-      queries(max_rows, int64_t{c.num_heads} * c.head_dim),
-      partials(max_window * c.num_heads * pages_of(ctx_size), c.head_dim),
-      partial_queries(static_cast<size_t>(max_window * c.num_heads * pages_of(ctx_size))),
-      moe(moe_shape(c), max_rows, num_threads) {
-  if (c.state_size == 0) return;
-  chunk.raw = FloatRows(max_rows, c.conv_channels());
-  chunk.mixed = FloatRows(max_rows, c.conv_channels());
-  chunk.beta = FloatRows(max_rows, c.num_value_heads);
-  chunk.decay = FloatRows(max_rows, c.num_value_heads);
-  z = FloatRows(max_rows, c.value_dim());
-  b = FloatRows(max_rows, c.num_value_heads);
-  alpha = FloatRows(max_rows, c.num_value_heads);
-  delta_out = RowBuffer(max_rows, c.value_dim());
-  delta_scratch = FloatRows(num_threads, int64_t{c.state_size} * c.state_size);
+PassBuffers::PassBuffers(const ModelShapes& s, int max_rows, int max_window, int64_t ctx_size, int num_threads)
+    : residual(max_rows, s.hidden_dim),
+      normed(max_rows, s.hidden_dim),
+      mixed(max_rows, s.hidden_dim),
+      q(max_rows, s.q_rows),
+      k(max_rows, s.kv_dim),
+      v(max_rows, s.kv_dim),
+      attended(max_rows, s.query_dim),
+      queries(max_rows, s.query_dim),
+      partials(max_window * s.num_heads * pages_of(ctx_size), s.head_dim),
+      partial_queries(static_cast<size_t>(max_window * s.num_heads * pages_of(ctx_size))),
+      moe(s.moe, max_rows, num_threads) {
+  if (s.delta_nets.empty()) return;
+  chunk.raw = FloatRows(max_rows, s.conv_channels);
+  chunk.mixed = FloatRows(max_rows, s.conv_channels);
+  chunk.beta = FloatRows(max_rows, s.num_value_heads);
+  chunk.decay = FloatRows(max_rows, s.num_value_heads);
+  z = FloatRows(max_rows, s.value_dim);
+  b = FloatRows(max_rows, s.num_value_heads);
+  alpha = FloatRows(max_rows, s.num_value_heads);
+  delta_out = RowBuffer(max_rows, s.value_dim);
+  delta_scratch = FloatRows(num_threads, int64_t{s.state_size} * s.state_size);
 }
 
 size_t PassBuffers::size_bytes() const {
@@ -72,14 +68,14 @@ void quantise_forms(Isa isa, RowBuffer& rows, int64_t r, unsigned blocks) {
 }
 
 ForwardPass::ForwardPass(const ModelConfig& config, const SessionOptions& options, ThreadTeam& team,
-                         const RopeTable& rope, KvPages& kv, RecurrentState& recurrent, PassBuffers& buffers,
+                         const RopeTables& ropes, KvPages& kv, RecurrentState& recurrent, PassBuffers& buffers,
                          WorkProfile* profile)
     : config_(config),
       isa_(options.isa),
       verify_(options.moe_verify),
       kv_type_(options.kv_type),
       team_(team),
-      rope_(rope),
+      ropes_(ropes),
       kv_(kv),
       recurrent_(recurrent),
       buffers_(buffers),
@@ -87,7 +83,7 @@ ForwardPass::ForwardPass(const ModelConfig& config, const SessionOptions& option
       stop_(options.stop),
       max_window_(options.max_window),
       attention_scratch_(static_cast<size_t>(team.num_threads()),
-                         std::vector<float>(static_cast<size_t>(kAttentionSplit + config.head_dim))) {}
+                         std::vector<float>(static_cast<size_t>(kAttentionSplit + buffers.partials.num_cols()))) {}
 
 void ForwardPass::begin(std::span<const Span> spans, RowFaults& faults, std::span<const int> fault_rows, bool is_mtp) {
   is_mtp_ = is_mtp;
@@ -102,16 +98,46 @@ void ForwardPass::begin(std::span<const Span> spans, RowFaults& faults, std::spa
   }
   num_rows_ = static_cast<int>(row_spans_.size());
   FT_CHECK(num_rows_ > 0 && num_rows_ <= buffers_.residual.max_rows());
-  plan_attention();
+  planned_ = {};
+  rows_moved_ = false;
 }
 
-void ForwardPass::embed(const MatrixView& embed, std::span<const TokenId> ids) {
+void ForwardPass::keep_rows(std::span<const Span> spans, std::span<const int> from) {
+  if (static_cast<int>(from.size()) == num_rows_) return;
+  // Rows move to the front in rising order, so none is overwritten before it has moved.
+  for (size_t i = 0; i < from.size(); ++i)
+    std::copy_n(buffers_.residual.row(from[i]), config_.hidden_dim, buffers_.residual.row(static_cast<int64_t>(i)));
+  const RowFault so_far = added_;
+  begin(spans, *faults_, from, is_mtp_);
+  added_ = so_far;
+  rows_moved_ = true;
+}
+
+void ForwardPass::embed(const MatrixView& embed, Ids ids) {
   FT_CHECK(embed.layout == Layout::kRows);
   for_rows([&](int64_t r, int) {
     decode_row(embed.type, embed.data + static_cast<size_t>(ids[static_cast<size_t>(r)]) * embed.row_bytes(),
                embed.num_cols, buffers_.residual.row(r));
   });
   added(FaultKind::kEmbedding);
+}
+
+void ForwardPass::join(const MtpWeights& mtp, Hidden hidden) {
+  const int64_t dim = config_.hidden_dim;
+  RowBuffer& both = buffers_.joined;
+  const unsigned blocks = inputs_of(mtp.join);
+  for_rows([&](int64_t r, int) {
+    const float embed_squares =
+        rms_norm(isa_, buffers_.residual.row(r), mtp.embed_norm, dim, config_.norm_eps, both.row(r));
+    const float hidden_squares =
+        rms_norm(isa_, hidden[static_cast<size_t>(r)], mtp.hidden_norm, dim, config_.norm_eps, both.row(r) + dim);
+    if (!std::isfinite(embed_squares)) note(r, FaultKind::kEmbedding);
+    if (!std::isfinite(hidden_squares)) note(r, FaultKind::kMtpHidden);
+    quantise_forms(isa_, both, r, blocks);
+    std::fill_n(buffers_.residual.row(r), dim, 0.0f);
+  });
+  project(Work::kMtpLayer, both, {{mtp.join, buffers_.mixed}});
+  added(FaultKind::kMtpJoin);
 }
 
 void ForwardPass::check_stop() const {
@@ -132,6 +158,10 @@ void ForwardPass::norm_to(const float* weight, unsigned blocks, RowBuffer& to) {
 
 void ForwardPass::norm(const float* weight, unsigned blocks) {
   norm_to(weight, blocks, buffers_.normed);
+}
+
+void ForwardPass::norm_moved(const float* weight, unsigned blocks) {
+  if (rows_moved_) norm(weight, blocks);
 }
 
 void ForwardPass::add_and_norm(const float* weight, unsigned blocks) {
@@ -177,25 +207,39 @@ unsigned ForwardPass::inputs_of(const MoeWeights& weights) {
   return input_blocks(weights);
 }
 
-void ForwardPass::feed_forward(const MoeWeights& weights, int /*layer_idx*/) {
+unsigned ForwardPass::inputs_of(const DenseWeights& weights) {
+  return input_blocks(weights);
+}
+
+unsigned ForwardPass::inputs_of(const MatrixView& matrix) {
+  return block_bits({&matrix});
+}
+
+void ForwardPass::experts(const MoeWeights& weights, int /*layer_idx*/) {
   buffers_.moe.profile = profile_;
   buffers_.moe.is_mtp = is_mtp_;
   moe_forward(isa_, team_, verify_, weights, buffers_.normed, num_rows_, buffers_.moe, buffers_.residual);
   added(FaultKind::kFeedForward);
-  for (int r = 0; weights.num_experts > 0 && r < num_rows_; ++r) {
+  for (int r = 0; r < num_rows_; ++r) {
     if (buffers_.moe.routing.finite[static_cast<size_t>(r)] == 0) note(r, FaultKind::kRouter);
   }
   ++layer_;
-  if (weights.num_experts == 0) return;
-  distinct_experts_ += buffers_.moe.distinct_experts;
+  distinct_experts_ += static_cast<double>(buffers_.moe.distinct_experts) / weights.top_k;
   ++expert_layers_;
 }
 
+void ForwardPass::dense(const DenseWeights& weights) {
+  buffers_.moe.profile = profile_;
+  buffers_.moe.is_mtp = is_mtp_;
+  dense_forward(isa_, team_, weights, buffers_.normed, num_rows_, buffers_.moe, buffers_.residual);
+  added(FaultKind::kFeedForward);
+  ++layer_;
+}
+
 double ForwardPass::take_distinct_experts() {
-  const double mean = expert_layers_ == 0 ? 0.0
-                                          : static_cast<double>(distinct_experts_) /
-                                                static_cast<double>(expert_layers_) / config_.experts_per_token;
-  distinct_experts_ = expert_layers_ = 0;
+  const double mean = expert_layers_ == 0 ? 0.0 : distinct_experts_ / expert_layers_;
+  distinct_experts_ = 0;
+  expert_layers_ = 0;
   return mean;
 }
 

@@ -7,15 +7,16 @@
 #include <vector>
 
 #include "engine/model/model_config.h"
+#include "engine/model/shapes.h"
 #include "engine/model/weights.h"
 #include "engine/options.h"
 #include "engine/row_faults.h"
 #include "engine/sequence/float_rows.h"
 #include "engine/sequence/kv_pages.h"
 #include "engine/sequence/recurrent_state.h"
+#include "engine/sequence/rope_tables.h"
 #include "engine/sequence/sequence_state.h"
 #include "engine/text/tokenizer.h"
-#include "kernels/attention/rope.h"
 #include "kernels/delta_net/delta_net.h"
 #include "kernels/rows/row_buffer.h"
 #include "kernels/threads/row_items.h"
@@ -25,9 +26,10 @@
 
 namespace foretoken {
 
-/// Work buffers of a pass over up to max_rows rows, used by one layer after the other. Shapes are [max_rows, ...].
+/// Work buffers of a pass over up to max_rows rows, used by one layer after the other: the widths are the largest of all
+/// layers. Shapes are [max_rows, ...].
 struct PassBuffers {
-  PassBuffers(const ModelConfig& config, int max_rows, int max_window, int64_t ctx_size, int num_threads);
+  PassBuffers(const ModelShapes& shapes, int max_rows, int max_window, int64_t ctx_size, int num_threads);
   [[nodiscard]] size_t size_bytes() const;
 
   RowBuffer residual;  // [hidden_dim]
@@ -47,6 +49,8 @@ struct PassBuffers {
   FloatRows delta_scratch;     // [num_threads, state_size * columns]
   // Feed-forward.
   MoeScratch moe;
+  // MTP layer.
+  RowBuffer joined;  // [2 * hidden_dim] normed embedding, normed hidden
 };
 
 /// One pass of rows through layers: who computes, where the rows stand, and the operations that a model family is
@@ -55,13 +59,16 @@ struct PassBuffers {
 class ForwardPass {
  public:
   using Matrix = MatrixView;
+  using Ids = std::span<const TokenId>;          // [num_rows]
+  using Hidden = std::span<const float* const>;  // [num_rows] of [hidden_dim] each
+  using Rows = RowBuffer;
 
   /// `profile` may be nullptr.
   ///
   /// Numbers that are not finite are noted where they are stored or would be lost (the sum of squares of every norm,
   /// the rows of the KV cache, what a sigmoid, an exponential or a softmax is made of); everywhere else they go on into
   /// the next such place. An infinity that is lost elsewhere would be our own bug.
-  ForwardPass(const ModelConfig& config, const SessionOptions& options, ThreadTeam& team, const RopeTable& rope,
+  ForwardPass(const ModelConfig& config, const SessionOptions& options, ThreadTeam& team, const RopeTables& ropes,
               KvPages& kv, RecurrentState& recurrent, PassBuffers& buffers, WorkProfile* profile);
 
   /// The next operations work on the rows of these spans. Row r is row fault_rows[r] of `faults`, or r itself where
@@ -69,13 +76,21 @@ class ForwardPass {
   void begin(std::span<const Span> spans, RowFaults& faults, std::span<const int> fault_rows = {}, bool is_mtp = false);
   [[nodiscard]] int num_rows() const { return num_rows_; }
 
+  /// The pass of the MTP layer goes on with these of its rows alone: rows `from`, rising, move to the front, and have
+  /// `spans`.
+  void keep_rows(std::span<const Span> spans, std::span<const int> from);
+
   /// residual[r] = row ids[r] of `embed`.
-  void embed(const MatrixView& embed, std::span<const TokenId> ids);
+  void embed(const MatrixView& embed, Ids ids);
+  /// mixed = join . [rms_norm(residual) * embed_norm; rms_norm(hidden) * hidden_norm], residual = 0.
+  void join(const MtpWeights& mtp, Hidden hidden);
 
   /// normed = rms_norm(residual) * weight, in the forms that the listed matrices read.
   void norm(const float* weight, unsigned blocks);
   /// residual += mixed, then norm().
   void add_and_norm(const float* weight, unsigned blocks);
+  /// norm() of rows that keep_rows() has moved; the others have been normed before.
+  void norm_moved(const float* weight, unsigned blocks);
   /// to = rms_norm(residual) * weight, in the forms of `blocks`.
   void norm_to(const float* weight, unsigned blocks, RowBuffer& to);
 
@@ -92,13 +107,16 @@ class ForwardPass {
   /// Brings a sequence's recurrent states up to its committed end: nothing is left to replay.
   void settle(SequenceState& sequence);
 
-  /// residual += feed-forward part of `normed`. The last operation of a layer.
-  void feed_forward(const MoeWeights& weights, int layer_idx);
+  // residual += the feed-forward part of `normed`. The last operation of a layer.
+  void experts(const MoeWeights& weights, int layer_idx);
+  void dense(const DenseWeights& weights);
 
   /// Forms of `normed` that a layer's part reads; see norm().
   [[nodiscard]] static unsigned inputs_of(const AttentionWeights& weights);
   [[nodiscard]] static unsigned inputs_of(const DeltaNetWeights& weights);
   [[nodiscard]] static unsigned inputs_of(const MoeWeights& weights);
+  [[nodiscard]] static unsigned inputs_of(const DenseWeights& weights);
+  [[nodiscard]] static unsigned inputs_of(const MatrixView& matrix);
 
   /// One or more matrices over the same rows, in one parallel loop: output[r] = matrix . input[r].
   struct Projection {
@@ -168,20 +186,22 @@ class ForwardPass {
     faults_->note(fault_rows_.empty() ? r : fault_rows_[static_cast<size_t>(r)], fault);
   }
   void norm_row(int64_t r, const float* weight, unsigned blocks, RowBuffer& to);
-  void plan_attention();
+  // For a layer of this shape; kept from layer to layer.
+  void plan_attention(const AttentionShape& shape);
   void plan_rows(int span_idx);
   void plan_splits(int span_idx, int64_t num_splits, int64_t first_partial);
   void store_row(const AttentionWeights& weights, int kv_layer, int64_t r);
   void rotate_queries(const AttentionWeights& weights, int64_t r);
   void attend_and_output(const AttentionWeights& weights, int kv_layer);
-  void attend(int kv_layer);
+  void attend(const AttentionShape& shape, int kv_layer);
   WorkDone attend_item(const AttendItem& item, int kv_layer, int thread_idx);
   void merge_splits(const MergeItem& item);
   void convolve_head(const DeltaNetWeights& weights, const Span& span, RecurrentState::Layer& layer, int64_t head);
   void advance_head(const DeltaNetWeights& weights, const Span& span, RecurrentState::Layer& layer, int64_t head,
                     int thread_idx);
   /// Row r of `slot` as the recurrence of one value head takes it.
-  [[nodiscard]] DeltaRow delta_row(const RecurrentState::Slot& slot, int r, int64_t head, float* out) const;
+  [[nodiscard]] static DeltaRow delta_row(const DeltaNetShape& shape, const RecurrentState::Slot& slot, int r,
+                                          int64_t head, float* out);
   /// One value head's state through `rows`, of which the first num_committed stay in it.
   void advance_state(RecurrentState::Layer& layer, int64_t head, const std::vector<DeltaRow>& rows, int num_committed,
                      int thread_idx);
@@ -204,7 +224,7 @@ class ForwardPass {
   const MoeVerify verify_;
   const KvType kv_type_;
   ThreadTeam& team_;
-  const RopeTable& rope_;
+  const RopeTables& ropes_;
   KvPages& kv_;
   RecurrentState& recurrent_;
   PassBuffers& buffers_;
@@ -215,15 +235,17 @@ class ForwardPass {
   RowFaults* faults_ = nullptr;
   std::span<const int> fault_rows_;
   int layer_ = 0;
-  RowFault added_;  // what the residual was last added, and what a norm's fault is put down to
+  RowFault added_;           // what the residual was last added, and what a norm's fault is put down to
+  bool rows_moved_ = false;  // by keep_rows(), since begin()
   int max_window_ = 1;
   std::vector<Span> spans_;
   std::vector<int> row_spans_;  // [num_rows]
+  AttentionShape planned_;      // that the items are for
   std::vector<AttendItem> attend_items_;
   std::vector<MergeItem> merge_items_;
   std::vector<float*> raw_rows_;  // [num_rows] where the delta net's projections go
-  int64_t distinct_experts_ = 0;
-  int64_t expert_layers_ = 0;
+  double distinct_experts_ = 0;   // in units of each layer's top-k, summed
+  int expert_layers_ = 0;
   std::vector<RowView> inputs_;
   std::vector<RowItems::Matrix> projected_;
   RowItems items_;

@@ -70,6 +70,14 @@ DeviceRows rows_from(DeviceRows rows, int64_t row) {
   return rows;
 }
 
+DeviceRows with_cols(DeviceRows rows, int64_t num_cols) {
+  FT_CHECK(num_cols <= rows.num_cols);
+  rows.num_cols = num_cols;
+  rows.by32.num_blocks = num_cols / 32;
+  rows.by256.num_blocks = num_cols / 256;
+  return rows;
+}
+
 DeviceRows with_forms(DeviceRows rows, unsigned blocks) {
   if (!(blocks & RowMemory::kBy32)) rows.by32 = {};
   if (!(blocks & RowMemory::kBy256)) rows.by256 = {};

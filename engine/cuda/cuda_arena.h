@@ -87,6 +87,9 @@ class MirroredArena {
 /// Rows [row, ...) of `rows`, in all its forms.
 [[nodiscard]] DeviceRows rows_from(DeviceRows rows, int64_t row);
 
+/// The same memory for rows of `num_cols` values. REQUIRES: at most as many as were taken.
+[[nodiscard]] DeviceRows with_cols(DeviceRows rows, int64_t num_cols);
+
 /// `rows` with only those int8 forms that `blocks` names.
 [[nodiscard]] DeviceRows with_forms(DeviceRows rows, unsigned blocks);
 

@@ -223,10 +223,9 @@ class CudaBackend final : public Backend {
     CudaRows outputs{num_outputs_, in.outputs.on_device(in.outputs.counts.host->num_spans)};
     rows.has_windows = outputs.has_windows = few;
     rows.has_chunks = outputs.has_chunks = !few;
-    e.pass.mtp_take_in(e.weights.mtp, rows, in.ids.device, e.mtp_input);
+    e.mtp_take_in(rows, in.ids.device, e.mtp_input);
     if (num_outputs_ > 0) {
-      e.pass.mtp_outputs(e.weights.mtp, outputs, num_outputs_ == num_rows ? nullptr : in.output_rows.device,
-                         e.mtp_hidden);
+      e.mtp_finish(outputs, num_outputs_ == num_rows ? nullptr : in.output_rows.device);
     }
     mtp_current_ = 1 - mtp_current_;
     has_mtp_hidden_ = false;

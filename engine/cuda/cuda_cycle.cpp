@@ -108,11 +108,10 @@ void CudaCycle::take_in_deferred() {
   in.memory.send(e.stream);
   launch(GatherRowsDesc{e.deferred_hidden, in.hidden_rows.device, e.mtp_input, e.config.hidden_dim, num_rows},
          e.stream);
-  e.pass.mtp_take_in(e.weights.mtp, {num_rows, in.rows.on_device(in.rows.counts.host->num_spans)}, in.ids.device,
-                     e.mtp_input);
+  e.mtp_take_in({num_rows, in.rows.on_device(in.rows.counts.host->num_spans)}, in.ids.device, e.mtp_input);
   if (num_outputs > 0) {
     const DevicePass outputs = in.outputs.on_device(num_outputs);
-    e.pass.mtp_outputs(e.weights.mtp, {num_outputs, outputs}, in.output_rows.device, e.mtp_hidden);
+    e.mtp_finish({num_outputs, outputs}, in.output_rows.device);
     e.run_draft_head(e.mtp_hidden, num_outputs);
     e.choose(e.draft_logits, /*is_draft=*/true, num_outputs, outputs, /*by_sequence=*/true, e.result.next_draft.device,
              e.result.next_share.device);
@@ -194,8 +193,8 @@ void CudaCycle::first(int num_windows) {
 void CudaCycle::step(int num_windows) {
   CudaEngine& e = engine_;
   const CudaRows rows{num_windows, e.cycle.steps.on_device(num_windows)};
-  e.pass.mtp_take_in(e.weights.mtp, rows, e.cycle.step_ids.device, e.mtp_hidden.values);
-  e.pass.mtp_outputs(e.weights.mtp, rows, nullptr, e.mtp_hidden);
+  e.mtp_take_in(rows, e.cycle.step_ids.device, e.mtp_hidden.values);
+  e.mtp_finish(rows, nullptr);
   e.run_draft_head(e.mtp_hidden, num_windows);
   e.choose(e.draft_logits, /*is_draft=*/true, num_windows, rows.pass, /*by_sequence=*/true, e.result.next_draft.device,
            e.result.next_share.device);
@@ -223,7 +222,7 @@ void CudaCycle::decide(int num_rows) {
 void CudaCycle::next_drafts(int num_windows) {
   CudaEngine& e = engine_;
   const DevicePass outputs = e.mtp.outputs.on_device(num_windows);
-  e.pass.mtp_outputs(e.weights.mtp, {num_windows, outputs}, e.mtp.output_rows.device, e.mtp_hidden);
+  e.mtp_finish({num_windows, outputs}, e.mtp.output_rows.device);
   e.run_draft_head(e.mtp_hidden, num_windows);
   e.choose(e.draft_logits, /*is_draft=*/true, num_windows, outputs, /*by_sequence=*/true, e.result.next_draft.device,
            e.result.next_share.device);
@@ -258,15 +257,15 @@ void CudaCycle::run_checked(std::span<const Window> windows) {
   e.begin_pass();
   e.windows.memory.send(e.stream);
   began_.record(e.stream);
-  if (num_drafting > 0) first_[drafting].run(e.stream, [&] { first(num_drafting); });
+  if (num_drafting > 0) e.recorder.run(first_[drafting], [&] { first(num_drafting); });
   for (size_t d = 1; d < drafting_.size() && drafting_[d] > 0; ++d) {
     Recorded& piece = step_[static_cast<size_t>(drafting_[d])];
     outcome_.is_steady = outcome_.is_steady && piece.is_recorded();
-    piece.run(e.stream, [&] { step(drafting_[d]); });
+    e.recorder.run(piece, [&] { step(drafting_[d]); });
   }
   drafted_.record(e.stream);
   e.run_trunk(e.windows, /*has_windows=*/true);
-  decide_[rows].run(e.stream, [&] { decide(num_rows); });
+  e.recorder.run(decide_[rows], [&] { decide(num_rows); });
   if (e.options.with_mtp && num_drafting < static_cast<int>(windows.size())) {
     launch(ScatterRowsDesc{e.hidden.values, e.cycle.deferred_rows.device, e.deferred_hidden, e.config.hidden_dim,
                            num_rows},
@@ -274,12 +273,12 @@ void CudaCycle::run_checked(std::span<const Window> windows) {
   }
   verified_.record(e.stream);
   if (num_drafting > 0) {
-    take_in_[drafting_rows].run(e.stream, [&] {
+    e.recorder.run(take_in_[drafting_rows], [&] {
       CudaRows accepted{drafting_rows_, e.mtp.rows.on_device(std::min(drafting_rows_, e.options.parallel))};
       accepted.exact = false;
-      e.pass.mtp_take_in(e.weights.mtp, accepted, e.result.choices.device, e.hidden.values);
+      e.mtp_take_in(accepted, e.result.choices.device, e.hidden.values);
     });
-    next_[drafting].run(e.stream, [&] { next_drafts(num_drafting); });
+    e.recorder.run(next_[drafting], [&] { next_drafts(num_drafting); });
   }
   refreshed_.record(e.stream);
   e.result.memory.fetch(e.stream);

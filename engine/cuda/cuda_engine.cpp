@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "engine/backend.h"
+#include "engine/sequence/rope_tables.h"
 #include "kernels/attention/rope.h"
 #include "kernels/base/error.h"
 #include "kernels/cuda/cuda_device.h"
@@ -30,28 +31,21 @@ PinnedBuffer pinned(int64_t count = 1) {
 
 }  // namespace
 
-void Recorded::run(const Stream& stream, const std::function<void()>& work) {
-  if (!ran_once_) {
-    ran_once_ = true;
-    return work();
-  }
-  if (graph_.empty()) graph_ = Graph(stream, work);
-  graph_.launch(stream);
-}
-
 CudaEngine::CudaEngine(const Model& m, const SessionOptions& o, ThreadTeam& team)
     : model(m),
       config(m.config()),
       options(o),
+      shapes(ModelShapes::of(m.weights(), config, o.with_mtp)),
       shared(CudaModel::of(m, o)),
       weights(shared->weights),
-      state(config, o),
-      buffers(config, weights, o),
-      pass(config, o, stream, buffers, state),
-      trunk_(static_cast<size_t>(max_window_rows()) + 1),
-      split_trunk_(trunk_.size()) {
+      state(shapes, o),
+      buffers(shapes, weights, o),
+      recorder(stream),
+      pass(config, o, stream, buffers, state, recorder),
+      text(FamilyText<CudaForwardPass>::of(config.architecture)),
+      trunk_(static_cast<size_t>(max_window_rows()) + 1) {
   static_cast<void>(require_device());
-  check_shapes(m);
+  check_shapes(m, shapes);
   const int64_t n = pass_rows(o), w = max_window_rows(), dim = config.hidden_dim, sequences = o.parallel;
   FT_CHECK(logits_rows(o) >= w);
   for (TrunkInput* input : {&windows, &chunks}) {
@@ -89,9 +83,9 @@ CudaEngine::CudaEngine(const Model& m, const SessionOptions& o, ThreadTeam& team
     head_forms |= input_forms(weights.mtp.head);
   }
   io_memory_.take_rows(logits_rows(o), dim, head_forms, gathered_);
-  if (o.device == Device::kSplit && config.num_experts > 0) {
-    split = std::make_unique<CudaSplit>(m, o, shared->hot, buffers, stream, team);
-    for (std::vector<Recorded>& pieces : split_trunk_) pieces.resize(2 * split->layers().size() + 1);
+  if (o.device == Device::kSplit && shapes.moe.num_experts > 0) {
+    split = std::make_unique<CudaSplit>(m, shapes, o, shared->hot, buffers, stream, team);
+    pass.set_split(split.get());
   }
   check_memory();
 
@@ -108,10 +102,13 @@ CudaEngine::CudaEngine(const Model& m, const SessionOptions& o, ThreadTeam& team
   num_buckets_ = pinned<int32_t>(config.num_layers + 1);
   shared->allocate(stream);
   if (split) split->allocate();
-  const RopeTable rope(config.rope_dim, config.rope_base, o.ctx_size);
-  copy_to_device(stream, const_cast<float*>(buffers.rope), rope.cos(0),
-                 static_cast<size_t>(o.ctx_size * config.rope_dim) * sizeof(float));
-  stream.synchronize();
+  for (size_t i = 0; i < shapes.ropes.size(); ++i) {
+    const RopeShape& shape = shapes.ropes[i];
+    const RopeTable table(shape.dim, shape.base, o.ctx_size);
+    copy_to_device(stream, buffers.rope_data[i], table.cos(0),
+                   static_cast<size_t>(o.ctx_size * shape.dim) * sizeof(float));
+    stream.synchronize();
+  }
   draft_groups = {device_groups_ + 1, device_groups_, vocab_groups() * kInterleave};
   std::vector<int32_t> all(static_cast<size_t>(vocab_groups()));
   std::iota(all.begin(), all.end(), 0);
@@ -167,11 +164,11 @@ void CudaEngine::check_memory() const {
   // What grows with the context: the cache, the rotation table and the parts of a window's attention.
   AttentionDesc split;
   split.kv.pages_per_sequence = 1;
-  split.num_heads = config.num_heads;
-  split.head_dim = config.head_dim;
+  split.num_heads = shapes.num_heads;
+  split.head_dim = shapes.head_dim;
   split.max_window_rows = max_window_rows();
   const int64_t bytes_per_position = static_cast<int64_t>(m.kv_bytes) / options.ctx_size +
-                                     config.rope_dim * static_cast<int64_t>(sizeof(float)) +
+                                     static_cast<int64_t>(RopeTables::size_bytes(shapes.ropes, 1)) +
                                      split.part_floats() * static_cast<int64_t>(sizeof(float)) / kAttentionSplit;
   const auto missing = static_cast<int64_t>(needed - free);
   const int64_t fits = (options.ctx_size - missing / bytes_per_position - 1) / kContextStep * kContextStep;
@@ -186,38 +183,6 @@ void CudaEngine::check_memory() const {
           : std::string("no context fits: run with --device split and fewer --gpu-experts, or with --device cpu")));
 }
 
-// Two pieces a split layer: up to its router, with the rows leaving for the host, and the experts that are here. The
-// host computes the others meanwhile, and the next piece begins with all slots together.
-void CudaEngine::run_split_trunk(const CudaRows& rows, const int32_t* ids) {
-  const std::vector<int>& split_layers = split->layers();
-  size_t next_piece = 0;
-  const auto piece = [&](const std::function<void()>& work) {
-    if (!rows.has_chunks) {
-      split_trunk_[static_cast<size_t>(rows.max_rows)][next_piece++].run(stream, work);
-    } else {
-      work();
-    }
-  };
-  int begin = 0;
-  for (const int layer : split_layers) {
-    piece([&] {
-      if (begin == 0) pass.begin_trunk(weights, rows, ids);
-      pass.layers(weights, begin, layer);
-      pass.layer_to_router(weights, layer);
-      split->send_rows(rows.max_rows);
-    });
-    split->routed().record(stream);
-    piece([&] { pass.device_experts(weights, layer); });
-    split->compute(layer, rows.max_rows);
-    begin = layer + 1;
-  }
-  piece([&] {
-    if (begin == 0) pass.begin_trunk(weights, rows, ids);
-    pass.layers(weights, begin, config.num_layers);
-    pass.end_trunk(weights, hidden);
-  });
-}
-
 void CudaEngine::run_trunk(const TrunkInput& input, bool has_windows) {
   const int num_rows = input.pass.counts.host->num_rows;
   CudaRows rows;
@@ -226,18 +191,29 @@ void CudaEngine::run_trunk(const TrunkInput& input, bool has_windows) {
   rows.has_chunks = &input == &chunks;
   // What is recorded serves any number of spans.
   rows.pass = input.pass.on_device(std::min(num_rows, options.parallel));
-  if (split && !split->layers().empty()) return run_split_trunk(rows, input.ids.device);
-  const auto work = [&] { pass.trunk(weights, rows, input.ids.device, hidden); };
+  const auto work = [&] {
+    pass.begin(rows);
+    text.trunk(pass, weights, input.ids.device, hidden);
+  };
   if (!rows.has_chunks) {
-    trunk_[static_cast<size_t>(num_rows)].run(stream, work);
+    recorder.run(trunk_[static_cast<size_t>(num_rows)], work);
   } else {
     work();
   }
 }
 
+void CudaEngine::mtp_take_in(const CudaRows& rows, const int32_t* ids, const float* preceding) {
+  pass.begin(rows);
+  text.mtp_take_in(pass, weights.mtp, ids, preceding);
+}
+
+void CudaEngine::mtp_finish(const CudaRows& outputs, const int32_t* from_rows) {
+  pass.keep_rows(outputs, from_rows);
+  text.mtp_finish(pass, weights.mtp, mtp_hidden);
+}
+
 bool CudaEngine::is_recorded(int num_rows) const {
-  const auto at = static_cast<size_t>(num_rows);
-  return split && !split->layers().empty() ? split_trunk_[at].back().is_recorded() : trunk_[at].is_recorded();
+  return trunk_[static_cast<size_t>(num_rows)].is_recorded();
 }
 
 void CudaEngine::run_head(const DeviceRows& rows, int num_rows) {
@@ -310,12 +286,16 @@ void CudaEngine::fetch_buckets() {
 }
 
 double CudaEngine::distinct_experts() const {
-  if (config.num_experts == 0) return 0;
   const auto* buckets = num_buckets_.data<const int32_t>();
   double sum = 0;
-  for (int l = 0; l < config.num_layers; ++l)
-    sum += split && shared->hot.is_split(l) ? split->distinct_experts(l) : buckets[l];
-  return sum / config.num_layers / config.experts_per_token;
+  int num_layers = 0;
+  for (const CudaLayer& layer : weights.layers) {
+    if (layer.is_dense()) continue;
+    const int l = layer.layer_idx, distinct = split && split->splits(l) ? split->distinct_experts(l) : buckets[l];
+    sum += static_cast<double>(distinct) / layer.moe().top_k;
+    ++num_layers;
+  }
+  return num_layers == 0 ? 0 : sum / num_layers;
 }
 
 }  // namespace foretoken::cuda

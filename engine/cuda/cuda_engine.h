@@ -7,13 +7,17 @@
 #include <vector>
 
 #include "engine/cuda/cuda_arena.h"
+#include "engine/cuda/cuda_buffers.h"
 #include "engine/cuda/cuda_forward_pass.h"
 #include "engine/cuda/cuda_model.h"
+#include "engine/cuda/cuda_recorder.h"
 #include "engine/cuda/cuda_split.h"
 #include "engine/cuda/cuda_state.h"
 #include "engine/cuda/cuda_weights.h"
 #include "engine/device_cycle.h"
+#include "engine/model/families/families.h"
 #include "engine/model/model.h"
+#include "engine/model/shapes.h"
 #include "engine/options.h"
 #include "engine/sequence/sequence_state.h"
 #include "engine/session_memory.h"
@@ -21,20 +25,6 @@
 #include "kernels/select/choose_cuda.h"
 
 namespace foretoken::cuda {
-
-/// Work that is done over and over. The first time it is launched piece by piece, which also brings its kernels onto
-/// the device (that cannot be done while a graph is recorded); the second time it is recorded, and from then on
-/// replayed as one launch.
-class Recorded {
- public:
-  void run(const Stream& stream, const std::function<void()>& work);
-  /// The next run() is nothing but one launch.
-  [[nodiscard]] bool is_recorded() const { return !graph_.empty(); }
-
- private:
-  Graph graph_;
-  bool ran_once_ = false;
-};
 
 /// What the host tells the device before a pass of the trunk; recorded work reads it in device memory.
 struct TrunkInput {
@@ -98,6 +88,13 @@ class CudaEngine {
   [[nodiscard]] bool is_recorded(int num_rows) const;
   /// Before a pass or a cycle: experts and pages. REQUIRES: the stream is idle.
   void begin_pass();
+  // The MTP layer in two steps, launched.
+
+  /// Keys and values of `rows`, whose tokens are `ids` and whose preceding hiddens are `preceding`.
+  void mtp_take_in(const CudaRows& rows, const int32_t* ids, const float* preceding);
+  /// The rows of `outputs` through the whole layer, to `mtp_hidden`; see CudaForwardPass::keep_rows.
+  void mtp_finish(const CudaRows& outputs, const int32_t* from_rows);
+
   /// The head over these rows: `logits`.
   void run_head(const DeviceRows& rows, int num_rows);
   /// The draft head over these rows: `draft_logits`.
@@ -130,12 +127,15 @@ class CudaEngine {
   const Model& model;
   const ModelConfig& config;
   const SessionOptions& options;
+  const ModelShapes shapes;
   Stream stream;
   const std::shared_ptr<CudaModel> shared;  // with other sessions
   CudaWeights& weights;
   CudaState state;
   CudaBuffers buffers;
+  Recorder recorder;
   CudaForwardPass pass;
+  const FamilyText<CudaForwardPass> text;
   std::unique_ptr<CudaSplit> split;  // nullptr: everything is on the device
 
   // Tables and tokens, in both memories; written by the host only while the stream is idle.
@@ -157,7 +157,6 @@ class CudaEngine {
 
  private:
   void check_memory() const;
-  void run_split_trunk(const CudaRows& rows, const int32_t* ids);
 
   std::vector<int32_t> groups_;  // rising
   bool groups_changed_ = true;
@@ -171,9 +170,8 @@ class CudaEngine {
   } gather_;
   DeviceArena io_memory_;
   PinnedBuffer staged_groups_, num_buckets_;
-  std::optional<Blas> blas_;                        // with options.cublas, if the model has matrices for it
-  std::vector<Recorded> trunk_;                     // [max_window_rows() + 1]
-  std::vector<std::vector<Recorded>> split_trunk_;  // [the same][2 * split layers + 1] the trunk in pieces
+  std::optional<Blas> blas_;     // with options.cublas, if the model has matrices for it
+  std::vector<Recorded> trunk_;  // [max_window_rows() + 1]
 };
 
 }  // namespace foretoken::cuda

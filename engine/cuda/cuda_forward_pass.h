@@ -1,9 +1,9 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
-#include "engine/cuda/cuda_arena.h"
+#include "engine/cuda/cuda_buffers.h"
+#include "engine/cuda/cuda_recorder.h"
 #include "engine/cuda/cuda_state.h"
 #include "engine/cuda/cuda_weights.h"
 #include "engine/options.h"
@@ -16,40 +16,7 @@
 
 namespace foretoken::cuda {
 
-/// Work memory of a pass over up to pass_rows(options) rows, used by one layer after the other; see PassBuffers.
-struct CudaBuffers {
-  CudaBuffers(const ModelConfig& config, const CudaWeights& weights, const SessionOptions& options);
-  CudaBuffers(const CudaBuffers&) = delete;
-  CudaBuffers& operator=(const CudaBuffers&) = delete;
-
-  float* residual = nullptr;    // [hidden_dim]
-  DeviceRows normed;            // [hidden_dim]
-  float* mixed = nullptr;       // [hidden_dim]
-  const float* rope = nullptr;  // [ctx_size][cos rope_dim/2 | sin rope_dim/2]
-  // Attention.
-  float *q = nullptr, *k = nullptr, *v = nullptr, *queries = nullptr;
-  float* parts = nullptr;  // of the rows of all windows
-  DeviceRows attended;
-  // Delta net.
-  float *raw = nullptr, *z = nullptr, *b = nullptr, *alpha = nullptr;
-  DeltaSlot chunk;  // of prompt chunks
-  DeviceRows delta_out;
-  // Feed-forward.
-  float *router_logits = nullptr, *weights = nullptr, *shared_weight = nullptr;
-  int32_t* experts = nullptr;
-  int32_t *bucket_experts = nullptr, *bucket_begins = nullptr, *bucket_slots = nullptr;
-  int32_t* num_buckets = nullptr;  // [layers + 1] of each layer's last pass; the MTP layer's is the last
-  DeviceRows inner, shared_inner;  // [max_rows * top_k, expert_dim], [max_rows, shared_dim]
-  float* up = nullptr;             // gate and up of different types: up's rows before they meet
-  float* slots = nullptr;          // [max_rows * top_k, hidden_dim] what each slot adds
-  float* shared = nullptr;         // [max_rows, hidden_dim]
-  // MTP layer.
-  DeviceRows join;                // [2 * hidden_dim] normed embedding, normed hidden
-  float* mtp_residual = nullptr;  // [hidden_dim] of the rows that go through the whole layer
-  BlasWork blas;                  // its library is set later, if its workspace is wanted (not nullptr)
-
-  DeviceArena memory;
-};
+class CudaSplit;
 
 /// The rows that launches are made for.
 struct CudaRows {
@@ -60,39 +27,49 @@ struct CudaRows {
   bool exact = true;  // there are max_rows of them; otherwise only the device knows how many
 };
 
-/// The operations that a model is written in, as launches on one stream; the counterpart of ForwardPass. Nothing here
-/// waits or allocates, so all of it can be recorded in a graph.
+/// The operations that a model family is written in, as launches on one stream; the counterpart of ForwardPass, where
+/// their words are explained. Nothing here waits or allocates, so all of it can be recorded in a graph, which a layer
+/// with experts on the host cuts in pieces.
 ///
 /// What a layer's part computes is added to the residual by the norm that follows (launches are what a window's time
 /// goes to): `pending_` says what that is.
 class CudaForwardPass {
  public:
+  using Matrix = DeviceMatrix;
+  using Ids = const int32_t*;   // [max_rows], in device memory as all that follows
+  using Hidden = const float*;  // [max_rows, hidden_dim]
+  using Rows = DeviceRows;
+
   CudaForwardPass(const ModelConfig& config, const SessionOptions& options, const Stream& stream, CudaBuffers& buffers,
-                  const CudaState& state)
-      : config_(config), options_(options), stream_(stream), buffers_(buffers), state_(state) {}
+                  const CudaState& state, Recorder& recorder)
+      : config_(config), options_(options), stream_(stream), buffers_(buffers), state_(state), recorder_(recorder) {}
 
-  /// The trunk over the tokens `ids` (in device memory), up to `hidden` after the final norm, in all its forms.
-  void trunk(const CudaWeights& weights, const CudaRows& rows, const int32_t* ids, const DeviceRows& hidden);
+  /// Who computes the experts that are not on the device; nullptr: all are.
+  void set_split(CudaSplit* split) { split_ = split; }
 
-  // The same in steps, for a split: begin_trunk, then the layers in order, each by one of layers() and the pair of
-  // layer_to_router() and device_experts(); end_trunk.
-  void begin_trunk(const CudaWeights& weights, const CudaRows& rows, const int32_t* ids);
-  /// Layers [begin, end), whole.
-  void layers(const CudaWeights& weights, int begin, int end);
-  /// One layer up to the choice of its experts: buffers.normed and buffers.experts.
-  void layer_to_router(const CudaWeights& weights, int layer_idx);
-  /// The rest of it but for slots of experts that are not on the device: they have to be in buffers.slots before the
-  /// next step.
-  void device_experts(const CudaWeights& weights, int layer_idx);
-  void end_trunk(const CudaWeights& weights, const DeviceRows& hidden);
+  /// The next operations work on these rows.
+  void begin(const CudaRows& rows);
+  /// The pass of the MTP layer goes on with these of its rows alone: row r is row from[r] (in device memory), or row r
+  /// where `from` is nullptr.
+  void keep_rows(const CudaRows& rows, const int32_t* from);
 
-  // The MTP layer, as Engine::mtp_forward, in two steps.
+  void embed(const DeviceMatrix& matrix, Ids ids);
+  void join(const CudaMtp& mtp, Hidden hidden);
+  void norm(const float* weight, unsigned forms) { norm_to(weight, forms, buffers_.normed); }
+  void add_and_norm(const float* weight, unsigned forms) { norm(weight, forms); }  // norms add what is pending
+  void norm_moved(const float* weight, unsigned forms);
+  void norm_to(const float* weight, unsigned forms, const DeviceRows& to);
+  void attention(const CudaAttention& weights, int kv_layer);
+  void store_keys_and_values(const CudaAttention& weights, int kv_layer);
+  void attend_stored(const CudaAttention& weights, int kv_layer);
+  void delta_net(const CudaDeltaNet& weights, int recurrent_idx);
+  void experts(const CudaMoe& weights, int layer_idx);
+  void dense(const CudaDense& weights);
 
-  /// Keys and values of `rows`, whose tokens are `ids` and whose preceding hiddens are `hidden`.
-  void mtp_take_in(const CudaMtp& weights, const CudaRows& rows, const int32_t* ids, const float* hidden);
-  /// Of the rows taken in, those that go through the whole layer, to `to`: row r is row from_rows[r] of them (in device
-  /// memory), or row r where from_rows is nullptr.
-  void mtp_outputs(const CudaMtp& weights, const CudaRows& outputs, const int32_t* from_rows, const DeviceRows& to);
+  template <class Part>
+  [[nodiscard]] static unsigned inputs_of(const Part& weights) {
+    return input_forms(weights);
+  }
 
   /// Brings the recurrent states of the pass's spans up to their committed ends: spans of no rows, as chunks.
   void settle(const CudaWeights& weights, const DevicePass& spans);
@@ -110,30 +87,21 @@ class CudaForwardPass {
  private:
   enum class Pending { kNothing, kMixed, kExperts, kDense };
 
-  void begin(const CudaRows& rows, float* residual);
   [[nodiscard]] const int32_t* device_num_rows() const { return rows_.exact ? nullptr : &rows_.pass.counts->num_rows; }
-  void embed(const DeviceMatrix& matrix, const int32_t* ids);
-  /// The pending addition, then to = rms_norm(residual) * weight, in the forms that `to` has.
-  void norm(const float* weight, const DeviceRows& to);
   /// y = matrix . x for all rows; with `up`, of the same type and shape, silu(matrix . x) * (up . x).
   void project(const DeviceMatrix& matrix, const DeviceRows& x, float* y, const DeviceMatrix& up = {});
-  void store_keys_and_values(const CudaAttention& weights, const DeviceKv& kv);
-  void attend_stored(const CudaAttention& weights, const DeviceKv& kv);
   /// What keys, values and queries are prepared with, whichever of them.
-  [[nodiscard]] PrepareAttentionDesc preparation(const DeviceKv& kv) const;
-  void attend(const CudaAttention& weights, const DeviceKv& kv);
-  void delta_net(const CudaDeltaNet& weights, const CudaState::Recurrent& state);
+  [[nodiscard]] PrepareAttentionDesc preparation(const AttentionShape& shape, int kv_layer) const;
+  void attend(const CudaAttention& weights, int kv_layer);
   /// Convolution and recurrence alone.
   void advance(const CudaDeltaNet& weights, const CudaState::Recurrent& state);
 
-  /// A layer before its feed-forward part.
-  void mix(const CudaWeights& weights, int layer_idx);
-  void feed_forward(const CudaMoe& weights, int layer_idx);
   void route(const CudaMoe& weights);
   void routed_experts(const CudaMoe& weights, int layer_idx);
   [[nodiscard]] GroupDesc group_by_expert(const CudaMoe& weights, int first_row, int num_rows, int32_t* num_buckets);
   void run_buckets(const CudaMoe& weights, const GroupDesc& group, int first_row);
-  void shared_expert(const CudaMoe& weights);
+  /// buffers.shared = the shared expert, or a dense part, of `normed`.
+  void shared_or_dense(const CudaDense& weights);
   void quantise(const DeviceRows& rows, int num_rows);
 
   const ModelConfig& config_;
@@ -141,17 +109,16 @@ class CudaForwardPass {
   const Stream& stream_;
   CudaBuffers& buffers_;
   const CudaState& state_;
+  Recorder& recorder_;
+  CudaSplit* split_ = nullptr;
   CudaRows rows_;
   float* residual_ = nullptr;
+  bool rows_moved_ = false;  // by keep_rows(), since begin()
   Pending pending_ = Pending::kNothing;
   ExpertSums sums_;  // what is pending
 };
 
-/// Forms (RowMemory::kBy32, kBy256) that a matrix's input needs; 0 for no matrix.
-[[nodiscard]] unsigned input_forms(const DeviceMatrix& matrix);
-[[nodiscard]] unsigned input_forms(const CudaMoe& weights);
-
 /// Throws InputError if the kernels do not have the model's shapes.
-void check_shapes(const Model& model);
+void check_shapes(const Model& model, const ModelShapes& shapes);
 
 }  // namespace foretoken::cuda

@@ -12,13 +12,18 @@ namespace {
 // Experts on their way at once. Two keep the thread busy; more would only make the newest wait.
 constexpr int kMostFills = 2;
 
-/// What of the routed experts is on the device from the start: all where nothing is split.
+/// What of the routed experts is on the device from the start: all where nothing is split. A layer without any counts
+/// as one that has all of them there.
 SplitOptions split_of(const Model& model, const SessionOptions& o) {
   const ModelConfig& c = model.config();
   if (o.device != Device::kSplit || c.num_experts == 0)
     return {std::vector<int>(static_cast<size_t>(c.num_layers), c.num_experts), 0};
   FT_CHECK_EQ(static_cast<int>(o.split.experts.size()), c.num_layers);
-  return o.split;
+  SplitOptions split = o.split;
+  for (size_t l = 0; l < split.experts.size(); ++l) {
+    if (model.weights().layers[l].is_dense()) split.experts[l] = c.num_experts;
+  }
+  return split;
 }
 
 }  // namespace
@@ -26,7 +31,9 @@ SplitOptions split_of(const Model& model, const SessionOptions& o) {
 ExpertFiller::ExpertFiller(const ModelWeights& from, const CudaWeights& to) : from_(from), to_(to) {
   int64_t largest = 0;
   for (const CudaLayer& layer : to.layers) {
-    for (const CudaExpertMatrices* m : {&layer.moe.gate, &layer.moe.up, &layer.moe.down}) {
+    if (layer.is_dense()) continue;
+    const CudaMoe& moe = layer.moe();
+    for (const CudaExpertMatrices* m : {&moe.gate, &moe.up, &moe.down}) {
       largest = std::max(largest, m->stride_rows * m->all.row_bytes);
     }
   }
@@ -91,8 +98,8 @@ void ExpertFiller::run() {
 }
 
 void ExpertFiller::copy(const HotExperts::Fill& fill) {
-  const MoeWeights& from = from_.layers[static_cast<size_t>(fill.layer)].moe;
-  const CudaMoe& to = to_.layers[static_cast<size_t>(fill.layer)].moe;
+  const MoeWeights& from = from_.layers[static_cast<size_t>(fill.layer)].moe();
+  const CudaMoe& to = to_.layers[static_cast<size_t>(fill.layer)].moe();
   copy_expert(from.gate, to.gate, fill);
   if (from.up.all.data != from.gate.all.data) copy_expert(from.up, to.up, fill);  // else the two are one tensor
   copy_expert(from.down, to.down, fill);
@@ -144,7 +151,7 @@ void CudaModel::allocate(const Stream& stream) {
   bool has_slots = false;
   for (int l = 0; l < hot.num_layers(); ++l) {
     if (!hot.is_split(l)) continue;
-    weights.layers[static_cast<size_t>(l)].moe.places = places_ + l * num_experts;
+    weights.layers[static_cast<size_t>(l)].moe().places = places_ + l * num_experts;
     has_slots = has_slots || hot.capacity(l) > hot.placed(l);
   }
   if (has_slots) filler_ = std::make_unique<ExpertFiller>(model_.weights(), weights);

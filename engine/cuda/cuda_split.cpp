@@ -17,8 +17,13 @@ unsigned x_forms(const MoeWeights& moe) {
   return block_bits({&moe.gate.all, &moe.up.all});
 }
 
-int64_t slots_of(const ModelConfig& c, const SessionOptions& o) {
-  return int64_t{pass_rows(o)} * c.experts_per_token;
+int64_t slots_of(const ModelShapes& s, const SessionOptions& o) {
+  return int64_t{pass_rows(o)} * s.moe.top_k;
+}
+
+MoeShape routed_alone(MoeShape shape) {
+  shape.shared_dim = 0;
+  return shape;
 }
 
 template <class T>
@@ -28,59 +33,53 @@ PinnedBuffer pinned(int64_t count) {
 
 }  // namespace
 
-CudaSplit::CudaSplit(const Model& model, const SessionOptions& o, HotExperts& hot, CudaBuffers& buffers,
-                     const Stream& stream, ThreadTeam& team)
+CudaSplit::CudaSplit(const Model& model, const ModelShapes& shapes, const SessionOptions& o, HotExperts& hot,
+                     CudaBuffers& buffers, const Stream& stream, ThreadTeam& team)
     : model_(model),
       options_(o),
       hot_(hot),
       buffers_(buffers),
       stream_(stream),
       team_(team),
+      num_slots_(slots_of(shapes, o)),
       distinct_(static_cast<size_t>(hot.num_layers()), 0),
-      x_(pass_rows(o), model.config().hidden_dim),
-      scratch_({model.config().hidden_dim, model.config().num_experts, model.config().experts_per_token,
-                model.config().expert_dim, /*shared_dim=*/0},
-               pass_rows(o), team.num_threads()),
-      seen_(static_cast<size_t>(model.config().num_experts)) {
-  const ModelConfig& c = model.config();
-  for (int l = 0; l < hot.num_layers(); ++l) {
-    if (hot.is_split(l)) split_layers_.push_back(l);
-  }
-  memory_.take(slots_of(c, o) * c.hidden_dim, slot_rows_);
-  memory_.take(slots_of(c, o), slot_ids_);
+      x_(pass_rows(o), shapes.hidden_dim),
+      scratch_(routed_alone(shapes.moe), pass_rows(o), team.num_threads()),
+      seen_(static_cast<size_t>(shapes.moe.num_experts)) {
+  memory_.take(num_slots_ * shapes.hidden_dim, slot_rows_);
+  memory_.take(num_slots_, slot_ids_);
 }
 
 void CudaSplit::allocate() {
-  const ModelConfig& c = model_.config();
+  const int64_t dim = x_.num_cols();
   memory_.allocate("the host's slots of a split");
-  rows_in_ = pinned<float>(pass_rows(options_) * c.hidden_dim);
-  experts_in_ = pinned<int32_t>(slots_of(c, options_));
-  rows_out_ = pinned<float>(slots_of(c, options_) * c.hidden_dim);
-  slots_out_ = pinned<int32_t>(slots_of(c, options_));
+  rows_in_ = pinned<float>(pass_rows(options_) * dim);
+  experts_in_ = pinned<int32_t>(num_slots_);
+  rows_out_ = pinned<float>(num_slots_ * dim);
+  slots_out_ = pinned<int32_t>(num_slots_);
   // Slots of experts that are not on the device are quantised with the others there: they have to be numbers.
   buffers_.memory.clear(stream_);
 }
 
-void CudaSplit::send_rows(int num_rows) {
+void CudaSplit::send_rows(int num_rows, int top_k) {
   const ModelConfig& c = model_.config();
   copy_to_host(stream_, rows_in_.data(), buffers_.normed.values,
                static_cast<size_t>(num_rows * c.hidden_dim) * sizeof(float));
-  copy_to_host(stream_, experts_in_.data(), buffers_.experts,
-               static_cast<size_t>(num_rows * c.experts_per_token) * sizeof(int32_t));
+  copy_to_host(stream_, experts_in_.data(), buffers_.experts, static_cast<size_t>(num_rows * top_k) * sizeof(int32_t));
 }
 
 void CudaSplit::compute(int layer_idx, int num_rows) {
   const ModelConfig& c = model_.config();
-  const MoeWeights& moe = model_.weights().layers[static_cast<size_t>(layer_idx)].moe;
+  const MoeWeights& moe = model_.weights().layers[static_cast<size_t>(layer_idx)].moe();
   routed_.synchronize();
   Routing& routing = scratch_.routing;
-  routing.resize(num_rows, c.experts_per_token);
+  routing.resize(num_rows, moe.top_k);
   std::copy_n(experts_in_.data<const int32_t>(), routing.experts.size(), routing.experts.begin());
 
   std::fill(seen_.begin(), seen_.end(), uint8_t{0});
   int distinct = 0;
   for (const int32_t e : routing.experts) {
-    FT_CHECK(e >= 0 && e < c.num_experts);
+    FT_CHECK(e >= 0 && e < moe.num_experts);
     if (std::exchange(seen_[static_cast<size_t>(e)], uint8_t{1}) != 0) continue;
     ++distinct;
     hot_.count(layer_idx, e);

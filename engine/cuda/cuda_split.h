@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "engine/cuda/cuda_arena.h"
-#include "engine/cuda/cuda_forward_pass.h"
+#include "engine/cuda/cuda_buffers.h"
 #include "engine/cuda/hot_experts.h"
 #include "kernels/rows/row_buffer.h"
 #include "kernels/threads/thread_team.h"
@@ -22,8 +22,8 @@ namespace foretoken::cuda {
 /// Where an expert lies changes between passes only (CudaModel::begin_pass).
 class CudaSplit {
  public:
-  CudaSplit(const Model& model, const SessionOptions& options, HotExperts& hot, CudaBuffers& buffers,
-            const Stream& stream, ThreadTeam& team);
+  CudaSplit(const Model& model, const ModelShapes& shapes, const SessionOptions& options, HotExperts& hot,
+            CudaBuffers& buffers, const Stream& stream, ThreadTeam& team);
   CudaSplit(const CudaSplit&) = delete;
   CudaSplit& operator=(const CudaSplit&) = delete;
 
@@ -31,11 +31,11 @@ class CudaSplit {
   /// REQUIRES: the pass's buffers have their memory.
   void allocate();
 
-  /// Layers of which some experts may be in RAM alone, rising.
-  [[nodiscard]] const std::vector<int>& layers() const { return split_layers_; }
+  /// Some experts of this layer may be in RAM alone.
+  [[nodiscard]] bool splits(int layer_idx) const { return layer_idx < hot_.num_layers() && hot_.is_split(layer_idx); }
 
   /// Recordable: the rows behind a layer's router and their choices leave for the host.
-  void send_rows(int num_rows);
+  void send_rows(int num_rows, int top_k);
   /// Not recordable: behind send_rows() and the device's own experts. Computes the host's slots of layer `layer_idx`
   /// and sends them. routed() is recorded between the two.
   void compute(int layer_idx, int num_rows);
@@ -51,7 +51,7 @@ class CudaSplit {
   CudaBuffers& buffers_;
   const Stream& stream_;
   ThreadTeam& team_;
-  std::vector<int> split_layers_;
+  const int64_t num_slots_;    // [max_rows * top_k]
   std::vector<int> distinct_;  // [num_layers]
   Event routed_;
 

@@ -7,36 +7,27 @@
 
 namespace foretoken::cuda {
 
-namespace {
-
-KvShape shape_of(const ModelConfig& c, const SessionOptions& o) {
-  const auto num_attention = static_cast<int>(std::count(c.recurrent.begin(), c.recurrent.end(), false));
-  return {num_attention + (o.with_mtp ? 1 : 0), c.num_kv_heads, c.head_dim, o.kv_type};
-}
-
-}  // namespace
-
-CudaState::CudaState(const ModelConfig& c, const SessionOptions& o)
-    : kv(static_cast<size_t>(shape_of(c, o).num_layers)),
-      recurrent(static_cast<size_t>(std::count(c.recurrent.begin(), c.recurrent.end(), true))),
-      shape_(shape_of(c, o)),
+CudaState::CudaState(const ModelShapes& shapes, const SessionOptions& o)
+    : kv(shapes.attention.size()),
+      recurrent(shapes.delta_nets.size()),
+      shape_(shapes.attention, o.kv_type),
       num_pages_(static_cast<int>(kv_pages(o, shape_.page_bytes()))),
       pages_per_sequence_(pages_of(o.ctx_size)),
-      parallel_(o.parallel),
-      state_values_(int64_t{c.num_value_heads} * c.state_size * c.state_size),
-      history_values_((c.conv_taps - 1) * c.conv_channels()) {
+      parallel_(o.parallel) {
   kv_memory_.take(num_pages_ * shape_.page_bytes(), pages_);
   tables_.take(parallel_ * pages_per_sequence_, table_);
   const int64_t window_rows = int64_t{parallel_} * o.max_window;
-  for (Recurrent& layer : recurrent) {
-    recurrent_memory_.take(parallel_ * state_values_, layer.state);
-    recurrent_memory_.take(parallel_ * history_values_, layer.history);
+  for (size_t i = 0; i < recurrent.size(); ++i) {
+    Recurrent& layer = recurrent[i];
+    const DeltaNetShape& shape = layer.shape = shapes.delta_nets[i];
+    recurrent_memory_.take(parallel_ * shape.state_values(), layer.state);
+    recurrent_memory_.take(parallel_ * shape.history_values(), layer.history);
     layer.slots.window_rows = o.max_window;
     for (DeltaSlot& slot : layer.slots.slots) {
-      recurrent_memory_.take(window_rows * c.conv_channels(), slot.raw);
-      recurrent_memory_.take(window_rows * c.conv_channels(), slot.mixed);
-      recurrent_memory_.take(window_rows * c.num_value_heads, slot.beta);
-      recurrent_memory_.take(window_rows * c.num_value_heads, slot.decay);
+      recurrent_memory_.take(window_rows * shape.conv_channels(), slot.raw);
+      recurrent_memory_.take(window_rows * shape.conv_channels(), slot.mixed);
+      recurrent_memory_.take(window_rows * shape.num_value_heads, slot.beta);
+      recurrent_memory_.take(window_rows * shape.num_value_heads, slot.decay);
     }
   }
 }
@@ -48,11 +39,11 @@ void CudaState::allocate(const Stream& stream) {
   recurrent_memory_.clear(stream);
   for (size_t i = 0; i < kv.size(); ++i) {
     DeviceKv& layer = kv[i];
-    layer.data = pages_ + static_cast<int64_t>(i) * shape_.num_kv_heads * shape_.head_bytes();
-    layer.page_stride = shape_.page_bytes() / kv_value_bytes(shape_.type);
+    layer.data = pages_ + shape_.layer(static_cast<int>(i)).offset;
+    layer.page_stride = shape_.page_bytes() / kv_value_bytes(shape_.type());
     layer.pages = table_.device;
     layer.pages_per_sequence = pages_per_sequence_;
-    layer.type = shape_.type;
+    layer.type = shape_.type();
   }
 }
 
@@ -78,14 +69,18 @@ void CudaState::reset(const Stream& stream, int slot) {
 std::vector<CudaState::Piece> CudaState::state_pieces(int slot) const {
   std::vector<Piece> pieces;
   for (const Recurrent& layer : recurrent) {
-    pieces.push_back({layer.state + slot * state_values_, static_cast<size_t>(state_values_) * sizeof(float)});
-    pieces.push_back({layer.history + slot * history_values_, static_cast<size_t>(history_values_) * sizeof(float)});
+    const int64_t state = layer.shape.state_values(), history = layer.shape.history_values();
+    pieces.push_back({layer.state + slot * state, static_cast<size_t>(state) * sizeof(float)});
+    pieces.push_back({layer.history + slot * history, static_cast<size_t>(history) * sizeof(float)});
   }
   return pieces;
 }
 
 size_t CudaState::state_bytes() const {
-  return recurrent.size() * static_cast<size_t>(state_values_ + history_values_) * sizeof(float);
+  size_t bytes = 0;
+  for (const Recurrent& layer : recurrent)
+    bytes += static_cast<size_t>(layer.shape.state_values() + layer.shape.history_values()) * sizeof(float);
+  return bytes;
 }
 
 void CudaPassTable::declare(MirroredArena& arena, int64_t max_rows, int64_t max_spans) {

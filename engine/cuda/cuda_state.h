@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "engine/cuda/cuda_arena.h"
-#include "engine/model/model_config.h"
+#include "engine/model/shapes.h"
 #include "engine/options.h"
 #include "engine/sequence/kv_pages.h"
 #include "engine/sequence/sequence_state.h"
@@ -19,7 +19,7 @@ namespace foretoken::cuda {
 /// recurrent states and what windows keep for their replay. The words are those of KvPages and RecurrentState.
 class CudaState {
  public:
-  CudaState(const ModelConfig& config, const SessionOptions& options);
+  CudaState(const ModelShapes& shapes, const SessionOptions& options);
   CudaState(const CudaState&) = delete;
   CudaState& operator=(const CudaState&) = delete;
 
@@ -28,6 +28,7 @@ class CudaState {
   void allocate(const Stream& stream);
 
   struct Recurrent {
+    DeltaNetShape shape;
     float* state = nullptr;    // [sequences][num_value_heads][state_size (key)][state_size (value)]
     float* history = nullptr;  // [sequences, conv_taps - 1, conv_channels]
     DeltaSlots slots;          // without `chunk`
@@ -58,7 +59,6 @@ class CudaState {
   const int num_pages_;
   const int64_t pages_per_sequence_;
   const int parallel_;
-  const int64_t state_values_, history_values_;  // of one sequence and layer
   std::byte* pages_ = nullptr;
   Mirrored<int32_t> table_;  // [sequences, pages_per_sequence_]
   bool table_changed_ = true;

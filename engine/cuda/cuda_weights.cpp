@@ -66,7 +66,7 @@ CudaWeights::CudaWeights(const Model& model, bool with_mtp, const HotExperts* sp
     const int placed = split == nullptr ? num_experts : split->placed(l);
     const int capacity = split == nullptr ? num_experts : split->capacity(l);
     layers[i].take_shape(w.layers[i]);
-    layers[i].moe.capacity = capacity;
+    if (!layers[i].is_dense()) layers[i].moe().capacity = capacity;
     CudaLayer::for_each(declaration(placed, capacity), w.layers[i], layers[i]);
   }
   declare(w.output_norm, output_norm);

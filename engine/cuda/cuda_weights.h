@@ -16,6 +16,7 @@ namespace foretoken::cuda {
 using CudaAttention = BasicAttentionWeights<DeviceMatrix>;
 using CudaDeltaNet = BasicDeltaNetWeights<DeviceMatrix>;
 using CudaExpertMatrices = BasicExpertMatrices<DeviceMatrix>;
+using CudaDense = BasicDenseWeights<DeviceMatrix>;
 using CudaMoe = BasicMoeWeights<DeviceMatrix>;
 using CudaLayer = BasicLayerWeights<DeviceMatrix>;
 using CudaMtp = BasicMtpWeights<DeviceMatrix>;

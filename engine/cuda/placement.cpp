@@ -266,9 +266,8 @@ class Planner {
 };
 
 // Whatever the types of the model's matrices are: most of it is the library's own.
-size_t blas_work_bytes(const ModelConfig& c) {
-  const int64_t widest =
-      std::max({2 * c.hidden_dim, int64_t{c.num_heads} * c.head_dim, c.value_dim(), c.shared_expert_dim});
+size_t blas_work_bytes(const ModelShapes& s) {
+  const int64_t widest = std::max({2 * s.hidden_dim, s.query_dim, s.value_dim, s.moe.shared_dim});
   return cuda::kBlasWorkspaceBytes +
          static_cast<size_t>(2 * cuda::kBlasRows) * (static_cast<size_t>(cuda::kMaxBlasOutputs) * sizeof(float) +
                                                      static_cast<size_t>(widest) * sizeof(uint16_t));
@@ -369,21 +368,19 @@ std::string describe(const Placement& plan, const ModelSizes& sizes, const Machi
   return text + "\n";
 }
 
-SessionMemory session_memory(const ModelConfig& c, const SessionOptions& o) {
+SessionMemory session_memory(const ModelShapes& s, const SessionOptions& o) {
   const int max_rows = std::max(static_cast<int>(std::min<int64_t>(o.prompt_chunk, o.ctx_size)), o.max_window);
-  const auto attention_layers = static_cast<int>(std::count(c.recurrent.begin(), c.recurrent.end(), false));
-  const int kv_layers = attention_layers + (o.with_mtp ? c.num_mtp_layers : 0);
   SessionMemory memory;
-  const int64_t page_bytes = KvShape{kv_layers, c.num_kv_heads, c.head_dim, o.kv_type}.page_bytes();
+  const int64_t page_bytes = KvShape(s.attention, o.kv_type).page_bytes();
   memory.kv_bytes = static_cast<size_t>(kv_pages(o, page_bytes) * page_bytes);
-  memory.recurrent_bytes = RecurrentState(c, o.max_window, o.parallel).size_bytes();
+  memory.recurrent_bytes = RecurrentState(s.delta_nets, o.max_window, o.parallel).size_bytes();
   // Rows of logits: 16 or a window's, twice where there are drafts. Slots that a split's host sends.
   const int logits_rows = std::max(o.max_window, std::min(max_rows, 16));
-  memory.work_bytes = PassBuffers(c, max_rows, o.max_window, o.ctx_size, /*num_threads=*/1).size_bytes() +
-                      static_cast<size_t>(logits_rows * c.vocab_size) * sizeof(float) * (o.with_mtp ? 2 : 1) +
-                      static_cast<size_t>(max_rows) * static_cast<size_t>(c.experts_per_token) *
-                          static_cast<size_t>(c.hidden_dim + 1) * sizeof(float);
-  if (o.cublas) memory.work_bytes += blas_work_bytes(c);
+  memory.work_bytes = PassBuffers(s, max_rows, o.max_window, o.ctx_size, /*num_threads=*/1).size_bytes() +
+                      static_cast<size_t>(logits_rows * s.vocab_size) * sizeof(float) * (o.with_mtp ? 2 : 1) +
+                      static_cast<size_t>(max_rows) * static_cast<size_t>(s.moe.top_k) *
+                          static_cast<size_t>(s.hidden_dim + 1) * sizeof(float);
+  if (o.cublas) memory.work_bytes += blas_work_bytes(s);
   return memory;
 }
 

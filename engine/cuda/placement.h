@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/model/model_config.h"
+#include "engine/model/shapes.h"
 #include "engine/model/weights.h"
 #include "engine/options.h"
 #include "engine/session.h"
@@ -100,6 +101,6 @@ struct TokenTime {
 [[nodiscard]] std::string describe(const Placement& plan, const ModelSizes& sizes, const MachineSpeed& speed);
 
 /// What a session of these options takes, from the shapes alone: before the model is loaded.
-[[nodiscard]] SessionMemory session_memory(const ModelConfig& config, const SessionOptions& options);
+[[nodiscard]] SessionMemory session_memory(const ModelShapes& shapes, const SessionOptions& options);
 
 }  // namespace foretoken

@@ -54,7 +54,7 @@ void declare_model(WeightLoader& load, const GgufFile& file, const ModelConfig& 
   int num_recurrent = 0;
   for (int i = 0; i < c.num_layers; ++i) {
     LayerWeights& layer = w.layers[static_cast<size_t>(i)];
-    family.declare_layer(load, c, i, c.recurrent[static_cast<size_t>(i)], layer);
+    family.declare_layer(load, c, i, layer);
     layer.layer_idx = i;
     layer.mixer_idx = layer.is_recurrent() ? num_recurrent++ : i - num_recurrent;
   }

@@ -9,7 +9,7 @@ namespace foretoken {
 class GgufFile;
 
 /// Shapes and constants of a model, read from a file's metadata and checked. Names follow the models' papers; the GGUF
-/// keys stand behind.
+/// keys stand behind. What each layer is made of, a family says in its weights (weights.h).
 struct ModelConfig {
   // Upper limits that no real model reaches and that keep every product of two of them inside int64.
   static constexpr int64_t kMaxDim = int64_t{1} << 24;
@@ -34,11 +34,11 @@ struct ModelConfig {
   double rope_base = 10000.0;    // rope.freq_base
   bool gated_attention = false;  // attn_q holds query and gate per head
 
-  int num_experts = 0;        // expert_count; 0: dense feed-forward
-  int experts_per_token = 0;  // expert_used_count (top-k)
-  int64_t expert_dim = 0;     // expert_feed_forward_length
-  int64_t shared_expert_dim =
-      0;  // expert_shared_feed_forward_length; 0: no shared expert. Dense models: feed_forward_length
+  int num_experts = 0;            // expert_count; 0: dense feed-forward
+  int experts_per_token = 0;      // expert_used_count (top-k)
+  int64_t expert_dim = 0;         // expert_feed_forward_length
+  int64_t shared_expert_dim = 0;  // expert_shared_feed_forward_length; 0: no shared expert
+  int64_t dense_dim = 0;          // feed_forward_length of dense layers; 0: there are none
 
   std::vector<bool> recurrent;  // [num_layers]: true for gated delta net layers
   int state_size = 0;           // ssm.state_size
@@ -46,9 +46,10 @@ struct ModelConfig {
   int num_value_heads = 0;      // ssm.time_step_rank
   int conv_taps = 0;            // ssm.conv_kernel
 
-  [[nodiscard]] int64_t key_dim() const { return int64_t{state_size} * num_key_heads; }
-  [[nodiscard]] int64_t value_dim() const { return int64_t{state_size} * num_value_heads; }
-  [[nodiscard]] int64_t conv_channels() const { return 2 * key_dim() + value_dim(); }
+  /// Layer `index` is a gated delta net; false for an MTP layer.
+  [[nodiscard]] bool is_recurrent(int index) const {
+    return static_cast<size_t>(index) < recurrent.size() && recurrent[static_cast<size_t>(index)];
+  }
 
   /// Throws InputError naming file, key, value and limit.
   [[nodiscard]] static ModelConfig read(const GgufFile& file);

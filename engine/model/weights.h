@@ -15,10 +15,34 @@ namespace foretoken {
 // DeviceMatrix in a GPU's. for_each() walks the weights of one or several such descriptions side by side; loader,
 // upload, placement and byte counts all use it, so a tensor that a family adds here is known to all of them.
 
+/// How a layer rotates queries and keys: the first `dim` values of a head by angles position * base^(-2i/dim).
+struct RopeShape {
+  int dim = 0;
+  double base = 10000.0;
+
+  bool operator==(const RopeShape&) const = default;
+};
+
+struct AttentionShape {
+  int num_heads = 0;
+  int num_kv_heads = 0;
+  int head_dim = 0;  // of query, key and value
+  bool gated = false;
+  RopeShape rope;
+
+  bool operator==(const AttentionShape&) const = default;
+
+  [[nodiscard]] int64_t query_dim() const { return int64_t{num_heads} * head_dim; }
+  [[nodiscard]] int64_t kv_dim() const { return int64_t{num_kv_heads} * head_dim; }
+  /// Rows of the query matrix, gates included.
+  [[nodiscard]] int64_t q_rows() const { return gated ? 2 * query_dim() : query_dim(); }
+};
+
 /// Softmax attention. With a gate, `q` holds query and gate rows interleaved by head: head h has rows [2h, 2h+1) x
 /// head_dim of query, then [2h+1, 2h+2) x head_dim of gate.
 template <class Matrix>
 struct BasicAttentionWeights {
+  AttentionShape shape;
   Matrix q;           // [num_heads * head_dim * (gated ? 2 : 1), hidden_dim]
   Matrix k, v;        // [num_kv_heads * head_dim, hidden_dim]
   Matrix output;      // [hidden_dim, num_heads * head_dim]
@@ -37,9 +61,24 @@ struct BasicAttentionWeights {
   }
 };
 
+struct DeltaNetShape {
+  int state_size = 0;  // of a key and of a value
+  int num_key_heads = 0;
+  int num_value_heads = 0;
+  int conv_taps = 0;
+
+  [[nodiscard]] int64_t key_dim() const { return int64_t{state_size} * num_key_heads; }
+  [[nodiscard]] int64_t value_dim() const { return int64_t{state_size} * num_value_heads; }
+  [[nodiscard]] int64_t conv_channels() const { return 2 * key_dim() + value_dim(); }
+  /// Values that a layer remembers of a sequence: its states, and the inputs of the convolution before the next row.
+  [[nodiscard]] int64_t state_values() const { return int64_t{num_value_heads} * state_size * state_size; }
+  [[nodiscard]] int64_t history_values() const { return (conv_taps - 1) * conv_channels(); }
+};
+
 /// Gated delta net. Value head i uses key head i mod num_key_heads.
 template <class Matrix>
 struct BasicDeltaNetWeights {
+  DeltaNetShape shape;
   Matrix qkv;          // [conv_channels, hidden_dim]: all query heads, all key heads, all value heads
   Matrix gate;         // [value_dim, hidden_dim]: z
   Matrix beta, alpha;  // [num_value_heads, hidden_dim]
@@ -69,6 +108,8 @@ template <class Matrix>
 struct BasicLayerWeights {
   using Attention = BasicAttentionWeights<Matrix>;
   using DeltaNet = BasicDeltaNetWeights<Matrix>;
+  using Moe = BasicMoeWeights<Matrix>;
+  using Dense = BasicDenseWeights<Matrix>;
 
   int layer_idx = 0;  // in the model; of the MTP layer: behind the trunk's
   int mixer_idx = 0;  // among the layers with a mixer of this kind: of its keys and values, or of its states
@@ -76,7 +117,7 @@ struct BasicLayerWeights {
   VectorView mix_norm;  // [hidden_dim], before the mixer
   VectorView ffn_norm;  // [hidden_dim], before the feed-forward part
   std::variant<Attention, DeltaNet> mixer;
-  BasicMoeWeights<Matrix> moe;
+  std::variant<Moe, Dense> feed_forward;
 
   [[nodiscard]] bool is_recurrent() const { return std::holds_alternative<DeltaNet>(mixer); }
   /// REQUIRES: !is_recurrent().
@@ -86,18 +127,31 @@ struct BasicLayerWeights {
   [[nodiscard]] DeltaNet& delta_net() { return std::get<DeltaNet>(mixer); }
   [[nodiscard]] const DeltaNet& delta_net() const { return std::get<DeltaNet>(mixer); }
 
-  /// The same kinds of parts as in `other`, whose weights may lie elsewhere; no weights yet.
+  [[nodiscard]] bool is_dense() const { return std::holds_alternative<Dense>(feed_forward); }
+  /// REQUIRES: !is_dense().
+  [[nodiscard]] Moe& moe() { return std::get<Moe>(feed_forward); }
+  [[nodiscard]] const Moe& moe() const { return std::get<Moe>(feed_forward); }
+  /// REQUIRES: is_dense().
+  [[nodiscard]] Dense& dense() { return std::get<Dense>(feed_forward); }
+  [[nodiscard]] const Dense& dense() const { return std::get<Dense>(feed_forward); }
+
+  /// The same kinds and shapes of parts as in `other`, whose weights may lie elsewhere; no weights yet.
   template <class Other>
   void take_shape(const BasicLayerWeights<Other>& other) {
     layer_idx = other.layer_idx;
     mixer_idx = other.mixer_idx;
     if (other.is_recurrent()) {
-      mixer.template emplace<DeltaNet>();
+      mixer.template emplace<DeltaNet>().shape = other.delta_net().shape;
     } else {
-      mixer.template emplace<Attention>();
+      mixer.template emplace<Attention>().shape = other.attention().shape;
     }
-    moe.num_experts = moe.capacity = other.moe.num_experts;
-    moe.top_k = other.moe.top_k;
+    if (other.is_dense()) {
+      feed_forward.template emplace<Dense>();
+      return;
+    }
+    Moe& moe = feed_forward.template emplace<Moe>();
+    moe.num_experts = moe.capacity = other.moe().num_experts;
+    moe.top_k = other.moe().top_k;
   }
 
   /// REQUIRES: all have the same kinds of parts.
@@ -110,7 +164,11 @@ struct BasicLayerWeights {
     } else {
       Attention::for_each(visit, first.attention(), others.attention()...);
     }
-    BasicMoeWeights<Matrix>::for_each(visit, first.moe, others.moe...);
+    if (first.is_dense()) {
+      Dense::for_each(WeightRole::kDense, visit, first.dense(), others.dense()...);
+    } else {
+      Moe::for_each(visit, first.moe(), others.moe()...);
+    }
   }
 };
 

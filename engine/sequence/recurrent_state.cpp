@@ -1,22 +1,22 @@
 #include "engine/sequence/recurrent_state.h"
 
-#include <algorithm>
 #include <cstring>
 
 namespace foretoken {
 
-RecurrentState::RecurrentState(const ModelConfig& config, int max_window, int num_sequences)
-    : num_layers_(static_cast<int>(std::count(config.recurrent.begin(), config.recurrent.end(), true))) {
-  const int64_t state = int64_t{config.num_value_heads} * config.state_size * config.state_size;
+RecurrentState::RecurrentState(std::span<const DeltaNetShape> layers, int max_window, int num_sequences)
+    : num_layers_(static_cast<int>(layers.size())) {
   for (int i = 0; i < num_layers_ * num_sequences; ++i) {
+    const DeltaNetShape& shape = layers[static_cast<size_t>(i % num_layers_)];
     Layer layer;
-    layer.state = AlignedBuffer(static_cast<size_t>(state) * sizeof(float), "the recurrent state");
-    layer.history = FloatRows(config.conv_taps - 1, config.conv_channels());
+    layer.shape = shape;
+    layer.state = AlignedBuffer(static_cast<size_t>(shape.state_values()) * sizeof(float), "the recurrent state");
+    layer.history = FloatRows(shape.conv_taps - 1, shape.conv_channels());
     for (Slot& slot : layer.slots) {
-      slot.raw = FloatRows(max_window, config.conv_channels());
-      slot.mixed = FloatRows(max_window, config.conv_channels());
-      slot.beta = FloatRows(max_window, config.num_value_heads);
-      slot.decay = FloatRows(max_window, config.num_value_heads);
+      slot.raw = FloatRows(max_window, shape.conv_channels());
+      slot.mixed = FloatRows(max_window, shape.conv_channels());
+      slot.beta = FloatRows(max_window, shape.num_value_heads);
+      slot.decay = FloatRows(max_window, shape.num_value_heads);
     }
     layers_.push_back(std::move(layer));
   }
@@ -31,9 +31,12 @@ void RecurrentState::reset(int sequence_slot) {
 }
 
 size_t RecurrentState::state_bytes() const {
-  return layers_.empty()
-             ? 0
-             : static_cast<size_t>(num_layers_) * (layers_[0].state.size_bytes() + layers_[0].history.size_bytes());
+  size_t bytes = 0;
+  for (int i = 0; i < num_layers_; ++i) {
+    const Layer& layer = layers_[static_cast<size_t>(i)];
+    bytes += layer.state.size_bytes() + layer.history.size_bytes();
+  }
+  return bytes;
 }
 
 void RecurrentState::read(int sequence_slot, std::span<std::byte> to) {

@@ -6,7 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "engine/model/model_config.h"
+#include "engine/model/weights.h"
 #include "engine/sequence/float_rows.h"
 #include "engine/sequence/sequence_state.h"
 #include "kernels/base/aligned_buffer.h"
@@ -28,7 +28,7 @@ namespace foretoken {
 class RecurrentState {
  public:
   RecurrentState() = default;
-  RecurrentState(const ModelConfig& config, int max_window, int num_sequences);
+  RecurrentState(std::span<const DeltaNetShape> layers, int max_window, int num_sequences);
 
   /// What one layer keeps of the rows of a window.
   struct Slot {
@@ -39,6 +39,7 @@ class RecurrentState {
   };
   /// Of one sequence in one layer.
   struct Layer {
+    DeltaNetShape shape;
     AlignedBuffer state;  // float [num_value_heads][state_size (key)][state_size (value)]
     FloatRows history;    // [conv_taps - 1, conv_channels], oldest first
     std::array<Slot, 2> slots;

@@ -63,23 +63,29 @@ float Event::milliseconds_since(const Event& begin) const {
   return milliseconds;
 }
 
-Graph::Graph(const Stream& stream, const std::function<void()>& work) {
+GraphRecording::GraphRecording(const Stream& stream) : stream_(stream) {
   check(cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeThreadLocal), "starting to record a graph");
+}
+
+GraphRecording::~GraphRecording() {
+  if (!is_open_) return;
   cudaGraph_t graph = nullptr;
-  try {
-    work();
-  } catch (...) {
-    cudaStreamEndCapture(stream_of(stream),
-                         &graph);  // leaves the stream usable; its own status would hide the first error
-    if (graph != nullptr) cudaGraphDestroy(graph);
-    throw;
-  }
-  check(cudaStreamEndCapture(stream_of(stream), &graph), "recording a graph");
+  // Leaves the stream usable; its own status would hide the first error.
+  cudaStreamEndCapture(stream_of(stream_), &graph);
+  if (graph != nullptr) cudaGraphDestroy(graph);
+}
+
+Graph GraphRecording::end() {
+  is_open_ = false;
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamEndCapture(stream_of(stream_), &graph), "recording a graph");
   cudaGraphExec_t executable = nullptr;
   const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
   cudaGraphDestroy(graph);
   check(status, "instantiating a graph");
-  handle_ = executable;
+  Graph result;
+  result.handle_ = executable;
+  return result;
 }
 
 Graph::~Graph() {

@@ -68,7 +68,7 @@ class Event {
 class Graph {
  public:
   Graph() = default;
-  /// Records what `work` puts into `stream`; nothing of it runs. No allocation and no waiting inside.
+  /// Records what `work` puts into `stream`; see GraphRecording.
   Graph(const Stream& stream, const std::function<void()>& work);
   ~Graph();
   Graph(Graph&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
@@ -81,8 +81,32 @@ class Graph {
   void launch(const Stream& stream) const;
 
  private:
+  friend class GraphRecording;
   void* handle_ = nullptr;
 };
+
+/// A graph in the making: what is put into `stream` until end() is recorded, and nothing of it runs. No allocation and
+/// no waiting meanwhile.
+class GraphRecording {
+ public:
+  explicit GraphRecording(const Stream& stream);
+  /// Drops what was recorded, unless end() was called.
+  ~GraphRecording();
+  GraphRecording(const GraphRecording&) = delete;
+  GraphRecording& operator=(const GraphRecording&) = delete;
+  [[nodiscard]] Graph end();
+
+ private:
+  const Stream& stream_;
+  void* handle_ = nullptr;  // of what is being recorded
+  bool is_open_ = true;
+};
+
+inline Graph::Graph(const Stream& stream, const std::function<void()>& work) {
+  GraphRecording recording(stream);
+  work();
+  *this = recording.end();
+}
 
 /// Memory of the device, not initialised. Move-only.
 class DeviceBuffer {

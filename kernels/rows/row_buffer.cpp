@@ -40,18 +40,27 @@ void quantise_row(Isa isa, const float* values, int64_t num_cols, int block, int
 }
 
 RowBuffer::RowBuffer(int64_t max_rows, int64_t num_cols)
-    : max_rows_(max_rows), num_cols_(num_cols), values_(bytes(max_rows * num_cols, sizeof(float)), "activation rows") {
+    : max_rows_(max_rows),
+      num_cols_(num_cols),
+      most_cols_(num_cols),
+      values_(bytes(max_rows * num_cols, sizeof(float)), "activation rows") {
   FT_CHECK(max_rows >= 0 && num_cols >= 0);
-  if (num_cols % 32 == 0) {
+  // Rows of fewer columns may have forms that these have not.
+  if (num_cols >= 32) {
     q32_ = AlignedBuffer(bytes(max_rows * q_stride(num_cols), 1), "quantised rows");
     d32_ = AlignedBuffer(bytes(max_rows * (num_cols / 32), sizeof(float)), "quantised rows");
     sums32_ = AlignedBuffer(bytes(max_rows * (num_cols / 16), sizeof(int16_t)), "quantised rows");
   }
-  if (num_cols % 256 == 0) {
+  if (num_cols >= 256) {
     q256_ = AlignedBuffer(bytes(max_rows * q_stride(num_cols), 1), "quantised rows");
     d256_ = AlignedBuffer(bytes(max_rows * (num_cols / 256), sizeof(float)), "quantised rows");
     sums256_ = AlignedBuffer(bytes(max_rows * (num_cols / 16), sizeof(int16_t)), "quantised rows");
   }
+}
+
+void RowBuffer::set_num_cols(int64_t num_cols) {
+  FT_CHECK(num_cols > 0 && num_cols <= most_cols_);
+  num_cols_ = num_cols;
 }
 
 void RowBuffer::quantise(Isa isa, int64_t r, int block) {

@@ -36,6 +36,8 @@ class RowBuffer {
 
   [[nodiscard]] int64_t max_rows() const { return max_rows_; }
   [[nodiscard]] int64_t num_cols() const { return num_cols_; }
+  /// The same memory for rows of another width; what they held is lost. REQUIRES: at most the constructor's.
+  void set_num_cols(int64_t num_cols);
   [[nodiscard]] float* row(int64_t r) { return values_.data<float>() + r * num_cols_; }
   [[nodiscard]] const float* row(int64_t r) const { return values_.data<float>() + r * num_cols_; }
 
@@ -51,6 +53,7 @@ class RowBuffer {
  private:
   int64_t max_rows_ = 0;
   int64_t num_cols_ = 0;
+  int64_t most_cols_ = 0;
   AlignedBuffer values_;            // float [max_rows, num_cols]
   AlignedBuffer q32_, q256_;        // int8  [max_rows, num_cols]
   AlignedBuffer d32_, d256_;        // float [max_rows, num_cols / B]

@@ -45,9 +45,9 @@ class Layer {
       }
     }
     if (shape.shared_dim == 0) return;
-    weights_.shared_gate = matrix("shared_gate", shape.shared_dim, shape.hidden_dim, shape.type, shape.shared_dim);
-    weights_.shared_up = matrix("shared_up", shape.shared_dim, shape.hidden_dim, shape.type, shape.shared_dim);
-    weights_.shared_down = matrix("shared_down", shape.hidden_dim, shape.shared_dim, shape.type, shape.hidden_dim);
+    weights_.shared.gate = matrix("shared_gate", shape.shared_dim, shape.hidden_dim, shape.type, shape.shared_dim);
+    weights_.shared.up = matrix("shared_up", shape.shared_dim, shape.hidden_dim, shape.type, shape.shared_dim);
+    weights_.shared.down = matrix("shared_down", shape.hidden_dim, shape.shared_dim, shape.type, shape.hidden_dim);
     if (experts > 0) {
       (void)matrix("shared_router", 1, shape.hidden_dim, WeightType::kF32, 1);
       weights_.shared_router = {values_["shared_router"].data(), shape.hidden_dim};
@@ -160,8 +160,7 @@ void fill_rows(int num_rows, RowBuffer& x, RowBuffer& residual) {
   }
 }
 
-void quantise_rows(Isa isa, int num_rows, const MoeWeights& weights, RowBuffer& x) {
-  const unsigned blocks = input_blocks(weights);
+void quantise_rows(Isa isa, int num_rows, unsigned blocks, RowBuffer& x) {
   for (int r = 0; r < num_rows; ++r) {
     if (blocks & 1u) x.quantise(isa, r, 32);
     if (blocks & 2u) x.quantise(isa, r, 256);
@@ -173,14 +172,18 @@ MoeShape scratch_shape(const Shape& shape) {
 }
 
 Run run(const Layer& layer, const Shape& shape, int num_rows, Isa isa, int threads, MoeVerify verify,
-        ExpertReads* reads = nullptr) {
+        MoeScratch& scratch) {
   ThreadTeam team(threads);
   RowBuffer x(kMaxRows, shape.hidden_dim), residual(kMaxRows, shape.hidden_dim);
-  MoeScratch scratch(scratch_shape(shape), kMaxRows, threads);
-  scratch.reads = reads;
   fill_rows(num_rows, x, residual);
-  quantise_rows(isa, num_rows, layer.weights(), x);
-  moe_forward(isa, team, verify, layer.weights(), x, num_rows, scratch, residual);
+  const MoeWeights& weights = layer.weights();
+  if (shape.num_experts == 0) {
+    quantise_rows(isa, num_rows, input_blocks(weights.shared), x);
+    dense_forward(isa, team, weights.shared, x, num_rows, scratch, residual);
+  } else {
+    quantise_rows(isa, num_rows, input_blocks(weights), x);
+    moe_forward(isa, team, verify, weights, x, num_rows, scratch, residual);
+  }
   Run result;
   result.residual.assign(residual.row(0), residual.row(num_rows - 1) + shape.hidden_dim);
   result.routing = scratch.routing;
@@ -188,15 +191,27 @@ Run run(const Layer& layer, const Shape& shape, int num_rows, Isa isa, int threa
   return result;
 }
 
+Run run(const Layer& layer, const Shape& shape, int num_rows, Isa isa, int threads, MoeVerify verify,
+        ExpertReads* reads = nullptr) {
+  MoeScratch scratch(scratch_shape(shape), kMaxRows, threads);
+  scratch.reads = reads;
+  return run(layer, shape, num_rows, isa, threads, verify, scratch);
+}
+
 // What these weights add to a residual of zeros, [kMaxRows, hidden_dim].
-std::vector<float> added_by(const MoeWeights& weights, const Shape& shape) {
+template <class Weights>
+std::vector<float> added_by(const Weights& weights, const Shape& shape) {
   ThreadTeam team(1);
   RowBuffer x(kMaxRows, shape.hidden_dim), residual(kMaxRows, shape.hidden_dim);
   MoeScratch scratch(scratch_shape(shape), kMaxRows, 1);
   fill_rows(kMaxRows, x, residual);
-  quantise_rows(best_isa(), kMaxRows, weights, x);
+  quantise_rows(best_isa(), kMaxRows, input_blocks(weights), x);
   for (int r = 0; r < kMaxRows; ++r) std::fill_n(residual.row(r), shape.hidden_dim, 0.0f);
-  moe_forward(best_isa(), team, MoeVerify::kPerToken, weights, x, kMaxRows, scratch, residual);
+  if constexpr (std::is_same_v<Weights, DenseWeights>) {
+    dense_forward(best_isa(), team, weights, x, kMaxRows, scratch, residual);
+  } else {
+    moe_forward(best_isa(), team, MoeVerify::kPerToken, weights, x, kMaxRows, scratch, residual);
+  }
   return {residual.row(0), residual.row(kMaxRows - 1) + shape.hidden_dim};
 }
 
@@ -237,6 +252,32 @@ TEST_CASE("a row's feed-forward bits depend on nothing but the row: cores, threa
   }
 }
 
+TEST_CASE("one scratch serves layers of different shapes, to the bit") {
+  const std::vector<Shape> all = {{.num_experts = 8, .top_k = 4, .expert_dim = 64, .shared_dim = 160},
+                                  {.num_experts = 5, .top_k = 2, .expert_dim = 256, .shared_dim = 0},
+                                  {.num_experts = 0, .top_k = 0, .expert_dim = 0, .shared_dim = 256}};
+  MoeShape largest;
+  std::vector<Layer> layers;
+  for (const Shape& shape : all) {
+    layers.emplace_back(shape);
+    largest.hidden_dim = shape.hidden_dim;
+    if (shape.num_experts == 0) {
+      largest.add_dense(shape.shared_dim);
+    } else {
+      largest.add(layers.back().weights());
+    }
+  }
+  MoeScratch scratch(largest, kMaxRows, 2);
+  for (const int num_rows : {kMaxRows, 3}) {
+    for (const size_t i : {0, 1, 2, 1, 0}) {
+      INFO("layer " << i << ", " << num_rows << " rows");
+      const Run want = run(layers[i], all[i], num_rows, best_isa(), 2, MoeVerify::kGrouped);
+      const Run got = run(layers[i], all[i], num_rows, best_isa(), 2, MoeVerify::kGrouped, scratch);
+      CHECK(got.residual == want.residual);
+    }
+  }
+}
+
 TEST_CASE("experts are added in rank order, then the shared expert, then the residual, to the bit") {
   for (const Shape& shape : shapes()) {
     if (shape.num_experts == 0) continue;
@@ -255,9 +296,7 @@ TEST_CASE("experts are added in rank order, then the shared expert, then the res
       one.gate = cut(all.gate), one.up = cut(all.up), one.down = cut(all.down);
       parts.push_back(added_by(one, shape));
     }
-    MoeWeights dense;
-    dense.shared_gate = all.shared_gate, dense.shared_up = all.shared_up, dense.shared_down = all.shared_down;
-    const std::vector<float> shared = all.has_shared() ? added_by(dense, shape) : std::vector<float>();
+    const std::vector<float> shared = all.has_shared() ? added_by(all.shared, shape) : std::vector<float>();
     RowBuffer x(kMaxRows, shape.hidden_dim), residual(kMaxRows, shape.hidden_dim);
     fill_rows(kMaxRows, x, residual);
     for (int r = 0; r < kMaxRows; ++r) {

@@ -48,6 +48,7 @@ ByteModel::ByteModel(const BasicModelWeights<MatrixView>& weights, const ModelCo
           return {trunk_.routed_experts, routed_share};
         case WeightRole::kRouter:
         case WeightRole::kSharedExpert:
+        case WeightRole::kDense:
           return {trunk_.shared_and_routers, 1};
         default:
           return {layer.is_recurrent() ? trunk_.delta_net_projections : trunk_.attention_projections, 1};
@@ -72,30 +73,32 @@ ByteModel::ByteModel(const BasicModelWeights<MatrixView>& weights, const ModelCo
   }
   trunk_.head = bytes_of(weights.head);
 
-  const auto recurrent = std::count(config.recurrent.begin(), config.recurrent.end(), true);
-  num_attention_layers_ = config.num_layers - static_cast<int>(recurrent);
-  // The matrix of each value head and the last conv_taps - 1 inputs of each channel, float32, read once and written
-  // once a pass.
-  const double state =
-      static_cast<double>(config.state_size) * static_cast<double>(config.value_dim()) +
-      static_cast<double>(std::max(config.conv_taps - 1, 0)) * static_cast<double>(config.conv_channels());
-  trunk_.delta_net_state = static_cast<double>(recurrent) * state * 4 * 2;
+  for (const LayerWeights& layer : weights.layers) {
+    if (!layer.is_recurrent()) {
+      kv_values_ += 2 * layer.attention().shape.kv_dim();
+      continue;
+    }
+    // The matrix of each value head and the last conv_taps - 1 inputs of each channel, float32, read once and written
+    // once a pass.
+    const DeltaNetShape& shape = layer.delta_net().shape;
+    trunk_.delta_net_state += 2.0 * sizeof(float) * static_cast<double>(shape.state_values() + shape.history_values());
+  }
+  if (config.num_mtp_layers > 0) mtp_kv_values_ = 2 * weights.mtp.layer.attention().shape.kv_dim();
 }
 
-double ByteModel::kv_bytes(int num_layers, double kv_len, KvType kv_type) const {
-  const double value_bytes = kv_type == KvType::kF32 ? 4 : 2;
-  return num_layers * 2.0 * config_.num_kv_heads * config_.head_dim * value_bytes * kv_len;
+double ByteModel::kv_bytes(int64_t values, double kv_len, KvType kv_type) {
+  return static_cast<double>(values * kv_value_bytes(kv_type)) * kv_len;
 }
 
 PassBytes ByteModel::trunk_pass(double distinct_experts, double kv_len, KvType kv_type) const {
   PassBytes bytes = trunk_;
   bytes.routed_experts *= distinct_experts;
-  bytes.kv = kv_bytes(num_attention_layers_, kv_len, kv_type);
+  bytes.kv = kv_bytes(kv_values_, kv_len, kv_type);
   return bytes;
 }
 
 double ByteModel::mtp_layer_pass(double distinct_experts, double kv_len, KvType kv_type) const {
-  return mtp_dense_ + mtp_routed_ * distinct_experts + kv_bytes(config_.num_mtp_layers, kv_len, kv_type);
+  return mtp_dense_ + mtp_routed_ * distinct_experts + kv_bytes(mtp_kv_values_, kv_len, kv_type);
 }
 
 double ByteModel::draft_head(int64_t draft_vocab) const {

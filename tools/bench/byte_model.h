@@ -52,11 +52,11 @@ class ByteModel {
   }
 
  private:
-  [[nodiscard]] double kv_bytes(int num_layers, double kv_len, KvType kv_type) const;
+  [[nodiscard]] static double kv_bytes(int64_t values, double kv_len, KvType kv_type);
 
   const ModelConfig config_;
-  int num_attention_layers_ = 0;
-  PassBytes trunk_;  // one token, kv 0
+  int64_t kv_values_ = 0, mtp_kv_values_ = 0;  // keys and values of one position
+  PassBytes trunk_;                            // one token, kv 0
   double prompt_operations_ = 0;
   double mtp_routed_ = 0;  // top-k experts
   double mtp_dense_ = 0;   // the rest of the MTP layer

@@ -151,7 +151,8 @@ void ModelFlags::resolve(const CommandLine& line) {
   if (cublas) cuda::require_blas();
 }
 
-PlacementRequest ModelFlags::placement_request(const ModelConfig& config, size_t free_bytes) const {
+PlacementRequest ModelFlags::placement_request(const BasicModelWeights<MatrixView>& weights, const ModelConfig& config,
+                                               size_t free_bytes) const {
   SessionOptions session = session_options(mtp);
   session.with_mtp = config.num_mtp_layers > 0 && (mtp > 0 || needs_mtp);
   if (needs_mtp) session.max_window = kMaxDraft + 1;
@@ -165,7 +166,7 @@ PlacementRequest ModelFlags::placement_request(const ModelConfig& config, size_t
   request.cache_slots = parse_experts("--gpu-cache", gpu_cache_text);
   request.with_mtp = session.with_mtp;
   request.ctx_size = session.ctx_size;
-  request.session = session_memory(config, session);
+  request.session = session_memory(ModelShapes::of(weights, config, session.with_mtp), session);
   return request;
 }
 
@@ -197,7 +198,7 @@ Model ModelFlags::load(const std::function<void(const Model&)>& check) {
     const ModelOutline outline = Model::outline(file);
     const ModelSizes sizes = ModelSizes::of(outline.weights, outline.config);
     check_same_file(file.fingerprint());
-    placement = plan_placement(sizes, placement_request(outline.config, cuda::free_memory_bytes()));
+    placement = plan_placement(sizes, placement_request(outline.weights, outline.config, cuda::free_memory_bytes()));
     print_message("{}", describe(*placement, sizes, measure_speed(measure_bandwidth())));
   }
   LoadOptions options;

@@ -97,7 +97,8 @@ struct ModelFlags {
   void check_same_file(const std::string& found);
 
   /// What plan_placement is asked under these flags, with `free_bytes` of device memory. Throws UsageError.
-  [[nodiscard]] PlacementRequest placement_request(const ModelConfig& config, size_t free_bytes) const;
+  [[nodiscard]] PlacementRequest placement_request(const BasicModelWeights<MatrixView>& weights,
+                                                   const ModelConfig& config, size_t free_bytes) const;
 
   /// Options of a session whose widest window holds `mtp` drafts.
   [[nodiscard]] SessionOptions session_options(int mtp) const;

@@ -118,7 +118,8 @@ std::vector<CheckPlace> list_places(const Model& model, const SelfcheckFlags& fl
   const ModelSizes sizes = ModelSizes::of(model.weights(), model.config());
   std::vector<CheckPlace> places;
   for (const CheckPlace& place : gpu_places(model.config().num_experts, flags.some_experts)) {
-    PlacementRequest request = flags.model.placement_request(model.config(), cuda::free_memory_bytes());
+    PlacementRequest request =
+        flags.model.placement_request(model.weights(), model.config(), cuda::free_memory_bytes());
     request.whole_model = place.device == Device::kCuda;
     request.gpu_experts = place.gpu_experts;
     request.cache_slots = place.gpu_cache;

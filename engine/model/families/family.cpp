@@ -46,7 +46,7 @@ void read_attention(const Metadata& keys, ModelConfig& c) {
 }
 
 void read_dense_feed_forward(const Metadata& keys, ModelConfig& c) {
-  c.shared_expert_dim = keys.integer("feed_forward_length", 1, ModelConfig::kMaxDim);
+  c.dense_dim = keys.integer("feed_forward_length", 1, ModelConfig::kMaxDim);
 }
 
 void read_experts(const Metadata& keys, ModelConfig& c) {
@@ -59,17 +59,20 @@ void read_experts(const Metadata& keys, ModelConfig& c) {
   }
 }
 
-void declare_attention(WeightLoader& load, const ModelConfig& c, const std::string& block, AttentionWeights& to) {
-  const int64_t q_dim = int64_t{c.num_heads} * c.head_dim, kv_dim = int64_t{c.num_kv_heads} * c.head_dim;
-  load.matrix(block + "attn_q.weight", c.gated_attention ? 2 * q_dim : q_dim, c.hidden_dim, to.q);
-  load.matrix(block + "attn_k.weight", kv_dim, c.hidden_dim, to.k);
-  load.matrix(block + "attn_v.weight", kv_dim, c.hidden_dim, to.v);
-  load.matrix(block + "attn_output.weight", c.hidden_dim, q_dim, to.output);
+void declare_attention(WeightLoader& load, const ModelConfig& c, const std::string& block, LayerWeights& layer) {
+  AttentionWeights& to = layer.mixer.emplace<AttentionWeights>();
+  const AttentionShape& shape =
+      to.shape = {c.num_heads, c.num_kv_heads, c.head_dim, c.gated_attention, {c.rope_dim, c.rope_base}};
+  load.matrix(block + "attn_q.weight", shape.q_rows(), c.hidden_dim, to.q);
+  load.matrix(block + "attn_k.weight", shape.kv_dim(), c.hidden_dim, to.k);
+  load.matrix(block + "attn_v.weight", shape.kv_dim(), c.hidden_dim, to.v);
+  load.matrix(block + "attn_output.weight", c.hidden_dim, shape.query_dim(), to.output);
   load.vector(block + "attn_q_norm.weight", c.head_dim, to.q_norm);
   load.vector(block + "attn_k_norm.weight", c.head_dim, to.k_norm);
 }
 
-void declare_experts(WeightLoader& load, const ModelConfig& c, const std::string& block, MoeWeights& to) {
+void declare_experts(WeightLoader& load, const ModelConfig& c, const std::string& block, LayerWeights& layer) {
+  MoeWeights& to = layer.feed_forward.emplace<MoeWeights>();
   const int64_t experts = c.num_experts, dim = c.expert_dim;
   to.num_experts = to.capacity = c.num_experts;
   to.top_k = c.experts_per_token;
@@ -82,22 +85,24 @@ void declare_experts(WeightLoader& load, const ModelConfig& c, const std::string
   }
   load.expert_matrices(block + "ffn_down_exps.weight", experts, c.hidden_dim, dim, {&to.down});
   if (c.shared_expert_dim == 0) return;
-  load.matrix(block + "ffn_gate_shexp.weight", c.shared_expert_dim, c.hidden_dim, to.shared_gate);
-  load.matrix(block + "ffn_up_shexp.weight", c.shared_expert_dim, c.hidden_dim, to.shared_up);
-  load.matrix(block + "ffn_down_shexp.weight", c.hidden_dim, c.shared_expert_dim, to.shared_down);
+  load.matrix(block + "ffn_gate_shexp.weight", c.shared_expert_dim, c.hidden_dim, to.shared.gate);
+  load.matrix(block + "ffn_up_shexp.weight", c.shared_expert_dim, c.hidden_dim, to.shared.up);
+  load.matrix(block + "ffn_down_shexp.weight", c.hidden_dim, c.shared_expert_dim, to.shared.down);
   load.vector(block + "ffn_gate_inp_shexp.weight", c.hidden_dim, to.shared_router);
 }
 
-void declare_dense_feed_forward(WeightLoader& load, const ModelConfig& c, const std::string& block, MoeWeights& to) {
-  load.matrix(block + "ffn_gate.weight", c.shared_expert_dim, c.hidden_dim, to.shared_gate);
-  load.matrix(block + "ffn_up.weight", c.shared_expert_dim, c.hidden_dim, to.shared_up);
-  load.matrix(block + "ffn_down.weight", c.hidden_dim, c.shared_expert_dim, to.shared_down);
+void declare_dense_feed_forward(WeightLoader& load, const ModelConfig& c, const std::string& block,
+                                LayerWeights& layer) {
+  DenseWeights& to = layer.feed_forward.emplace<DenseWeights>();
+  load.matrix(block + "ffn_gate.weight", c.dense_dim, c.hidden_dim, to.gate);
+  load.matrix(block + "ffn_up.weight", c.dense_dim, c.hidden_dim, to.up);
+  load.matrix(block + "ffn_down.weight", c.hidden_dim, c.dense_dim, to.down);
 }
 
 void declare_mtp(WeightLoader& load, const Family& family, const ModelConfig& c, ModelWeights& w) {
   const std::string block = fmt::format("blk.{}.nextn.", c.num_layers);
   MtpWeights& to = w.mtp;
-  family.declare_layer(load, c, c.num_layers, /*recurrent=*/false, to.layer);
+  family.declare_layer(load, c, c.num_layers, to.layer);
   load.matrix(block + "eh_proj.weight", c.hidden_dim, 2 * c.hidden_dim, to.join);
   load.vector(block + "enorm.weight", c.hidden_dim, to.embed_norm);
   load.vector(block + "hnorm.weight", c.hidden_dim, to.hidden_norm);

@@ -17,8 +17,8 @@ struct Family {
   int most_mtp_layers;
   /// Reads shapes and constants beyond those that every model has.
   void (*read_config)(const Metadata& keys, ModelConfig& config);
-  /// Declares the tensors of block `index`. `recurrent`: its mixer is a delta net; always false for an MTP layer.
-  void (*declare_layer)(WeightLoader& load, const ModelConfig& config, int index, bool recurrent, LayerWeights& to);
+  /// Declares the parts of block `index` with their shapes and tensors. An MTP layer's is config.num_layers.
+  void (*declare_layer)(WeightLoader& load, const ModelConfig& config, int index, LayerWeights& to);
 };
 
 /// The family of an architecture, or nullptr.
@@ -32,11 +32,11 @@ void read_attention(const Metadata& keys, ModelConfig& config);
 void read_dense_feed_forward(const Metadata& keys, ModelConfig& config);
 /// Counts and widths of routed experts.
 void read_experts(const Metadata& keys, ModelConfig& config);
-void declare_attention(WeightLoader& load, const ModelConfig& config, const std::string& block, AttentionWeights& to);
+void declare_attention(WeightLoader& load, const ModelConfig& config, const std::string& block, LayerWeights& to);
 /// Router and routed experts, and the shared expert where config.shared_expert_dim says that there is one.
-void declare_experts(WeightLoader& load, const ModelConfig& config, const std::string& block, MoeWeights& to);
+void declare_experts(WeightLoader& load, const ModelConfig& config, const std::string& block, LayerWeights& to);
 void declare_dense_feed_forward(WeightLoader& load, const ModelConfig& config, const std::string& block,
-                                MoeWeights& to);
+                                LayerWeights& to);
 /// The MTP layer in block config.num_layers: the family's layer, and the nextn tensors around it.
 void declare_mtp(WeightLoader& load, const Family& family, const ModelConfig& config, ModelWeights& weights);
 

@@ -37,10 +37,11 @@ void read_delta_net(const Metadata& keys, ModelConfig& c) {
               fmt::format("{} value heads are no multiple of ssm.group_count {}", c.num_value_heads, c.num_key_heads));
   }
   c.conv_taps = static_cast<int>(keys.integer("ssm.conv_kernel", 1, 64));
-  const int64_t inner = keys.integer("ssm.inner_size", 1, int64_t{1} << 40, c.value_dim());
-  if (inner != c.value_dim()) {
+  const int64_t value_dim = int64_t{c.state_size} * c.num_value_heads;
+  const int64_t inner = keys.integer("ssm.inner_size", 1, int64_t{1} << 40, value_dim);
+  if (inner != value_dim) {
     keys.fail("ssm.inner_size",
-              fmt::format("{} differs from ssm.state_size x ssm.time_step_rank = {}", inner, c.value_dim()));
+              fmt::format("{} differs from ssm.state_size x ssm.time_step_rank = {}", inner, value_dim));
   }
 }
 
@@ -62,37 +63,39 @@ void read_dense_config(const Metadata& keys, ModelConfig& c) {
   read_dense_feed_forward(keys, c);
 }
 
-void declare_delta_net(WeightLoader& load, const ModelConfig& c, const std::string& block, DeltaNetWeights& to) {
-  load.matrix(block + "attn_qkv.weight", c.conv_channels(), c.hidden_dim, to.qkv);
-  load.matrix(block + "attn_gate.weight", c.value_dim(), c.hidden_dim, to.gate);
+void declare_delta_net(WeightLoader& load, const ModelConfig& c, const std::string& block, LayerWeights& layer) {
+  DeltaNetWeights& to = layer.mixer.emplace<DeltaNetWeights>();
+  const DeltaNetShape& shape = to.shape = {c.state_size, c.num_key_heads, c.num_value_heads, c.conv_taps};
+  load.matrix(block + "attn_qkv.weight", shape.conv_channels(), c.hidden_dim, to.qkv);
+  load.matrix(block + "attn_gate.weight", shape.value_dim(), c.hidden_dim, to.gate);
   load.matrix(block + "ssm_beta.weight", c.num_value_heads, c.hidden_dim, to.beta);
   load.matrix(block + "ssm_alpha.weight", c.num_value_heads, c.hidden_dim, to.alpha);
-  load.matrix(block + "ssm_out.weight", c.hidden_dim, c.value_dim(), to.out);
-  load.vector(block + "ssm_conv1d.weight", c.conv_channels() * c.conv_taps, to.conv);
+  load.matrix(block + "ssm_out.weight", c.hidden_dim, shape.value_dim(), to.out);
+  load.vector(block + "ssm_conv1d.weight", shape.conv_channels() * c.conv_taps, to.conv);
   load.vector(block + "ssm_dt.bias", c.num_value_heads, to.dt);
   load.vector(block + "ssm_a", c.num_value_heads, to.a);
   load.vector(block + "ssm_norm.weight", c.state_size, to.norm);
 }
 
-void declare_layer(WeightLoader& load, const ModelConfig& c, int index, bool recurrent, LayerWeights& to) {
+void declare_layer(WeightLoader& load, const ModelConfig& c, int index, LayerWeights& to) {
   const std::string block = fmt::format("blk.{}.", index);
   load.vector(block + "attn_norm.weight", c.hidden_dim, to.mix_norm);
   load.vector(block + "post_attention_norm.weight", c.hidden_dim, to.ffn_norm);
-  if (recurrent) {
-    declare_delta_net(load, c, block, to.mixer.emplace<DeltaNetWeights>());
+  if (c.is_recurrent(index)) {
+    declare_delta_net(load, c, block, to);
   } else {
-    declare_attention(load, c, block, to.mixer.emplace<AttentionWeights>());
+    declare_attention(load, c, block, to);
   }
   if (c.num_experts > 0) {
-    declare_experts(load, c, block, to.moe);
+    declare_experts(load, c, block, to);
   } else {
-    declare_dense_feed_forward(load, c, block, to.moe);
+    declare_dense_feed_forward(load, c, block, to);
   }
 }
 
 }  // namespace
 
-const Family kQwen35Moe = {"qwen35moe", /*most_mtp_layers=*/1, read_moe_config, declare_layer};
-const Family kQwen35 = {"qwen35", /*most_mtp_layers=*/1, read_dense_config, declare_layer};
+const Family Qwen35Moe::kFamily = {"qwen35moe", /*most_mtp_layers=*/1, read_moe_config, declare_layer};
+const Family Qwen35::kFamily = {"qwen35", /*most_mtp_layers=*/1, read_dense_config, declare_layer};
 
 }  // namespace foretoken

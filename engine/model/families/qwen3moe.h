@@ -1,23 +1,27 @@
 #pragma once
 
 #include "engine/model/families/family.h"
+#include "engine/model/families/layer_text.h"
 #include "engine/model/weights.h"
 
 namespace foretoken {
 
 /// Qwen3 MoE (Qwen3-30B-A3B, Qwen3-Coder-30B-A3B): attention with normed heads and experts in every layer; no shared
 /// expert, no MTP layer.
-extern const Family kQwen3Moe;
+struct Qwen3Moe {
+  static const Family kFamily;
 
-/// x is the residual stream:
-///   x = x + Attention(rms_norm(x, mix_norm))
-///   x = x + MoE(rms_norm(x, ffn_norm))
-template <class Pass>
-void qwen3moe_layer(Pass& pass, const BasicLayerWeights<typename Pass::Matrix>& layer) {
-  pass.norm(layer.mix_norm, pass.inputs_of(layer.attention()));
-  pass.attention(layer.attention(), layer.mixer_idx);
-  pass.add_and_norm(layer.ffn_norm, pass.inputs_of(layer.moe));
-  pass.feed_forward(layer.moe, layer.layer_idx);
-}
+  /// x is the residual stream:
+  ///   x = x + Attention(rms_norm(x, mix_norm))
+  ///   x = x + MoE(rms_norm(x, ffn_norm))
+  template <class Pass>
+  static void layer(Pass& pass, const BasicLayerWeights<typename Pass::Matrix>& layer) {
+    pass.norm(layer.mix_norm, pass.inputs_of(layer.attention()));
+    pass.attention(layer.attention(), layer.mixer_idx);
+    feed_forward(pass, layer);
+  }
+
+  using Mtp = NoMtpBlock;
+};
 
 }  // namespace foretoken

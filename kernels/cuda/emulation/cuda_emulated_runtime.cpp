@@ -126,20 +126,26 @@ float Event::milliseconds_since(const Event& begin) const {
       .count();
 }
 
-Graph::Graph(const Stream& stream, const Work& work) {
-  auto* graph = new EmulatedGraph;
+GraphRecording::GraphRecording(const Stream& stream) : stream_(stream) {
   auto* source = static_cast<EmulatedStream*>(stream.handle());
   FT_CHECK(source->recording == nullptr);
+  auto* graph = new EmulatedGraph;
   source->recording = &graph->work;
   handle_ = graph;
-  try {
-    work();
-  } catch (...) {
-    source->recording = nullptr;
-    delete graph;
-    throw;
-  }
-  source->recording = nullptr;
+}
+
+GraphRecording::~GraphRecording() {
+  if (!is_open_) return;
+  static_cast<EmulatedStream*>(stream_.handle())->recording = nullptr;
+  delete static_cast<EmulatedGraph*>(handle_);
+}
+
+Graph GraphRecording::end() {
+  is_open_ = false;
+  static_cast<EmulatedStream*>(stream_.handle())->recording = nullptr;
+  Graph result;
+  result.handle_ = handle_;
+  return result;
 }
 
 Graph::~Graph() {

@@ -357,7 +357,8 @@ TEST_CASE("What a session will take is known before the model is loaded", "[plac
   options.with_mtp = GENERATE(true, false);
   options.max_window = options.with_mtp ? 4 : 1;
   options.threads = 1;
-  const SessionMemory planned = session_memory(model.config(), options);
+  const ModelShapes shapes = ModelShapes::of(model.weights(), model.config(), options.with_mtp);
+  const SessionMemory planned = session_memory(shapes, options);
   const SessionMemory taken = Session::memory_needed(model, options);
   CHECK(planned.kv_bytes == taken.kv_bytes);
   CHECK(planned.recurrent_bytes == taken.recurrent_bytes);
@@ -365,6 +366,6 @@ TEST_CASE("What a session will take is known before the model is loaded", "[plac
   CHECK(planned.work_bytes < taken.work_bytes * 2);
   // cuBLAS: its own work memory, 8 MiB of products, and rows.
   options.cublas = true;
-  const size_t more = session_memory(model.config(), options).work_bytes - planned.work_bytes;
+  const size_t more = session_memory(shapes, options).work_bytes - planned.work_bytes;
   CHECK((more > (size_t{40} << 20) && more < (size_t{41} << 20)));
 }

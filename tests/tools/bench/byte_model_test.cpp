@@ -78,8 +78,9 @@ TEST_CASE("The kinds of bytes of a file's trunk add up to its tensors", "[byte_m
 
   // State: read and written, float32. KV: keys and values of every position.
   const double recurrent = static_cast<double>(std::count(config.recurrent.begin(), config.recurrent.end(), true));
+  const DeltaNetShape& shape = outline.weights.layers[0].delta_net().shape;
   const double state =
-      static_cast<double>(config.state_size * config.value_dim() + (config.conv_taps - 1) * config.conv_channels());
+      static_cast<double>(config.state_size * shape.value_dim() + (config.conv_taps - 1) * shape.conv_channels());
   CHECK(pass.delta_net_state == Approx(recurrent * state * 8));
   const double attention_layers = config.num_layers - recurrent;
   CHECK(bytes.trunk_pass(1, 1000, KvType::kF16).kv ==
