@@ -13,6 +13,7 @@ namespace foretoken {
 [[nodiscard]] int run_selfcheck(int argc, const char* const* argv);
 [[nodiscard]] int run_inspect(int argc, const char* const* argv);
 [[nodiscard]] int run_tokenize(int argc, const char* const* argv);
+[[nodiscard]] int run_requantise(int argc, const char* const* argv);
 [[nodiscard]] int run_synth(int argc, const char* const* argv);
 
 // Exit codes beside 0; docs/commands.md has the list.

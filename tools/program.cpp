@@ -24,13 +24,14 @@ namespace foretoken {
 
 namespace {
 
-constexpr std::array<Command, 7> kCommands = {{
+constexpr std::array<Command, 8> kCommands = {{
     {"decode", run_decode, "continue a prompt"},
     {"bench", run_bench, "measure arms (MTP off, on, grouped, per-token) against each other"},
     {"eval", run_eval, "perplexity and logits of a text"},
     {"selfcheck", run_selfcheck, "check that no setting changes a bit, on your model and machine"},
     {"inspect", run_inspect, "what is in a GGUF file, what a token costs, what MTP can gain"},
     {"tokenize", run_tokenize, "text to token ids and back"},
+    {"requantise", run_requantise, "write a model file again with other weight types"},
     {"synth", run_synth, "make a model file with real shapes and random weights"},
 }};
 

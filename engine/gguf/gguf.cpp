@@ -270,9 +270,11 @@ void GgufFile::set_key(std::string_view key, uint64_t value) {
       std::find_if(metadata.begin(), metadata.end(), [&](const auto& entry) { return entry.first == key; });
   if (found != metadata.end()) {
     found->second = value;
+    impl_->parts[0].content.raw_values[static_cast<size_t>(found - metadata.begin())] = {};
     return;
   }
   metadata.emplace_back(impl_->set_keys.emplace_back(key), value);
+  impl_->parts[0].content.raw_values.emplace_back();
   impl_->index_metadata();
 }
 
@@ -321,6 +323,14 @@ const GgufValue* GgufFile::find(std::string_view key) const {
     return entries[idx].first < wanted;
   });
   return found != order.end() && entries[*found].first == key ? &entries[*found].second : nullptr;
+}
+
+std::span<const std::byte> GgufFile::raw_value(std::string_view key) const {
+  const GgufValue* value = find(key);
+  if (value == nullptr) return {};
+  const auto found = std::find_if(impl_->metadata().begin(), impl_->metadata().end(),
+                                  [&](const auto& entry) { return &entry.second == value; });
+  return impl_->parts[0].content.raw_values[static_cast<size_t>(found - impl_->metadata().begin())];
 }
 
 int64_t GgufFile::get_int(std::string_view key, int64_t min, int64_t max) const {

@@ -71,6 +71,9 @@ class GgufFile {
   [[nodiscard]] std::span<const std::pair<std::string_view, GgufValue>> metadata()
       const;  // in file order; of a split model: the first part's
 
+  /// Type and value of a key as they stand in the file, for a writer; empty if there is no such key or set_key() made it.
+  [[nodiscard]] std::span<const std::byte> raw_value(std::string_view key) const;
+
   // Typed access. Each throws InputError naming file and key if the value is missing (no fallback given) or of another
   // kind, or outside [min, max].
   [[nodiscard]] int64_t get_int(std::string_view key, int64_t min, int64_t max) const;

@@ -160,14 +160,18 @@ class Parser {
 
   void read_metadata() {
     // What an entry costs in memory: itself, and its place in the index by name with the views that are sorted.
-    spend_memory("the number of metadata keys", num_keys_, sizeof(part_.metadata[0]) + 32);
+    spend_memory("the number of metadata keys", num_keys_,
+                 sizeof(part_.metadata[0]) + sizeof(part_.raw_values[0]) + 32);
     part_.metadata.reserve(num_keys_);
+    part_.raw_values.reserve(num_keys_);
     for (uint64_t i = 0; i < num_keys_; ++i) {
       place_ = fmt::format("metadata key {} of {}", i + 1, num_keys_);
       const std::string_view key = read_name("its name", kMaxGgufKeyBytes);
       place_ = fmt::format("metadata key {}", printable(key));
+      const size_t begin = pos_;
       const auto type = read<uint32_t>("its type");
       part_.metadata.emplace_back(key, read_value(type, 0));
+      part_.raw_values.push_back(bytes_.subspan(begin, pos_ - begin));
     }
     place_ = "metadata";
     std::vector<std::string_view> names;

@@ -15,9 +15,10 @@ namespace foretoken {
 /// What one GGUF file holds, checked; views point into the bytes it was read from.
 struct GgufPart {
   std::vector<std::pair<std::string_view, GgufValue>> metadata;  // in file order
-  std::vector<GgufTensor> tensors;                               // in file order, file_idx 0
-  size_t directory_bytes = 0;                                    // header, metadata and tensor directory
-  size_t data_begin = 0;  // where the tensors' data begins; at most the file's size
+  std::vector<std::span<const std::byte>> raw_values;  // of metadata: type and value as they stand in the file
+  std::vector<GgufTensor> tensors;                     // in file order, file_idx 0
+  size_t directory_bytes = 0;                          // header, metadata and tensor directory
+  size_t data_begin = 0;                               // where the tensors' data begins; at most the file's size
 };
 
 /// Limits that no real file reaches.

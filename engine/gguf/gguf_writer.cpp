@@ -116,6 +116,14 @@ void GgufWriter::add_float32s(std::string_view key, std::span<const float> value
   for (float value : values) append(metadata_, value);
 }
 
+void GgufWriter::add_raw(std::string_view key, std::span<const std::byte> type_and_value) {
+  FT_CHECK(type_and_value.size() > sizeof(uint32_t));
+  FT_CHECK(!key.empty() && key.size() <= kMaxGgufKeyBytes);
+  append_string(metadata_, key);
+  metadata_.append(reinterpret_cast<const char*>(type_and_value.data()), type_and_value.size());
+  ++num_keys_;
+}
+
 void GgufWriter::add_tensor(std::string_view name, WeightType type, std::vector<int64_t> shape, Fill fill) {
   FT_CHECK(!name.empty() && name.size() <= kMaxTensorNameBytes);
   FT_CHECK(shape.size() >= 1 && shape.size() <= 4);

@@ -25,6 +25,9 @@ class GgufWriter {
   void add_int32s(std::string_view key, std::span<const int32_t> values);
   void add_float32s(std::string_view key, std::span<const float> values);
 
+  /// A key of another file: type and value as GgufFile::raw_value() gives them. REQUIRES: they are not empty.
+  void add_raw(std::string_view key, std::span<const std::byte> type_and_value);
+
   /// Rows of a tensor as file bytes: fill(row_begin, row_end, out) with rows counted over all dimensions but the first.
   using Fill = std::function<void(int64_t row_begin, int64_t row_end, std::byte* out)>;
   /// shape in ggml order (shape[0] contiguous).

@@ -79,7 +79,7 @@ TEST_CASE("Without a command, or with an unknown one, the commands are listed", 
     CHECK(outcome.exit_code == 2);
     CHECK(outcome.out.empty());
     CHECK(outcome.err.starts_with("foretoken: "));
-    for (const char* command : {"decode", "bench", "eval", "selfcheck", "inspect", "tokenize", "synth"}) {
+    for (const char* command : {"decode", "bench", "eval", "selfcheck", "inspect", "tokenize", "requantise", "synth"}) {
       CHECK(outcome.err.find(std::string("\n  ") + command) != std::string::npos);
     }
   }
@@ -108,7 +108,7 @@ TEST_CASE("Flag --help of each command lists flags, defaults and the environment
       CHECK(outcome.out.find(word) != std::string::npos);
     }
   }
-  for (const char* command : {"tokenize", "synth"}) {
+  for (const char* command : {"tokenize", "requantise", "synth"}) {
     const Outcome outcome = run({command, "--help"});
     CHECK(outcome.exit_code == 0);
     CHECK(outcome.out.find("FORETOKEN_ISA") != std::string::npos);

@@ -314,10 +314,10 @@ void CommandLine::add_float(std::string_view name, std::optional<double>* value,
 
 void CommandLine::add_positional(std::string_view name, std::string* value, std::string_view metavar,
                                  std::string_view help) {
-  FT_CHECK(positional_.options().empty());
   positional_.add_options()(std::string(name).c_str(), po::value(value));
-  positional_help_ = fmt::format("  {}", metavar);
-  append_wrapped(positional_help_, positional_help_.size(), help);
+  std::string entry = fmt::format("  {}", metavar);
+  append_wrapped(entry, entry.size(), help);
+  positional_help_ += entry;
 }
 
 void CommandLine::epilogue(std::string_view text) {
@@ -400,16 +400,16 @@ po::option CommandLine::read_flag(std::vector<std::string>& tokens) {
 }
 
 bool CommandLine::parse(int argc, const char* const* argv) {
-  bool only_arguments = false, has_positional = false;
+  bool only_arguments = false;
+  size_t num_positional = 0;
   // Boost calls this until no token is left. Each call takes at least one, so Boost's own spellings never apply. An
   // argument without a flag gets its name here: Boost would hand a nameless one to a flag whose value was left out.
   const auto read_tokens = [&](std::vector<std::string>& tokens) -> std::vector<po::option> {
     const std::string& argument = tokens[0];
     if (only_arguments || argument.size() < 2 || argument[0] != '-') {
-      if (positional_.options().empty() || has_positional)
+      if (num_positional == positional_.options().size())
         fail(fmt::format("the argument '{}' stands without a flag", shown(argument)));
-      has_positional = true;
-      return {po::option(positional_.options()[0]->long_name(), {take_first(tokens)})};
+      return {po::option(positional_.options()[num_positional++]->long_name(), {take_first(tokens)})};
     }
     if (argument == "--") {
       only_arguments = true;

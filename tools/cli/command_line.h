@@ -53,7 +53,7 @@ class CommandLine {
                  std::string_view help);
   void add_float(std::string_view name, std::optional<double>* value, double min, double max, std::string_view metavar,
                  std::string_view help);
-  /// One argument without a flag. REQUIRES: at most once.
+  /// An argument without a flag; several are taken in the order of declaration.
   void add_positional(std::string_view name, std::string* value, std::string_view metavar, std::string_view help);
 
   /// Text printed after the flags in --help.
