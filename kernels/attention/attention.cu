@@ -33,6 +33,10 @@ __device__ __forceinline__ int64_t values_offset(int head_dim) {
   return int64_t{kAttentionSplit} * head_dim;
 }
 
+__device__ __forceinline__ float with_bias(const float* x, const float* bias, int i) {
+  return bias == nullptr ? x[i] : x[i] + bias[i];
+}
+
 // blockIdx.x: row; a warp a head: first the query heads, then keys, then values.
 __global__ void __launch_bounds__(kThreads) cuda_prepare_attention(PrepareAttentionDesc a) {
   FT_SHARED(float, shared, kWarps* kMaxHeadDim);
@@ -52,22 +56,30 @@ __global__ void __launch_bounds__(kThreads) cuda_prepare_attention(PrepareAttent
     const int h = head - query_heads - kv_heads;
     const float* v = a.v + (int64_t{row} * a.num_kv_heads + h) * a.head_dim;
     const int64_t at = key_offset(a.kv, span.sequence, position, h, a.head_dim) + values_offset(a.head_dim);
-    for (int i = lane; i < a.head_dim; i += kWarpSize) store_value(a.kv, at + i, v[i]);
+    const float* bias = a.v_bias == nullptr ? nullptr : a.v_bias + h * a.head_dim;
+    for (int i = lane; i < a.head_dim; i += kWarpSize) store_value(a.kv, at + i, with_bias(v, bias, i));
     return;
   }
   const bool is_query = head < query_heads;
   const float* x = is_query ? a.q + row * a.q_stride + head * a.q_head_stride
                             : a.k + (int64_t{row} * a.num_kv_heads + head - query_heads) * a.head_dim;
   const float* weight = is_query ? a.q_norm : a.k_norm;
-  const float inverse = rms_inverse(warp_dot(x, x, a.head_dim, lane), a.head_dim, a.eps);
-  for (int i = lane; i < a.head_dim; i += kWarpSize) values[i] = (x[i] * inverse) * weight[i];
+  const float* bias = is_query ? a.q_bias : a.k_bias;
+  if (bias != nullptr) bias += is_query ? head * a.q_head_stride : int64_t{head - query_heads} * a.head_dim;
+  for (int i = lane; i < a.head_dim; i += kWarpSize) values[i] = with_bias(x, bias, i);
+  __syncwarp();
+  if (weight != nullptr) {
+    const float inverse = rms_inverse(warp_dot(values, values, a.head_dim, lane), a.head_dim, a.eps);
+    for (int i = lane; i < a.head_dim; i += kWarpSize) values[i] = (values[i] * inverse) * weight[i];
+  }
   __syncwarp();
   const float* cosines = a.rope + position * a.rope_dim;
   const int half = a.rope_dim / 2;
   for (int i = lane; i < half; i += kWarpSize) {  // each lane owns both values of its pairs
-    const float front = values[i], back = values[i + half], c = cosines[i], s = cosines[i + half];
-    values[i] = __fmaf_rn(front, c, -(back * s));
-    values[i + half] = __fmaf_rn(front, s, back * c);
+    const int first = a.adjacent_pairs ? 2 * i : i, second = a.adjacent_pairs ? 2 * i + 1 : i + half;
+    const float front = values[first], back = values[second], c = cosines[i], s = cosines[i + half];
+    values[first] = __fmaf_rn(front, c, -(back * s));
+    values[second] = __fmaf_rn(front, s, back * c);
   }
   __syncwarp();
   if (is_query) {
@@ -97,7 +109,9 @@ __device__ __forceinline__ float weight_before(float before, float now) {
 }
 
 __device__ __forceinline__ float gated(const AttentionDesc& a, int64_t row, int64_t head, int i, float x) {
-  return a.gate == nullptr ? x : x * math::sigmoid(a.gate[row * a.gate_stride + head * a.gate_head_stride + i]);
+  if (a.gate == nullptr) return x;
+  const float gate = a.gate[row * a.gate_stride + head * a.gate_head_stride + i];
+  return x * math::sigmoid(a.gate_bias == nullptr ? gate : gate + a.gate_bias[head * a.gate_head_stride + i]);
 }
 
 /// Where a split of a window's query leaves its result: values, then largest score and sum. Rows count from the first

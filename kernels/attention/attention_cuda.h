@@ -19,18 +19,22 @@ struct DeviceKv {
   KvType type = KvType::kF16;
 };
 
-/// Norm of queries and keys by head, rotation, and the cache's new rows: query head h of row r is at q + r * q_stride +
-/// h * q_head_stride (gates may stand between the heads). Any of q and k, v may be nullptr: not wanted.
+/// Norm of queries and keys by head where there are weights for it, rotation, and the cache's new rows: query head h of
+/// row r is at q + r * q_stride + h * q_head_stride (gates may stand between the heads). Any of q and k, v may be
+/// nullptr: not wanted.
 struct PrepareAttentionDesc {
   const float* q = nullptr;
   int64_t q_stride = 0, q_head_stride = 0;
   const float* k = nullptr;       // [rows, num_kv_heads * head_dim]
   const float* v = nullptr;       // [rows, num_kv_heads * head_dim]
-  const float* q_norm = nullptr;  // [head_dim]
-  const float* k_norm = nullptr;  // [head_dim]
+  const float* q_norm = nullptr;  // [head_dim], or nullptr
+  const float* k_norm = nullptr;  // [head_dim], or nullptr
+  // Added first; nullptr: none. The queries' stands as q does: head h at q_bias + h * q_head_stride.
+  const float *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr;
   float eps = 0;
   const float* rope = nullptr;  // [positions][cos rope_dim/2 | sin rope_dim/2], as RopeTable
   int rope_dim = 0;
+  bool adjacent_pairs = false;  // RopePairs::kAdjacent
   int num_heads = 0, num_kv_heads = 0, head_dim = 0;
   float* queries = nullptr;  // [rows, num_heads * head_dim]
   DeviceKv kv;
@@ -48,7 +52,8 @@ struct AttentionDesc {
   float scale = 0;
   const float* gate = nullptr;  // gate of head h of row r: gate + r * gate_stride + h * gate_head_stride; nullptr: none
   int64_t gate_stride = 0, gate_head_stride = 0;
-  float* out = nullptr;  // [rows, num_heads * head_dim]
+  const float* gate_bias = nullptr;  // added to it: of head h at gate_bias + h * gate_head_stride; nullptr: none
+  float* out = nullptr;              // [rows, num_heads * head_dim]
   int max_rows = 0;
   DevicePass pass;
   int max_window_rows = 0;  // rows of windows, at most

@@ -56,6 +56,7 @@ float avx2_l2_norm(const float* x, int64_t n, float eps, float* out);
 [[nodiscard]] float avx2_float_dot(const float* a, const float* b, int64_t n);
 
 void avx2_rope(const float* cos, const float* sin, int half_dim, float* x);
+void avx2_rope_adjacent(const float* cos, const float* sin, int half_dim, float* x);
 void avx2_softmax(const float* x, int64_t n, float* out);
 [[nodiscard]] float avx2_softmax_share(const float* x, int64_t n, int64_t chosen);
 int64_t avx2_argmax(const float* x, int64_t n);

@@ -116,8 +116,8 @@ __global__ void __launch_bounds__(kWarpSize) cuda_delta_net(DeltaNetDesc a) {
   FT_SHARED(float, query, kSize);
   if (static_cast<int>(blockIdx.z) >= a.pass.counts->num_spans) return;
   const DeviceSpan span = a.pass.spans[blockIdx.z];
-  const int head = static_cast<int>(blockIdx.x), key_head = head % a.num_key_heads,
-            lane = static_cast<int>(threadIdx.x);
+  const int head = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
+  const int key_head = a.grouped_heads ? head / (a.num_value_heads / a.num_key_heads) : head % a.num_key_heads;
   const int column = static_cast<int>(blockIdx.y) * kWarpSize + lane;
   const bool inside = column < kSize;
   const int64_t key_dim = int64_t{a.num_key_heads} * kSize, channels = 2 * key_dim + int64_t{a.num_value_heads} * kSize;

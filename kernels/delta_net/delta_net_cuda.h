@@ -48,7 +48,8 @@ struct DeltaNetDesc {
   DeltaSlots slots;
   float* state = nullptr;  // [sequences][num_value_heads][state_size (key)][state_size (value)]
   int state_size = 0, num_key_heads = 0, num_value_heads = 0;
-  float* out = nullptr;  // [rows, num_value_heads * state_size]
+  bool grouped_heads = false;  // the value heads of a key head follow each other; otherwise they take turns
+  float* out = nullptr;        // [rows, num_value_heads * state_size]
   DevicePass pass;
 };
 

@@ -26,6 +26,7 @@ struct Shape {
   int64_t ctx_size;
   KvType type;
   bool gated;
+  bool plain = false;  // as in Llama: heads are not normed, adjacent values turn together
 
   [[nodiscard]] int64_t value_bytes() const { return type == KvType::kF16 ? 2 : 4; }
   [[nodiscard]] int64_t head_values() const { return int64_t{kAttentionSplit} * head_dim; }
@@ -70,7 +71,10 @@ void check_pass(const Shape& s, const std::vector<Sequence>& sequences, bool apa
   const int64_t q_stride = (s.gated ? 2 : 1) * s.num_heads * s.head_dim, kv_stride = s.num_kv_heads * s.head_dim;
   const int64_t out_stride = s.num_heads * s.head_dim, head_stride = (s.gated ? 2 : 1) * s.head_dim;
   const float scale = 1.0f / std::sqrt(static_cast<float>(s.head_dim));
-  const RopeTable rope_table(s.rope_dim, 1e4, s.ctx_size);
+  std::vector<double> frequencies;
+  for (int i = 0; i < s.rope_dim / 2; ++i) frequencies.push_back(std::pow(1e4, -2.0 * i / s.rope_dim));
+  const RopeTable rope_table(frequencies, s.plain ? 1.25 : 1, s.plain ? RopePairs::kAdjacent : RopePairs::kHalves,
+                             s.ctx_size);
   const auto q_norm = random_values(static_cast<size_t>(s.head_dim), 1),
              k_norm = random_values(static_cast<size_t>(s.head_dim), 2);
   int num_rows = 0;
@@ -117,7 +121,7 @@ void check_pass(const Shape& s, const std::vector<Sequence>& sequences, bool apa
       for (int h = 0; h < s.num_kv_heads; ++h) {
         std::vector<float> key(k.begin() + row * kv_stride + h * s.head_dim,
                                k.begin() + row * kv_stride + (h + 1) * s.head_dim);
-        rms_norm(Isa::kScalar, key.data(), k_norm.data(), s.head_dim, kEps, key.data());
+        if (!s.plain) rms_norm(Isa::kScalar, key.data(), k_norm.data(), s.head_dim, kEps, key.data());
         rope(Isa::kScalar, rope_table, position, key.data());
         store_kv(Isa::kScalar, key.data(), s.head_dim, s.type, host.at(pages[i], 0, h, position));
         store_kv(Isa::kScalar, &v[static_cast<size_t>(row * kv_stride + h * s.head_dim)], s.head_dim, s.type,
@@ -126,7 +130,7 @@ void check_pass(const Shape& s, const std::vector<Sequence>& sequences, bool apa
       for (int h = 0; h < s.num_heads; ++h) {
         std::vector<float> query(q.begin() + row * q_stride + h * head_stride,
                                  q.begin() + row * q_stride + h * head_stride + s.head_dim);
-        rms_norm(Isa::kScalar, query.data(), q_norm.data(), s.head_dim, kEps, query.data());
+        if (!s.plain) rms_norm(Isa::kScalar, query.data(), q_norm.data(), s.head_dim, kEps, query.data());
         rope(Isa::kScalar, rope_table, position, query.data());
         float* out = &wanted[static_cast<size_t>(row * out_stride + h * s.head_dim)];
         AttentionQuery attending{query.data(), position + 1, 0, 0, out};
@@ -191,8 +195,11 @@ void check_pass(const Shape& s, const std::vector<Sequence>& sequences, bool apa
   prepare.q_head_stride = head_stride;
   prepare.k = device_k.data<float>();
   prepare.v = device_v.data<float>();
-  prepare.q_norm = device_q_norm.data<float>();
-  prepare.k_norm = device_k_norm.data<float>();
+  if (!s.plain) {
+    prepare.q_norm = device_q_norm.data<float>();
+    prepare.k_norm = device_k_norm.data<float>();
+  }
+  prepare.adjacent_pairs = s.plain;
   prepare.eps = kEps;
   prepare.rope = device_rope.data<float>();
   prepare.rope_dim = s.rope_dim;
@@ -247,6 +254,8 @@ TEST_CASE("attention: norm, rotation, cache and splits for windows anywhere in t
   check_pass({4, 1, 256, 64, 600, KvType::kF16, true}, {{511, 3}}, true);
   check_pass({3, 3, 48, 24, 300, KvType::kF16, true}, {{260, 2}}, false);  // a head that is no power of two
   check_pass({2, 1, 16, 16, 40, KvType::kF16, false}, {{20, 2}}, true);
+  check_pass({6, 2, 64, 64, 300, KvType::kF16, false, /*plain=*/true}, {{254, 5}}, true);
+  check_pass({4, 2, 48, 24, 300, KvType::kF32, false, /*plain=*/true}, {{3, 2}, {9, 20, false}}, false);
 }
 
 TEST_CASE("attention: several sequences in one pass, windows beside prompt chunks, pages in scattered order") {

@@ -1,6 +1,7 @@
 #include "kernels/attention/rope.h"
 
 #include <catch2/catch.hpp>
+#include <vector>
 
 #include "tests/kernels/base/float_test.h"
 
@@ -10,7 +11,10 @@ namespace {
 TEST_CASE("rope gives the scalar bits on every instruction set and leaves the rest of the head alone") {
   Random random(1);
   for (int rope_dim = 2; rope_dim <= 130; rope_dim += 2) {
-    const RopeTable table(rope_dim, 1e7, 40);
+    const RopePairs pairs = rope_dim % 4 == 0 ? RopePairs::kAdjacent : RopePairs::kHalves;
+    std::vector<double> frequencies;
+    for (int i = 0; i < rope_dim / 2; ++i) frequencies.push_back(std::pow(1e7, -2.0 * i / rope_dim));
+    const RopeTable table(frequencies, 1.5, pairs, 40);
     for (int64_t position : {0, 1, 7, 39}) {
       const Floats x = random_floats(random, rope_dim + 13, rope_dim % 4);
       Floats want = x;
@@ -25,6 +29,29 @@ TEST_CASE("rope gives the scalar bits on every instruction set and leaves the re
       }
     }
   }
+}
+
+TEST_CASE("rope of adjacent values is that of halves with the values in another order") {
+  const int rope_dim = 32;
+  std::vector<double> frequencies;
+  for (int i = 0; i < rope_dim / 2; ++i) frequencies.push_back(1.0 / (i + 2));
+  const RopeTable halves(frequencies, 1.25, RopePairs::kHalves, 50),
+      adjacent(frequencies, 1.25, RopePairs::kAdjacent, 50);
+  Random random(3);
+  const Floats x = random_floats(random, rope_dim);
+  Floats together = x, apart = x;
+  for (int i = 0; i < rope_dim / 2; ++i) {
+    apart[i] = x[2 * i];
+    apart[i + rope_dim / 2] = x[2 * i + 1];
+  }
+  rope(Isa::kScalar, adjacent, 49, together.data());
+  rope(Isa::kScalar, halves, 49, apart.data());
+  for (int i = 0; i < rope_dim / 2; ++i) {
+    CHECK(same_bits(together[2 * i], apart[i]));
+    CHECK(same_bits(together[2 * i + 1], apart[i + rope_dim / 2]));
+  }
+  CHECK(same_bits(adjacent.cos(49)[3], static_cast<float>(std::cos(49 * frequencies[3]) * 1.25)));
+  CHECK(same_bits(adjacent.sin(49)[3], static_cast<float>(std::sin(49 * frequencies[3]) * 1.25)));
 }
 
 TEST_CASE("rope rotates pairs half a dimension apart by position times frequency") {
