@@ -48,11 +48,14 @@ void ForwardPass::store_row(const AttentionWeights& weights, int kv_layer, int64
   const int64_t dim = shape.head_dim, position = position_of(r);
   const int32_t page = span_of(r).sequence->pages[static_cast<size_t>(position / kPagePositions)];
   const auto offset = static_cast<int>(position % kPagePositions);
+  if (weights.k_bias.count > 0) add(isa_, weights.k_bias, shape.kv_dim(), buffers_.k.row(r));
+  if (weights.v_bias.count > 0) add(isa_, weights.v_bias, shape.kv_dim(), buffers_.v.row(r));
   const float largest_value = largest_magnitude(isa_, buffers_.v.row(r), shape.kv_dim());
   for (int h = 0; h < shape.num_kv_heads; ++h) {
     float* key = buffers_.k.row(r) + h * dim;
-    const float squares = rms_norm(isa_, key, weights.k_norm, dim, config_.norm_eps, key);
-    if (!std::isfinite(squares)) note(r, FaultKind::kKeys);
+    if (weights.k_norm.count > 0 && !std::isfinite(rms_norm(isa_, key, weights.k_norm, dim, config_.norm_eps, key))) {
+      note(r, FaultKind::kKeys);
+    }
     rope(isa_, ropes_.of(shape.rope), position, key);
     kv_.store(isa_, page, offset, kv_layer, h, key, buffers_.v.row(r) + h * dim);
   }
@@ -67,10 +70,15 @@ void ForwardPass::store_row(const AttentionWeights& weights, int kv_layer, int64
 void ForwardPass::rotate_queries(const AttentionWeights& weights, int64_t r) {
   const AttentionShape& shape = weights.shape;
   const int64_t dim = shape.head_dim, stride = shape.gated ? 2 * dim : dim;
+  if (weights.q_bias.count > 0) add(isa_, weights.q_bias, shape.q_rows(), buffers_.q.row(r));
   for (int64_t h = 0; h < shape.num_heads; ++h) {
     float* query = buffers_.queries.row(r) + h * dim;
-    const float squares = rms_norm(isa_, buffers_.q.row(r) + h * stride, weights.q_norm, dim, config_.norm_eps, query);
-    if (!std::isfinite(squares)) note(r, FaultKind::kQueries);
+    const float* projected = buffers_.q.row(r) + h * stride;
+    if (weights.q_norm.count == 0) {
+      std::copy_n(projected, dim, query);
+    } else if (!std::isfinite(rms_norm(isa_, projected, weights.q_norm, dim, config_.norm_eps, query))) {
+      note(r, FaultKind::kQueries);
+    }
     rope(isa_, ropes_.of(shape.rope), position_of(r), query);
   }
   // With their gates, of which a sigmoid would make 0 or 1.

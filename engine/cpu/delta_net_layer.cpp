@@ -27,7 +27,7 @@ const float* raw_before(const FloatRows& history, const Slot& old_slot, int kept
 }  // namespace
 
 DeltaRow ForwardPass::delta_row(const DeltaNetShape& shape, const Slot& slot, int r, int64_t head, float* out) {
-  const int64_t size = shape.state_size, key_dim = shape.key_dim(), key_head = head % shape.num_key_heads;
+  const int64_t size = shape.state_size, key_dim = shape.key_dim(), key_head = shape.key_head_of(head);
   const float* mixed = slot.mixed.row(r);
   return {mixed + key_head * size,
           mixed + key_dim + key_head * size,

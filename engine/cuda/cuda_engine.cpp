@@ -104,7 +104,7 @@ CudaEngine::CudaEngine(const Model& m, const SessionOptions& o, ThreadTeam& team
   if (split) split->allocate();
   for (size_t i = 0; i < shapes.ropes.size(); ++i) {
     const RopeShape& shape = shapes.ropes[i];
-    const RopeTable table(shape.dim, shape.base, o.ctx_size);
+    const RopeTable table = shape.table(o.ctx_size);
     copy_to_device(stream, buffers.rope_data[i], table.cos(0),
                    static_cast<size_t>(o.ctx_size * shape.dim) * sizeof(float));
     stream.synchronize();

@@ -131,6 +131,7 @@ PrepareAttentionDesc CudaForwardPass::preparation(const AttentionShape& shape, i
   desc.eps = config_.norm_eps;
   desc.rope = buffers_.rope(shape.rope);
   desc.rope_dim = shape.rope.dim;
+  desc.adjacent_pairs = shape.rope.pairs == RopePairs::kAdjacent;
   desc.num_heads = shape.num_heads;
   desc.num_kv_heads = shape.num_kv_heads;
   desc.head_dim = shape.head_dim;
@@ -152,6 +153,8 @@ void CudaForwardPass::store_keys_and_values(const CudaAttention& weights, int kv
   desc.k = buffers_.k;
   desc.v = buffers_.v;
   desc.k_norm = weights.k_norm;
+  desc.k_bias = weights.k_bias;
+  desc.v_bias = weights.v_bias;
   launch(desc, stream_);
 }
 
@@ -163,6 +166,7 @@ void CudaForwardPass::attend_stored(const CudaAttention& weights, int kv_layer) 
   prepare.q_stride = shape.q_rows();
   prepare.q_head_stride = shape.q_rows() / shape.num_heads;
   prepare.q_norm = weights.q_norm;
+  prepare.q_bias = weights.q_bias;
   prepare.queries = buffers_.queries;
   launch(prepare, stream_);
   attend(weights, kv_layer);
@@ -182,6 +186,7 @@ void CudaForwardPass::attend(const CudaAttention& weights, int kv_layer) {
     desc.gate = buffers_.q + dim;
     desc.gate_stride = shape.q_rows();
     desc.gate_head_stride = 2 * dim;
+    if (weights.q_bias.count > 0) desc.gate_bias = weights.q_bias + dim;
   }
   desc.out = buffers_.attended.values;
   desc.max_rows = rows_.max_rows;
@@ -248,6 +253,7 @@ void CudaForwardPass::advance(const CudaDeltaNet& weights, const CudaState::Recu
   net.state_size = shape.state_size;
   net.num_key_heads = shape.num_key_heads;
   net.num_value_heads = shape.num_value_heads;
+  net.grouped_heads = shape.grouped_heads;
   net.out = buffers_.delta_out.values;
   net.pass = rows_.pass;
   launch(net, stream_);

@@ -50,19 +50,14 @@ std::string text_of(const GgufValue& value) {
   return fmt::format("an array of {}", array->size());
 }
 
-/// Keys that say nothing about what is computed here, or nothing beside those that are checked: what a YaRN rotation
-/// would use has no effect where rotations are not scaled.
+/// Keys that say nothing about what is computed here, or nothing beside those that are read.
 constexpr std::array kHarmless = {
     std::string_view("vocab_size"),
     std::string_view("pooling_type"),
     std::string_view("feed_forward_length"),      // beside expert_feed_forward_length
     std::string_view("full_attention_interval"),  // beside attention.recurrent_layers
     std::string_view("attention.layer_norm_epsilon"),
-    std::string_view("rope.scaling.original_context_length"),
     std::string_view("rope.scaling.finetuned"),
-    std::string_view("rope.scaling.yarn_beta_fast"),
-    std::string_view("rope.scaling.yarn_beta_slow"),
-    std::string_view("rope.scaling.yarn_ext_factor"),
     std::string_view("rope.scaling.yarn_log_multiplier"),
 };
 
@@ -102,8 +97,6 @@ const std::vector<Switch>& switches() {
       {"expert_group_scale", {0, 1}, "multiplies the weights of experts"},
       {"expert_chunk_feed_forward_length", {0}, "adds experts of another shape"},
       {"ssm.dt_b_c_rms", {0}, "normalises inputs of the recurrence"},
-      {"rope.scaling.attn_factor", {1}, "scales the rotated queries and keys"},
-      {"rope.scaling.yarn_attn_factor", {1}, "scales the rotated queries and keys"},
       {"rope.scaling.alpha", {0, 1}, "stretches rotations by the context"},
   };
   return list;
@@ -133,6 +126,11 @@ double Metadata::number(std::string_view key) const {
 double Metadata::number(std::string_view key, double fallback) const {
   seen_.emplace(key);
   return file_.get_float(full(key), fallback);
+}
+
+std::string Metadata::text(std::string_view key, std::string_view fallback) const {
+  seen_.emplace(key);
+  return std::string(file_.get_string(full(key), fallback));
 }
 
 std::optional<std::vector<int64_t>> Metadata::integers(std::string_view key) const {
@@ -182,28 +180,6 @@ void Metadata::accept(std::string_view key, const std::vector<double>& accepted,
 }
 
 void Metadata::check_rotations(const ModelConfig& c) const {
-  // As llama.cpp reads them: a factor without a type scales linearly, type none scales never, a factor of 0 means 1.
-  seen_.emplace("rope.scaling.type");
-  std::string type = "linear";
-  if (const GgufValue* value = file_.find(full("rope.scaling.type"))) {
-    const auto* text = std::get_if<std::string_view>(value);
-    if (text == nullptr || (*text != "none" && *text != "linear" && *text != "yarn")) {
-      fail("rope.scaling.type",
-           fmt::format("{} is not supported; none is, and linear with a factor of 1", text_of(*value)));
-    }
-    type = *text;
-  }
-  const bool scaled_by_factor = has("rope.scaling.factor") || has("rope.scale_linear");
-  if (type == "yarn" && !scaled_by_factor)
-    fail("rope.scaling.type", "'yarn' is not supported; none is, and linear with a factor of 1");
-  for (const std::string_view key : {"rope.scaling.factor", "rope.scale_linear"}) {
-    if (type == "none") {
-      seen_.emplace(key);
-    } else {
-      accept(key, {0, 1}, fmt::format("scales rotations ({})", type));
-    }
-  }
-
   // Positions of a text are the same on the axes time, height and width, so sections of these three change nothing.
   seen_.emplace("rope.dimension_sections");
   if (const GgufValue* value = file_.find(full("rope.dimension_sections"))) {

@@ -23,6 +23,7 @@ class Metadata {
   [[nodiscard]] int64_t integer(std::string_view key, int64_t min, int64_t max, int64_t fallback) const;
   [[nodiscard]] double number(std::string_view key) const;
   [[nodiscard]] double number(std::string_view key, double fallback) const;
+  [[nodiscard]] std::string text(std::string_view key, std::string_view fallback) const;
   [[nodiscard]] std::optional<std::vector<int64_t>> integers(std::string_view key) const;
   [[nodiscard]] bool has(std::string_view key) const;
   /// A count that some converters write once for each layer: all entries must be equal, or 0.

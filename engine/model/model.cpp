@@ -60,7 +60,6 @@ void declare_model(WeightLoader& load, const GgufFile& file, const ModelConfig& 
   }
   w.mtp.layer.layer_idx = c.num_layers;
   w.mtp.layer.mixer_idx = c.num_layers - num_recurrent;
-  check_unread_tensors(file, c, load.declared());
 }
 
 }  // namespace
@@ -71,7 +70,24 @@ ModelOutline Model::outline(const GgufFile& file) {
   const Tokenizer tokenizer = Tokenizer::load(file);
   WeightLoader loader(file, LoadOptions(), outline.weights);
   declare_model(loader, file, outline.config, tokenizer, outline.weights);
+  check_unread_tensors(file, outline.config, loader.declared());
   return outline;
+}
+
+std::vector<std::string> Model::obstacles(const GgufFile& file) {
+  std::vector<std::string> found;
+  try {
+    const ModelConfig config = ModelConfig::read(file);
+    const Tokenizer tokenizer = Tokenizer::load(file);
+    ModelWeights weights;
+    WeightLoader loader(file, LoadOptions(), weights);
+    loader.collect(found);
+    declare_model(loader, file, config, tokenizer, weights);
+    for (std::string& unread : find_unread_tensors(file, config, loader.declared())) found.push_back(std::move(unread));
+  } catch (const InputError& error) {
+    found.push_back(error.what());
+  }
+  return found;
 }
 
 Model::Model() = default;
@@ -88,6 +104,7 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
   ModelWeights& w = m.weights;
   WeightLoader loader(m.file, options, w);
   declare_model(loader, m.file, m.config, m.tokenizer, w);
+  check_unread_tensors(m.file, m.config, loader.declared());
   std::chrono::steady_clock::duration elsewhere{};
   if (options.on_header) {
     const auto called = std::chrono::steady_clock::now();

@@ -28,6 +28,9 @@ class Model {
   [[nodiscard]] static Model load(const std::string& path, const LoadOptions& options);
   /// What load() does before it reads any weights: throws the same InputError, from the headers alone.
   [[nodiscard]] static ModelOutline outline(const GgufFile& file);
+  /// All that speaks against running the file, the first as outline() throws it; empty if nothing does. Behind what
+  /// the metadata says wrongly nothing else can be found.
+  [[nodiscard]] static std::vector<std::string> obstacles(const GgufFile& file);
   ~Model();
   Model(Model&&) noexcept;
   Model& operator=(Model&&) noexcept;

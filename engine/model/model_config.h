@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "engine/model/rope_shape.h"
+
 namespace foretoken {
 
 class GgufFile;
@@ -27,11 +29,13 @@ struct ModelConfig {
   int64_t context_length = 0;  // context_length
   float norm_eps = 0;          // attention.layer_norm_rms_epsilon
 
-  int num_heads = 0;             // attention.head_count
-  int num_kv_heads = 0;          // attention.head_count_kv
-  int head_dim = 0;              // attention.key_length = value_length
-  int rope_dim = 0;              // rope.dimension_count, default head_dim
-  double rope_base = 10000.0;    // rope.freq_base
+  int num_heads = 0;           // attention.head_count
+  int num_kv_heads = 0;        // attention.head_count_kv
+  int head_dim = 0;            // attention.key_length = value_length
+  int rope_dim = 0;            // rope.dimension_count, default head_dim
+  double rope_base = 10000.0;  // rope.freq_base
+  RopePairs rope_pairs = RopePairs::kHalves;
+  RopeScaling rope_scaling;      // rope.scaling.*
   bool gated_attention = false;  // attn_q holds query and gate per head
 
   int num_experts = 0;            // expert_count; 0: dense feed-forward
@@ -45,6 +49,7 @@ struct ModelConfig {
   int num_key_heads = 0;        // ssm.group_count
   int num_value_heads = 0;      // ssm.time_step_rank
   int conv_taps = 0;            // ssm.conv_kernel
+  bool grouped_heads = false;   // as in DeltaNetShape
 
   /// Layer `index` is a gated delta net; false for an MTP layer.
   [[nodiscard]] bool is_recurrent(int index) const {

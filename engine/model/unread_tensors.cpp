@@ -72,8 +72,9 @@ const Effect* find_effect(std::string_view name) {
 
 }  // namespace
 
-void check_unread_tensors(const GgufFile& file, const ModelConfig& config,
-                          const std::set<std::string_view, std::less<>>& read) {
+std::vector<std::string> find_unread_tensors(const GgufFile& file, const ModelConfig& config,
+                                             const std::set<std::string_view, std::less<>>& read) {
+  std::vector<std::string> found;
   for (const GgufTensor& tensor : file.tensors()) {
     if (read.contains(tensor.name) || is_harmless(tensor.name)) continue;
     const Effect* effect = find_effect(tensor.name);
@@ -81,9 +82,16 @@ void check_unread_tensors(const GgufFile& file, const ModelConfig& config,
     const std::string what =
         effect != nullptr ? fmt::format("it {}, which is not supported for {}", effect->text, config.architecture)
                           : fmt::format("{} as this program knows it has no such tensor", config.architecture);
-    throw InputError(fmt::format("{}: tensor {} (shape [{}]) would not be read: {}; without it the text would be wrong",
-                                 file.path(), printable(tensor.name), fmt::join(tensor.shape, ", "), what));
+    found.push_back(fmt::format("{}: tensor {} (shape [{}]) would not be read: {}; without it the text would be wrong",
+                                file.path(), printable(tensor.name), fmt::join(tensor.shape, ", "), what));
   }
+  return found;
+}
+
+void check_unread_tensors(const GgufFile& file, const ModelConfig& config,
+                          const std::set<std::string_view, std::less<>>& read) {
+  const std::vector<std::string> unread = find_unread_tensors(file, config, read);
+  if (!unread.empty()) throw InputError(unread.front());
 }
 
 }  // namespace foretoken

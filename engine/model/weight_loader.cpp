@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <mutex>
+#include <numeric>
 #include <optional>
 
 #include "engine/machine.h"
@@ -39,6 +40,16 @@ bool must_not_be_zero(std::string_view name) {
 WeightLoader::WeightLoader(const GgufFile& file, const LoadOptions& options, ModelWeights& weights)
     : file_(file), options_(options), weights_(weights) {}
 
+template <class Declare>
+void WeightLoader::guarded(Declare&& declare) {
+  if (problems_ == nullptr) return declare();
+  try {
+    declare();
+  } catch (const InputError& error) {
+    problems_->push_back(error.what());
+  }
+}
+
 void WeightLoader::fail(const std::string& name, const std::string& what) const {
   const GgufTensor* tensor = file_.find_tensor(name);
   const std::string& path = tensor != nullptr ? file_.path_of(*tensor) : file_.path();
@@ -48,6 +59,7 @@ void WeightLoader::fail(const std::string& name, const std::string& what) const 
 const GgufTensor& WeightLoader::find(const std::string& name, const std::vector<int64_t>& shape) {
   const GgufTensor* tensor = file_.find_tensor(name);
   if (tensor == nullptr) fail(name, "is missing; the file does not hold the whole model that its metadata describes");
+  declared_.insert(tensor->name);
   if (!tensor->type()) {
     fail(name, fmt::format(
                    "type {} is not supported; `foretoken inspect` lists the tensors, convert the file to another type",
@@ -59,7 +71,6 @@ const GgufTensor& WeightLoader::find(const std::string& name, const std::vector<
     fail(name,
          fmt::format("shape [{}]; the metadata asks for [{}]", fmt::join(tensor->shape, ", "), fmt::join(shape, ", ")));
   }
-  declared_.insert(tensor->name);
   return *tensor;
 }
 
@@ -83,42 +94,94 @@ WeightLoader::Job& WeightLoader::declare(const GgufTensor& tensor, int64_t num_r
 }
 
 void WeightLoader::matrix(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to) {
-  declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/false, {&to});
+  guarded([&] { declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/false, {&to}); });
+}
+
+void WeightLoader::matrices(const std::string& name, int64_t num_cols,
+                            const std::vector<std::pair<int64_t, MatrixView*>>& to) {
+  guarded([&] {
+    std::vector<RowRange> parts;
+    std::vector<MatrixView*> views;
+    int64_t num_rows = 0, granule = 0;
+    for (const auto& [rows, view] : to) {
+      parts.push_back({num_rows, num_rows + rows});
+      views.push_back(view);
+      num_rows += rows;
+      granule = std::gcd(granule, rows);
+    }
+    Job& job = declare(find(name, {num_cols, num_rows}), num_rows, granule, num_cols, /*in_place=*/false, views);
+    for (size_t i = 0; i < views.size(); ++i) {
+      views[i]->num_rows = parts[i].end - parts[i].begin;
+      if (job.in_place) views[i]->data += static_cast<size_t>(parts[i].begin) * job.from.row_bytes();
+    }
+    job.parts = std::move(parts);
+  });
+}
+
+void WeightLoader::picked_rows(const std::string& name, int64_t tensor_rows, int64_t num_cols,
+                               std::vector<RowRange> rows, MatrixView& to) {
+  guarded([&] {
+    int64_t num_rows = 0;
+    for (const RowRange& range : rows) num_rows += range.end - range.begin;
+    Job& job = declare(find(name, {num_cols, tensor_rows}), num_rows, num_rows, num_cols, /*in_place=*/false, {&to});
+    job.picked = std::move(rows);
+  });
 }
 
 void WeightLoader::head(const std::string& name, int64_t num_rows, int64_t num_cols,
                         const std::vector<MatrixView*>& to) {
-  Job& job = declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/false, to);
-  job.unit_rows = kHeadUnitRows;
+  guarded([&] {
+    Job& job = declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/false, to);
+    job.unit_rows = kHeadUnitRows;
+  });
 }
 
 void WeightLoader::expert_matrices(const std::string& name, int64_t num_experts, int64_t num_rows, int64_t num_cols,
                                    const std::vector<ExpertMatrices*>& to) {
-  const int64_t stride = num_rows * static_cast<int64_t>(to.size());
-  std::vector<MatrixView*> views;
-  for (ExpertMatrices* part : to) {
-    *part = {{}, stride, num_rows * static_cast<int64_t>(views.size()), num_rows};
-    views.push_back(&part->all);
-  }
-  declare(find(name, {num_cols, stride, num_experts}), num_experts * stride, num_rows, num_cols,
-          /*in_place=*/false, std::move(views));
+  guarded([&] {
+    const int64_t stride = num_rows * static_cast<int64_t>(to.size());
+    std::vector<MatrixView*> views;
+    for (ExpertMatrices* part : to) {
+      *part = {{}, stride, num_rows * static_cast<int64_t>(views.size()), num_rows};
+      views.push_back(&part->all);
+    }
+    declare(find(name, {num_cols, stride, num_experts}), num_experts * stride, num_rows, num_cols,
+            /*in_place=*/false, std::move(views));
+  });
 }
 
 void WeightLoader::lookup(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to) {
-  declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/true, {&to});
+  guarded([&] { declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/true, {&to}); });
 }
 
-void WeightLoader::vector(const std::string& name, int64_t count, VectorView& to) {
+const GgufTensor& WeightLoader::find_vector(const std::string& name, int64_t count) {
   const GgufTensor* named = file_.find_tensor(name);
   if (named == nullptr) fail(name, "is missing; the file does not hold the whole model that its metadata describes");
+  declared_.insert(named->name);
   if (!named->type()) fail(name, fmt::format("type {} is not supported", gguf_type_name(named->type_id)));
   if (named->num_values() != count) {
     fail(name, fmt::format("shape [{}], {} values; the metadata asks for {}", fmt::join(named->shape, ", "),
                            named->num_values(), count));
   }
-  declared_.insert(named->name);
-  to = {nullptr, count};
-  vectors_.push_back({named, &to});
+  return *named;
+}
+
+void WeightLoader::vector(const std::string& name, int64_t count, VectorView& to) {
+  vectors(name, {{count, &to}});
+}
+
+void WeightLoader::vectors(const std::string& name, const std::vector<std::pair<int64_t, VectorView*>>& to) {
+  guarded([&] {
+    int64_t count = 0;
+    for (const auto& [part, view] : to) count += part;
+    const GgufTensor& tensor = find_vector(name, count);
+    int64_t begin = 0;
+    for (const auto& [part, view] : to) {
+      *view = {nullptr, part};
+      vectors_.push_back({&tensor, view, begin});
+      begin += part;
+    }
+  });
 }
 
 void WeightLoader::load_vectors() {
@@ -137,7 +200,7 @@ void WeightLoader::load_vectors() {
         std::all_of(values.get(), values.get() + count, [](float v) { return v == 0; })) {
       zero_vectors_.push_back(vector.tensor);
     }
-    vector.to->data = values.get();
+    vector.to->data = values.get() + vector.begin;
     weights_.vectors.push_back(std::move(values));
   }
 }
@@ -156,7 +219,7 @@ void WeightLoader::fill(Job& job, int64_t row_begin, int64_t row_end) const {
          fmt::format("row {} has a value or scale that is not finite; the file is damaged", r));
   }
   if (job.in_place) return;
-  std::byte* to = const_cast<std::byte*>(job.to[0]->data);
+  std::byte* to = const_cast<std::byte*>(job.to[0]->data);  // where the first part begins
   if (job.interleave) {
     interleave_rows(from, row_begin, row_end, to);
   } else {
@@ -166,10 +229,28 @@ void WeightLoader::fill(Job& job, int64_t row_begin, int64_t row_end) const {
   }
 }
 
+// The rows that make up the matrix, in the file's layout.
+AlignedBuffer WeightLoader::pick(Job& job) const {
+  AlignedBuffer buffer(job.from.size_bytes(), fmt::format("tensor {}", job.tensor->name));
+  const size_t row_bytes = job.from.row_bytes();
+  std::byte* to = buffer.data();
+  for (const RowRange& rows : job.picked) {
+    const size_t size_bytes = static_cast<size_t>(rows.end - rows.begin) * row_bytes;
+    std::memcpy(to, job.tensor->data + static_cast<size_t>(rows.begin) * row_bytes, size_bytes);
+    to += size_bytes;
+  }
+  job.from.data = buffer.data();
+  if (job.in_place) job.to[0]->data = buffer.data();
+  return buffer;
+}
+
 void WeightLoader::allocate(Job& job, const NumaNodes& nodes) {
   AlignedBuffer& buffer =
       weights_.buffers.emplace_back(job.from.size_bytes(), fmt::format("tensor {}", job.tensor->name));
-  for (MatrixView* view : job.to) view->data = buffer.data();
+  for (size_t i = 0; i < job.to.size(); ++i) {
+    const int64_t first_row = job.parts.empty() ? 0 : job.parts[i].begin;
+    job.to[i]->data = buffer.data() + static_cast<size_t>(first_row) * job.from.row_bytes();
+  }
   // A huge page would take its neighbour's rows along to one node. The shares of a single expert are smaller than one.
   for (int node = 1; node < nodes.count(); ++node) {
     for (const RowRange& rows : nodes.rows_of(node, job.from.num_rows, job.unit_rows)) {
@@ -237,7 +318,9 @@ void WeightLoader::load() {
   ThreadTeam team(available_cores(), options_.nodes);
   const NumaNodes& nodes = team.nodes();
   size_t all_bytes = 0;
+  std::vector<AlignedBuffer> picked;  // until they have been interleaved
   for (Job& job : jobs_) {
+    if (!job.picked.empty()) (job.in_place ? weights_.buffers : picked).push_back(pick(job));
     if (!job.in_place) allocate(job, nodes);
     if (!job.in_place || !options_.repack) weights_.matrix_bytes += job.from.size_bytes();
     all_bytes += job.from.size_bytes();
@@ -273,7 +356,7 @@ void WeightLoader::load() {
         }
         const size_t begin = static_cast<size_t>(rows.begin) * row_bytes,
                      end = static_cast<size_t>(rows.end) * row_bytes;
-        if (options_.repack) file_.release(chunk.job->from.data + begin, end - begin);
+        if (options_.repack && chunk.job->picked.empty()) file_.release(chunk.job->from.data + begin, end - begin);
       }
       const size_t now = done.fetch_add(chunk.size_bytes) + chunk.size_bytes;
       if (options_.progress) {

@@ -5,6 +5,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "engine/gguf/gguf.h"
@@ -31,7 +32,12 @@ class WeightLoader {
 
   /// A matrix of num_rows outputs and num_cols inputs.
   void matrix(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to);
-  /// The same, shared out over nodes in units of kHeadUnitRows. Several parts may use it.
+  /// Matrices of num_cols inputs whose rows follow each other in one tensor: number of rows, and where each goes.
+  void matrices(const std::string& name, int64_t num_cols, const std::vector<std::pair<int64_t, MatrixView*>>& to);
+  /// A matrix of those rows of a tensor of tensor_rows that `rows` lists, in that order. It is always copied.
+  void picked_rows(const std::string& name, int64_t tensor_rows, int64_t num_cols, std::vector<RowRange> rows,
+                   MatrixView& to);
+  /// The same as matrix(), shared out over nodes in units of kHeadUnitRows. Several parts may use it.
   void head(const std::string& name, int64_t num_rows, int64_t num_cols, const std::vector<MatrixView*>& to);
   /// num_experts matrices of num_rows rows for each of `to`, in one tensor: of an expert's rows the first num_rows are
   /// the first one's. The parts' boundaries stay on group boundaries, or the tensor stays in file layout.
@@ -41,6 +47,12 @@ class WeightLoader {
   void lookup(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to);
   /// A small tensor of `count` values, decoded to floats.
   void vector(const std::string& name, int64_t count, VectorView& to);
+  /// Small vectors that follow each other in one tensor: number of values, and where each goes.
+  void vectors(const std::string& name, const std::vector<std::pair<int64_t, VectorView*>>& to);
+
+  /// From here on a declaration that cannot be met adds what it would throw to `problems`; load() must not be called
+  /// then.
+  void collect(std::vector<std::string>& problems) { problems_ = &problems; }
 
   /// Names of the tensors that have been declared.
   [[nodiscard]] const std::set<std::string_view, std::less<>>& declared() const { return declared_; }
@@ -58,6 +70,8 @@ class WeightLoader {
     int64_t unit_rows;  // that are shared out over nodes together
     bool in_place;      // only checked
     bool interleave;
+    std::vector<RowRange> parts;      // of the matrix, for each of `to`; empty: all of it for each
+    std::vector<RowRange> picked;     // rows of the tensor that make up `from`; empty: all of them
     std::vector<RowRange> zero_rows;  // found while loading
   };
   /// What one work item of load() brings in: rows of one node's share.
@@ -69,13 +83,18 @@ class WeightLoader {
   struct Vector {
     const GgufTensor* tensor;
     VectorView* to;
+    int64_t begin;  // its first value in the tensor
   };
+  template <class Declare>
+  void guarded(Declare&& declare);
   const GgufTensor& find(const std::string& name, const std::vector<int64_t>& shape);
   /// Parts of granule_rows are read by loops of their own.
   Job& declare(const GgufTensor& tensor, int64_t num_rows, int64_t granule_rows, int64_t num_cols, bool in_place,
                std::vector<MatrixView*> to);
   [[noreturn]] void fail(const std::string& name, const std::string& what) const;
   void load_vectors();
+  const GgufTensor& find_vector(const std::string& name, int64_t count);
+  AlignedBuffer pick(Job& job) const;
   void allocate(Job& job, const NumaNodes& nodes);
   static void append_chunks(Job& job, const NumaNodes& nodes, int node, std::vector<Chunk>& chunks);
   void fill(Job& job, int64_t row_begin, int64_t row_end) const;
@@ -85,6 +104,7 @@ class WeightLoader {
   const GgufFile& file_;
   const LoadOptions& options_;
   ModelWeights& weights_;
+  std::vector<std::string>* problems_ = nullptr;  // where they are collected; nullptr: the first is thrown
   std::vector<Job> jobs_;
   std::vector<Vector> vectors_;
   std::set<std::string_view, std::less<>> declared_;

@@ -5,6 +5,7 @@
 #include <variant>
 #include <vector>
 
+#include "engine/model/rope_shape.h"
 #include "kernels/base/aligned_buffer.h"
 #include "kernels/formats/matrix.h"
 #include "moe/moe.h"
@@ -14,14 +15,6 @@ namespace foretoken {
 // A model's weights, described once for every memory that they can lie in: `Matrix` is MatrixView in the host's memory,
 // DeviceMatrix in a GPU's. for_each() walks the weights of one or several such descriptions side by side; loader,
 // upload, placement and byte counts all use it, so a tensor that a family adds here is known to all of them.
-
-/// How a layer rotates queries and keys: the first `dim` values of a head by angles position * base^(-2i/dim).
-struct RopeShape {
-  int dim = 0;
-  double base = 10000.0;
-
-  bool operator==(const RopeShape&) const = default;
-};
 
 struct AttentionShape {
   int num_heads = 0;
@@ -46,8 +39,10 @@ struct BasicAttentionWeights {
   Matrix q;           // [num_heads * head_dim * (gated ? 2 : 1), hidden_dim]
   Matrix k, v;        // [num_kv_heads * head_dim, hidden_dim]
   Matrix output;      // [hidden_dim, num_heads * head_dim]
-  VectorView q_norm;  // [head_dim]
+  VectorView q_norm;  // [head_dim]; empty: heads are not normed
   VectorView k_norm;  // [head_dim]
+  // Added to what q, k and v compute; each may be empty.
+  VectorView q_bias, k_bias, v_bias;  // as many values as the matrix has rows
 
   template <class Visit, class... Weights>
   static void for_each(Visit&& visit, Weights&... w) {
@@ -58,6 +53,9 @@ struct BasicAttentionWeights {
     visit(kRole, w.output...);
     visit(kRole, w.q_norm...);
     visit(kRole, w.k_norm...);
+    visit(kRole, w.q_bias...);
+    visit(kRole, w.k_bias...);
+    visit(kRole, w.v_bias...);
   }
 };
 
@@ -66,7 +64,11 @@ struct DeltaNetShape {
   int num_key_heads = 0;
   int num_value_heads = 0;
   int conv_taps = 0;
+  bool grouped_heads = false;  // the value heads of a key head follow each other; otherwise they take turns
 
+  [[nodiscard]] int64_t key_head_of(int64_t value_head) const {
+    return grouped_heads ? value_head / (num_value_heads / num_key_heads) : value_head % num_key_heads;
+  }
   [[nodiscard]] int64_t key_dim() const { return int64_t{state_size} * num_key_heads; }
   [[nodiscard]] int64_t value_dim() const { return int64_t{state_size} * num_value_heads; }
   [[nodiscard]] int64_t conv_channels() const { return 2 * key_dim() + value_dim(); }
@@ -75,7 +77,7 @@ struct DeltaNetShape {
   [[nodiscard]] int64_t history_values() const { return (conv_taps - 1) * conv_channels(); }
 };
 
-/// Gated delta net. Value head i uses key head i mod num_key_heads.
+/// Gated delta net. Value head i uses key head DeltaNetShape::key_head_of(i).
 template <class Matrix>
 struct BasicDeltaNetWeights {
   DeltaNetShape shape;

@@ -15,7 +15,7 @@ namespace foretoken {
 class RopeTables {
  public:
   RopeTables(std::span<const RopeShape> shapes, int64_t ctx_size) : shapes_(shapes.begin(), shapes.end()) {
-    for (const RopeShape& shape : shapes_) tables_.emplace_back(shape.dim, shape.base, ctx_size);
+    for (const RopeShape& shape : shapes_) tables_.push_back(shape.table(ctx_size));
   }
 
   [[nodiscard]] const RopeTable& of(const RopeShape& shape) const {

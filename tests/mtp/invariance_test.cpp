@@ -154,7 +154,7 @@ TEST_CASE("invariance matrix: drafts x expert core x threads x instruction set x
 }
 
 TEST_CASE("invariance among neighbours, and of texts that are saved, restored and copied") {
-  const std::string architecture = GENERATE("qwen35moe", "qwen35", "qwen3moe");
+  const std::string architecture = GENERATE("qwen35moe", "qwen35", "qwen3next", "qwen3moe", "llama");
   Matrix matrix(matrix_model(architecture), /*prompt_tokens=*/66, /*new_tokens=*/20);
   matrix.check_all(covering_settings(axes_of_neighbours(matrix.has_mtp())), kCoveringStride);
   matrix.finish(architecture);

@@ -332,7 +332,7 @@ TEST_CASE("inspect refuses what decode refuses, in the same words", "[program][i
       {"nextn_predict_layers", [](auto& file) { file.remove_key("qwen35moe.nextn_predict_layers"); }},
       {"tokenizer.ggml.pre", [](auto& file) { file.set_string("tokenizer.ggml.pre", "default"); }},
       {"bos_token_id", [](auto& file) { file.set_uint32("tokenizer.ggml.bos_token_id", 151643); }},
-      {"rope.scaling.factor", [](auto& file) { file.set_float32("qwen35moe.rope.scaling.factor", 4); }},
+      {"rope.scaling.alpha", [](auto& file) { file.set_float32("qwen35moe.rope.scaling.alpha", 4); }},
       {"ffn_gate_exps.scale",
        [](auto& file) {
          file.tensors.push_back({"blk.1.ffn_gate_exps.scale", 0, {8}, std::vector<std::byte>(8 * sizeof(float))});

@@ -4,6 +4,7 @@
 #include <string_view>
 #include <tuple>
 
+#include "engine/model/families/llama.h"
 #include "engine/model/families/qwen35.h"
 #include "engine/model/families/qwen3moe.h"
 #include "kernels/base/error.h"
@@ -11,7 +12,7 @@
 namespace foretoken {
 
 /// The families that the program runs. A new one has a header and a source beside these, and an entry here.
-using Families = std::tuple<Qwen35Moe, Qwen35, Qwen3Moe>;
+using Families = std::tuple<Qwen35Moe, Qwen35, Qwen3Next, Qwen3Moe, Llama>;
 
 inline constexpr auto kFamilies = std::apply(
     [](auto... family) { return std::array<const Family*, sizeof...(family)>{&decltype(family)::kFamily...}; },

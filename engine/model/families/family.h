@@ -26,13 +26,18 @@ struct Family {
 /// "qwen35moe, qwen35 and qwen3moe", for messages.
 [[nodiscard]] std::string family_names();
 
+/// Whether an attention layer's queries and keys are normed by head.
+enum class HeadNorms { kNone, kOwn };
+
 // Parts that several families share.
 void read_attention(const Metadata& keys, ModelConfig& config);
 /// feed_forward_length, of a dense model.
 void read_dense_feed_forward(const Metadata& keys, ModelConfig& config);
 /// Counts and widths of routed experts.
 void read_experts(const Metadata& keys, ModelConfig& config);
-void declare_attention(WeightLoader& load, const ModelConfig& config, const std::string& block, LayerWeights& to);
+/// Queries, keys and values from matrices of their own or from one of all three, with biases where the file has any.
+void declare_attention(WeightLoader& load, const ModelConfig& config, const std::string& block, HeadNorms norms,
+                       LayerWeights& to);
 /// Router and routed experts, and the shared expert where config.shared_expert_dim says that there is one.
 void declare_experts(WeightLoader& load, const ModelConfig& config, const std::string& block, LayerWeights& to);
 void declare_dense_feed_forward(WeightLoader& load, const ModelConfig& config, const std::string& block,

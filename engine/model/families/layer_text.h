@@ -20,6 +20,14 @@ void feed_forward(Pass& pass, const BasicLayerWeights<typename Pass::Matrix>& la
   }
 }
 
+/// x = x + Attention(rms_norm(x, mix_norm)), then feed_forward(). x is the residual stream.
+template <class Pass>
+void attention_and_feed_forward(Pass& pass, const BasicLayerWeights<typename Pass::Matrix>& layer) {
+  pass.norm(layer.mix_norm, pass.inputs_of(layer.attention()));
+  pass.attention(layer.attention(), layer.mixer_idx);
+  feed_forward(pass, layer);
+}
+
 /// The MTP block of files that name its parts nextn (DeepSeek-V3's report, 2.2): one layer with attention over
 ///   u = join . [rms_norm(embedding of the token, embed_norm); rms_norm(hidden of the position before, hidden_norm)]
 struct NextnBlock {

@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <numeric>
+#include <utility>
+
 #include "engine/model/mtp_layout.h"
 
 namespace foretoken {
@@ -63,16 +66,64 @@ void read_dense_config(const Metadata& keys, ModelConfig& c) {
   read_dense_feed_forward(keys, c);
 }
 
+void read_next_config(const Metadata& keys, ModelConfig& c) {
+  read_moe_config(keys, c);
+  c.grouped_heads = true;
+}
+
+/// Rows of a tensor that holds, for each key head, its rows of one part after the other: of part `part` those of all
+/// key heads.
+std::vector<RowRange> rows_of_part(const std::vector<int64_t>& part_rows, size_t part, int num_key_heads) {
+  const int64_t stride = std::accumulate(part_rows.begin(), part_rows.end(), int64_t{0});
+  const int64_t first =
+      std::accumulate(part_rows.begin(), part_rows.begin() + static_cast<ptrdiff_t>(part), int64_t{0});
+  std::vector<RowRange> rows;
+  for (int64_t head = 0; head < num_key_heads; ++head)
+    rows.push_back({head * stride + first, head * stride + first + part_rows[part]});
+  return rows;
+}
+
+/// Queries, keys and values, and z: attn_qkv and attn_gate, or ssm_in of older files, by key head.
+void declare_inputs(WeightLoader& load, const ModelConfig& c, const std::string& block, DeltaNetWeights& to) {
+  const DeltaNetShape& shape = to.shape;
+  const std::string fused = block + "ssm_in.weight";
+  if (load.has(block + "attn_qkv.weight") || !load.has(fused)) {
+    load.matrix(block + "attn_qkv.weight", shape.conv_channels(), c.hidden_dim, to.qkv);
+    load.matrix(block + "attn_gate.weight", shape.value_dim(), c.hidden_dim, to.gate);
+    return;
+  }
+  const int64_t key = c.state_size, value = shape.value_dim() / c.num_key_heads;
+  const std::vector<int64_t> parts = {key, key, value, value};
+  std::vector<RowRange> qkv;
+  for (size_t part = 0; part < 3; ++part) {
+    const std::vector<RowRange> rows = rows_of_part(parts, part, c.num_key_heads);
+    qkv.insert(qkv.end(), rows.begin(), rows.end());
+  }
+  load.picked_rows(fused, shape.conv_channels() + shape.value_dim(), c.hidden_dim, std::move(qkv), to.qkv);
+  load.picked_rows(fused, shape.conv_channels() + shape.value_dim(), c.hidden_dim,
+                   rows_of_part(parts, 3, c.num_key_heads), to.gate);
+}
+
 void declare_delta_net(WeightLoader& load, const ModelConfig& c, const std::string& block, LayerWeights& layer) {
   DeltaNetWeights& to = layer.mixer.emplace<DeltaNetWeights>();
-  const DeltaNetShape& shape = to.shape = {c.state_size, c.num_key_heads, c.num_value_heads, c.conv_taps};
-  load.matrix(block + "attn_qkv.weight", shape.conv_channels(), c.hidden_dim, to.qkv);
-  load.matrix(block + "attn_gate.weight", shape.value_dim(), c.hidden_dim, to.gate);
-  load.matrix(block + "ssm_beta.weight", c.num_value_heads, c.hidden_dim, to.beta);
-  load.matrix(block + "ssm_alpha.weight", c.num_value_heads, c.hidden_dim, to.alpha);
+  const DeltaNetShape& shape =
+      to.shape = {c.state_size, c.num_key_heads, c.num_value_heads, c.conv_taps, c.grouped_heads};
+  declare_inputs(load, c, block, to);
+  const std::string gates = block + "ssm_ba.weight";
+  if (load.has(gates) || (c.grouped_heads && !load.has(block + "ssm_beta.weight"))) {
+    const int64_t each = c.num_value_heads / c.num_key_heads;
+    load.picked_rows(gates, 2 * c.num_value_heads, c.hidden_dim, rows_of_part({each, each}, 0, c.num_key_heads),
+                     to.beta);
+    load.picked_rows(gates, 2 * c.num_value_heads, c.hidden_dim, rows_of_part({each, each}, 1, c.num_key_heads),
+                     to.alpha);
+  } else {
+    load.matrix(block + "ssm_beta.weight", c.num_value_heads, c.hidden_dim, to.beta);
+    load.matrix(block + "ssm_alpha.weight", c.num_value_heads, c.hidden_dim, to.alpha);
+  }
   load.matrix(block + "ssm_out.weight", c.hidden_dim, shape.value_dim(), to.out);
   load.vector(block + "ssm_conv1d.weight", shape.conv_channels() * c.conv_taps, to.conv);
-  load.vector(block + "ssm_dt.bias", c.num_value_heads, to.dt);
+  // Ollama's converter leaves the suffix out.
+  load.vector(block + (load.has(block + "ssm_dt") ? "ssm_dt" : "ssm_dt.bias"), c.num_value_heads, to.dt);
   load.vector(block + "ssm_a", c.num_value_heads, to.a);
   load.vector(block + "ssm_norm.weight", c.state_size, to.norm);
 }
@@ -84,7 +135,7 @@ void declare_layer(WeightLoader& load, const ModelConfig& c, int index, LayerWei
   if (c.is_recurrent(index)) {
     declare_delta_net(load, c, block, to);
   } else {
-    declare_attention(load, c, block, to);
+    declare_attention(load, c, block, HeadNorms::kOwn, to);
   }
   if (c.num_experts > 0) {
     declare_experts(load, c, block, to);
@@ -96,6 +147,7 @@ void declare_layer(WeightLoader& load, const ModelConfig& c, int index, LayerWei
 }  // namespace
 
 const Family Qwen35Moe::kFamily = {"qwen35moe", /*most_mtp_layers=*/1, read_moe_config, declare_layer};
+const Family Qwen3Next::kFamily = {"qwen3next", /*most_mtp_layers=*/1, read_next_config, declare_layer};
 const Family Qwen35::kFamily = {"qwen35", /*most_mtp_layers=*/1, read_dense_config, declare_layer};
 
 }  // namespace foretoken

@@ -7,7 +7,9 @@
 namespace foretoken {
 
 /// Qwen3.5 and 3.6: gated delta nets with gated attention between them, every layer with experts and one shared expert
-/// (qwen35moe), or with a dense feed-forward part (qwen35). An MTP layer has gated attention.
+/// (qwen35moe), or with a dense feed-forward part (qwen35). Qwen3-Next and Qwen3-Coder-Next (qwen3next) differ from
+/// qwen35moe in the order of the delta nets' value heads and in how their tensors are fused. An MTP layer has gated
+/// attention.
 struct Qwen35Text {
   /// x is the residual stream:
   ///   x = x + Mix(rms_norm(x, mix_norm)),  Mix = gated delta net or gated attention
@@ -31,6 +33,9 @@ struct Qwen35Moe : Qwen35Text {
   static const Family kFamily;
 };
 struct Qwen35 : Qwen35Text {
+  static const Family kFamily;
+};
+struct Qwen3Next : Qwen35Text {
   static const Family kFamily;
 };
 

@@ -15,7 +15,7 @@ void declare_layer(WeightLoader& load, const ModelConfig& c, int index, LayerWei
   const std::string block = fmt::format("blk.{}.", index);
   load.vector(block + "attn_norm.weight", c.hidden_dim, to.mix_norm);
   load.vector(block + "ffn_norm.weight", c.hidden_dim, to.ffn_norm);
-  declare_attention(load, c, block, to);
+  declare_attention(load, c, block, HeadNorms::kOwn, to);
   declare_experts(load, c, block, to);
 }
 

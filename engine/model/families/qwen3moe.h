@@ -11,14 +11,9 @@ namespace foretoken {
 struct Qwen3Moe {
   static const Family kFamily;
 
-  /// x is the residual stream:
-  ///   x = x + Attention(rms_norm(x, mix_norm))
-  ///   x = x + MoE(rms_norm(x, ffn_norm))
   template <class Pass>
   static void layer(Pass& pass, const BasicLayerWeights<typename Pass::Matrix>& layer) {
-    pass.norm(layer.mix_norm, pass.inputs_of(layer.attention()));
-    pass.attention(layer.attention(), layer.mixer_idx);
-    feed_forward(pass, layer);
+    attention_and_feed_forward(pass, layer);
   }
 
   using Mtp = NoMtpBlock;

@@ -147,16 +147,20 @@ void check_against(const std::string& path, const std::vector<TokenId>& ids, con
   }
 }
 
-// One model, exact activations: for files whose matrices are all float.
+// One file, exact activations: for files whose matrices are all float.
+void check_float_file(const std::string& path, KvType kv_type = KvType::kF32, uint64_t seed = 101) {
+  ReferenceModel reference(path, {.activations = Activations::kExact, .kv_type = kv_type});
+  const std::vector<TokenId> ids = random_ids(20, reference.vocab_size(), seed);
+  const ReferenceResult want = reference.forward(ids);
+  REQUIRE(want.margins.router > kRouterMargin);  // without routers beyond every bound
+  check_against(path, ids, want, kv_type, kFloatBound);
+}
+
 void check_float_model(const RandomModel& spec, KvType kv_type = KvType::kF32) {
   const TempFolder folder;
   const std::string path = folder.file("model.gguf");
   spec.write(path);
-  ReferenceModel reference(path, {.activations = Activations::kExact, .kv_type = kv_type});
-  const std::vector<TokenId> ids = random_ids(20, spec.vocab_size, spec.seed + 100);
-  const ReferenceResult want = reference.forward(ids);
-  REQUIRE((spec.num_experts == 0 || spec.architecture == "qwen35" || want.margins.router > kRouterMargin));
-  check_against(path, ids, want, kv_type, kFloatBound);
+  check_float_file(path, kv_type, spec.seed + 100);
 }
 
 // One model with quantised matrices, on a clear prompt.
@@ -173,7 +177,7 @@ void check_quantised_model(const RandomModel& spec) {
   check_quantised_file(path);
 }
 
-const std::vector<std::string> kArchitectures = {"qwen35moe", "qwen35", "qwen3moe"};
+const std::vector<std::string> kArchitectures = {"qwen35moe", "qwen35", "qwen3next", "qwen3moe", "llama"};
 
 TEST_CASE("float models of every family agree with the reference") {
   const std::string architecture = GENERATE(from_range(kArchitectures));
@@ -283,6 +287,58 @@ TEST_CASE("shapes of the attention: one head a group, many, whole and partial ro
     spec.num_kv_heads = 3;
   }
   check_float_model(spec);
+}
+
+TEST_CASE("biases of queries, keys and values, and one tensor for all three, agree with the reference") {
+  RandomModel spec;
+  spec.architecture = GENERATE("qwen35moe", "qwen3moe", "llama");
+  spec.attention_bias = GENERATE(false, true);
+  spec.fused_qkv = GENERATE(false, true);
+  spec.num_heads = GENERATE(4, 6);
+  if (spec.num_heads == 6) spec.head_dim = 40, spec.rope_dim = 10;  // parts that do not begin at whole groups of rows
+  INFO(spec.architecture << (spec.attention_bias ? ", biases" : "") << (spec.fused_qkv ? ", fused" : ""));
+  check_float_model(spec);
+}
+
+TEST_CASE("delta nets by key head, fused, agree with the reference") {
+  RandomModel spec;
+  spec.architecture = "qwen3next";
+  spec.fused_inputs = GENERATE(false, true);
+  spec.num_key_heads = GENERATE(1, 2, 4);
+  INFO(spec.num_key_heads << " key heads" << (spec.fused_inputs ? ", fused" : ""));
+  check_float_model(spec);
+}
+
+TEST_CASE("scaled rotations agree with the reference") {
+  const TempFolder folder;
+  const std::string path = folder.file("model.gguf");
+  RandomModel spec;
+  spec.architecture = GENERATE("qwen35moe", "qwen3moe", "llama");
+  const std::string prefix = spec.architecture + ".rope.scaling.";
+  test::GgufEdit file = spec.build();
+  SECTION("a factor without a type is linear") {
+    file.set_float32(prefix + "factor", 4);
+  }
+  SECTION("linear, by the old name of its factor") {
+    file.set_string(prefix + "type", "linear");
+    file.set_float32(prefix + "factor", 2.5f);
+    file.write(path);
+    const std::vector<TokenId> ids = random_ids(12, 320, 3);
+    const auto run = [&] { return run_engine(Model::load(path, {}), ids, KvType::kF32, /*with_mtp=*/false, 12); };
+    const EngineLogits named = run();
+    file.remove_key(prefix + "factor");
+    file.set_float32(spec.architecture + ".rope.scale_linear", 2.5f);
+    file.write(path);
+    CHECK(named.trunk == run().trunk);
+    file.set_float32(prefix + "factor", 2.5f);
+  }
+  SECTION("YaRN") {
+    file.set_string(prefix + "type", "yarn");
+    file.set_float32(prefix + "factor", 4);
+    file.set_uint32(prefix + "original_context_length", 1024);
+  }
+  file.write(path);
+  check_float_file(path);
 }
 
 TEST_CASE("shapes of the experts: 13 of them, one a token, all of them, dimensions that do not interleave") {

@@ -93,17 +93,17 @@ std::vector<std::string> tensor_names(const GgufEdit& file) {
 }
 
 TEST_CASE("the model that the bad ones are made from loads") {
-  const std::string architecture = GENERATE("qwen35moe", "qwen35", "qwen3moe");
+  const std::string architecture = GENERATE("qwen35moe", "qwen35", "qwen3next", "qwen3moe", "llama");
   const TempFolder folder;
   small_model(architecture).write(folder.file("good.gguf"));
   const Model model = Model::load(folder.file("good.gguf"), {});
   CHECK(model.config().architecture == architecture);
   CHECK(model.config().num_layers == 2);
-  CHECK(model.has_mtp() == (architecture != "qwen3moe"));
+  CHECK(model.has_mtp() == (architecture != "qwen3moe" && architecture != "llama"));
 }
 
 TEST_CASE("a missing tensor is named, whichever it is") {
-  const std::string architecture = GENERATE("qwen35moe", "qwen35", "qwen3moe");
+  const std::string architecture = GENERATE("qwen35moe", "qwen35", "qwen3next", "qwen3moe", "llama");
   const GgufEdit good = small_model(architecture).build();
   for (const std::string& name : tensor_names(good)) {
     // These two may be absent: the embeddings serve as head, output_norm as the MTP layer's norm.
@@ -123,7 +123,7 @@ void zero_bytes(GgufEdit& file, const std::string& name, size_t begin, size_t co
 }
 
 TEST_CASE("a matrix that is all zeros is named, whichever it is") {
-  const std::string architecture = GENERATE("qwen35moe", "qwen35", "qwen3moe");
+  const std::string architecture = GENERATE("qwen35moe", "qwen35", "qwen3next", "qwen3moe", "llama");
   const GgufEdit good = small_model(architecture).build();
   for (const GgufEdit::Tensor& tensor : good.tensors) {
     if (!is_matrix(tensor)) continue;
@@ -225,7 +225,7 @@ TEST_CASE("a tensor that stands in the file twice is refused") {
 }
 
 TEST_CASE("a tensor of another shape than the metadata says is refused with both shapes, whichever it is") {
-  const std::string architecture = GENERATE("qwen35moe", "qwen35", "qwen3moe");
+  const std::string architecture = GENERATE("qwen35moe", "qwen35", "qwen3next", "qwen3moe", "llama");
   const GgufEdit good = small_model(architecture).build();
   for (const std::string& name : tensor_names(good)) {
     GgufEdit file = good;
@@ -442,8 +442,8 @@ TEST_CASE("numbers that are not numbers, and rotations that are not supported, a
     check_refused(file, {"rope.freq_base"});
   }
   SECTION("scaled rotations") {
-    file.set_string("qwen35moe.rope.scaling.type", "yarn");
-    check_refused(file, {"rope.scaling.type", "yarn"});
+    file.set_string("qwen35moe.rope.scaling.type", "longrope");
+    check_refused(file, {"rope.scaling.type", "longrope"});
   }
   SECTION("a count that is a string") {
     file.set_string("qwen35moe.expert_count", "four");

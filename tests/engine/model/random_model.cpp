@@ -87,8 +87,10 @@ class Builder {
   }
 
  private:
-  [[nodiscard]] bool hybrid() const { return m_.architecture != "qwen3moe"; }
-  [[nodiscard]] bool routed() const { return m_.architecture != "qwen35"; }
+  [[nodiscard]] bool llama() const { return m_.architecture == "llama"; }
+  [[nodiscard]] bool next() const { return m_.architecture == "qwen3next"; }
+  [[nodiscard]] bool hybrid() const { return m_.architecture != "qwen3moe" && !llama(); }
+  [[nodiscard]] bool routed() const { return m_.architecture != "qwen35" && !llama(); }
   [[nodiscard]] bool has_mtp() const { return hybrid() && m_.mtp; }
 
   void key(const char* name, int64_t value) {
@@ -113,11 +115,13 @@ class Builder {
     } else {
       key("feed_forward_length", m_.shared_dim);
     }
+    if (llama()) key("rope.dimension_count", m_.head_dim);
     if (!hybrid()) return;
     if (routed()) key("expert_shared_feed_forward_length", m_.shared_dim);
     key("rope.dimension_count", m_.rope_dim);
     const int64_t third = (m_.rope_dim / 2 + 2) / 3;
-    out_.set_int32s(m_.architecture + ".rope.dimension_sections", {third, third, m_.rope_dim / 2 - 2 * third, 0});
+    if (!next())
+      out_.set_int32s(m_.architecture + ".rope.dimension_sections", {third, third, m_.rope_dim / 2 - 2 * third, 0});
     key("ssm.conv_kernel", m_.conv_taps);
     key("ssm.state_size", m_.state_size);
     key("ssm.group_count", m_.num_key_heads);
@@ -141,10 +145,22 @@ class Builder {
 
   void add_attention() {
     const int64_t q_dim = int64_t{m_.num_heads} * m_.head_dim, kv_dim = int64_t{m_.num_kv_heads} * m_.head_dim;
-    matrix(block_ + "attn_q.weight", {m_.hidden_dim, hybrid() ? 2 * q_dim : q_dim});
-    matrix(block_ + "attn_k.weight", {m_.hidden_dim, kv_dim});
-    matrix(block_ + "attn_v.weight", {m_.hidden_dim, kv_dim});
+    const int64_t q_rows = hybrid() ? 2 * q_dim : q_dim;
+    if (m_.fused_qkv) {
+      matrix(block_ + "attn_qkv.weight", {m_.hidden_dim, q_rows + 2 * kv_dim});
+    } else {
+      matrix(block_ + "attn_q.weight", {m_.hidden_dim, q_rows});
+      matrix(block_ + "attn_k.weight", {m_.hidden_dim, kv_dim});
+      matrix(block_ + "attn_v.weight", {m_.hidden_dim, kv_dim});
+    }
+    if (m_.attention_bias && m_.fused_qkv) vector(block_ + "attn_qkv.bias", q_rows + 2 * kv_dim, 0.0, 0.5);
+    if (m_.attention_bias && !m_.fused_qkv) {
+      vector(block_ + "attn_q.bias", q_rows, 0.0, 0.5);
+      vector(block_ + "attn_k.bias", kv_dim, 0.0, 0.5);
+      vector(block_ + "attn_v.bias", kv_dim, 0.0, 0.5);
+    }
     matrix(block_ + "attn_output.weight", {q_dim, m_.hidden_dim});
+    if (llama()) return;
     vector(block_ + "attn_q_norm.weight", m_.head_dim, 1.0, 0.05);
     vector(block_ + "attn_k_norm.weight", m_.head_dim, 1.0, 0.05);
   }
@@ -152,10 +168,18 @@ class Builder {
   void add_delta_net() {
     const int64_t value_dim = int64_t{m_.state_size} * m_.num_value_heads;
     const int64_t channels = 2 * int64_t{m_.state_size} * m_.num_key_heads + value_dim;
-    matrix(block_ + "attn_qkv.weight", {m_.hidden_dim, channels});
-    matrix(block_ + "attn_gate.weight", {m_.hidden_dim, value_dim});
-    matrix(block_ + "ssm_beta.weight", {m_.hidden_dim, m_.num_value_heads});
-    matrix(block_ + "ssm_alpha.weight", {m_.hidden_dim, m_.num_value_heads});
+    if (m_.fused_inputs) {
+      matrix(block_ + "ssm_in.weight", {m_.hidden_dim, channels + value_dim});
+    } else {
+      matrix(block_ + "attn_qkv.weight", {m_.hidden_dim, channels});
+      matrix(block_ + "attn_gate.weight", {m_.hidden_dim, value_dim});
+    }
+    if (next()) {
+      matrix(block_ + "ssm_ba.weight", {m_.hidden_dim, 2 * m_.num_value_heads});
+    } else {
+      matrix(block_ + "ssm_beta.weight", {m_.hidden_dim, m_.num_value_heads});
+      matrix(block_ + "ssm_alpha.weight", {m_.hidden_dim, m_.num_value_heads});
+    }
     matrix(block_ + "ssm_out.weight", {value_dim, m_.hidden_dim});
     floats(block_ + "ssm_conv1d.weight", {m_.conv_taps, channels},
            [&] { return random_.normal() / std::sqrt(m_.conv_taps); });

@@ -15,22 +15,25 @@ namespace foretoken::test {
 /// attention layer and an MTP layer.
 struct RandomModel {
   std::string architecture = "qwen35moe";
-  bool mtp = true;     // qwen35 and qwen35moe only
+  bool mtp = true;     // not of qwen3moe and llama
   int num_layers = 2;  // of the trunk
   int attention_interval =
-      2;  // each so-manieth layer has attention, the others a delta net; qwen3moe has attention alone
+      2;  // each so-manieth layer has attention, the others a delta net; qwen3moe and llama have attention alone
   int64_t hidden_dim = 256;
   int64_t vocab_size = 320;  // at least 262
   int64_t context_length = 4096;
   int num_heads = 4, num_kv_heads = 2, head_dim = 64, rope_dim = 16;  // qwen3moe rotates whole heads
-  int num_experts = 8, experts_per_token = 2;                         // qwen35 has none
+  int num_experts = 8, experts_per_token = 2;                         // qwen35 and llama have none
   int64_t expert_dim = 256;
-  int64_t shared_dim = 256;  // shared expert of qwen35moe, feed-forward of qwen35
+  int64_t shared_dim = 256;  // shared expert of qwen35moe and qwen3next, feed-forward of qwen35 and llama
   int state_size = 64, num_key_heads = 2, num_value_heads = 4, conv_taps = 4;
   std::vector<WeightType> types = {
       WeightType::kF32};       // dealt out to the matrices in turn; Q8_0 or F16 where a row does not fit a type's block
   bool tied_head = false;      // no output.weight
   bool fused_gate_up = false;  // one ffn_gate_up_exps.weight instead of two tensors
+  bool fused_inputs = false;   // qwen3next: ssm_in, as in its older files, instead of attn_qkv and attn_gate
+  bool attention_bias = false;  // of q, k and v
+  bool fused_qkv = false;       // of attention
   uint64_t seed = 1;
 
   /// All keys and tensors, ready to be written or changed.

@@ -56,8 +56,10 @@ std::span<const double> ReferenceResult::mtp_logits_row(int64_t row) const {
 
 ReferenceModel::ReferenceModel(const std::string& path, const ReferenceOptions& options)
     : file_(GgufFile::open(path)), options_(options), arch_(file_.get_string("general.architecture")) {
-  FT_CHECK(arch_ == "qwen35moe" || arch_ == "qwen35" || arch_ == "qwen3moe");
-  hybrid_ = arch_ != "qwen3moe";
+  next_ = arch_ == "qwen3next";
+  llama_ = arch_ == "llama";
+  FT_CHECK(next_ || llama_ || arch_ == "qwen35moe" || arch_ == "qwen35" || arch_ == "qwen3moe");
+  hybrid_ = arch_ != "qwen3moe" && !llama_;
   num_mtp_layers_ = key("nextn_predict_layers", 0);
   num_layers_ = key("block_count", -1) - num_mtp_layers_;
   hidden_dim_ = key("embedding_length", -1);
@@ -67,6 +69,9 @@ ReferenceModel::ReferenceModel(const std::string& path, const ReferenceOptions& 
   head_dim_ = key("attention.key_length", hidden_dim_ / num_heads_);
   rope_dim_ = key("rope.dimension_count", head_dim_);
   rope_base_ = file_.get_float(arch_ + ".rope.freq_base", 10000.0);
+  rope_factor_ = file_.get_float(arch_ + ".rope.scaling.factor", 1.0);
+  yarn_ = file_.get_string(arch_ + ".rope.scaling.type", "linear") == "yarn";
+  rope_context_ = static_cast<double>(key("rope.scaling.original_context_length", 1));
   num_experts_ = key("expert_count", 0);
   top_k_ = key("expert_used_count", 0);
   recurrent_.assign(static_cast<size_t>(num_layers_), false);
@@ -163,31 +168,79 @@ ReferenceModel::Rows ReferenceModel::norm(const std::string& name, const Rows& x
   return y;
 }
 
-// Pairs (i, i + rope_dim/2) turn by position * base^(-2i/rope_dim); values past rope_dim pass through.
+// Pairs (i, i + rope_dim/2), or (2i, 2i + 1), turn by position * base^(-2i/rope_dim); values past rope_dim pass through.
+// A factor divides the angles. YaRN (Peng et al. 2023, 3.2 and 3.4): pairs that turn more than 32 times in the first
+// context keep theirs, those that turn less than once have theirs divided, with a ramp between the two over the pairs'
+// numbers; both queries and keys grow by 0.1 ln(factor) + 1.
 void ReferenceModel::rotate(int64_t position, double* head) const {
   const int64_t half = rope_dim_ / 2;
   for (int64_t i = 0; i < half; ++i) {
-    const double angle = static_cast<double>(position) *
-                         std::pow(rope_base_, -2.0 * static_cast<double>(i) / static_cast<double>(rope_dim_));
-    const double a = head[i], b = head[i + half];
-    head[i] = a * std::cos(angle) - b * std::sin(angle);
-    head[i + half] = a * std::sin(angle) + b * std::cos(angle);
+    double angle = static_cast<double>(position) *
+                   std::pow(rope_base_, -2.0 * static_cast<double>(i) / static_cast<double>(rope_dim_));
+    double magnitude = 1;
+    if (yarn_) {
+      const auto pair_of = [&](double turns) {
+        return static_cast<double>(rope_dim_) * std::log(rope_context_ / (2 * M_PI * turns)) /
+               (2 * std::log(rope_base_));
+      };
+      const double low = std::max(0.0, std::floor(pair_of(32))),
+                   high = std::min(static_cast<double>(rope_dim_ - 1), std::ceil(pair_of(1)));
+      const double divided = std::clamp((static_cast<double>(i) - low) / (high == low ? 0.001 : high - low), 0.0, 1.0);
+      angle = angle * (1 - divided) + angle / rope_factor_ * divided;
+      magnitude = 0.1 * std::log(rope_factor_) + 1;
+    } else {
+      angle /= rope_factor_;
+    }
+    double& first = llama_ ? head[2 * i] : head[i];
+    double& second = llama_ ? head[2 * i + 1] : head[i + half];
+    const double a = first * magnitude, b = second * magnitude;
+    first = a * std::cos(angle) - b * std::sin(angle);
+    second = a * std::sin(angle) + b * std::cos(angle);
+  }
+}
+
+ReferenceModel::Rows ReferenceModel::columns(const Rows& x, int64_t begin, int64_t end) const {
+  Rows part(x.num_rows, end - begin);
+  for (int64_t r = 0; r < x.num_rows; ++r) std::copy_n(x.row(r) + begin, end - begin, part.row(r));
+  return part;
+}
+
+void ReferenceModel::add_bias(const std::string& name, int64_t begin, Rows& x) {
+  if (!has(name)) return;
+  const Weight& bias = weight(name);
+  for (int64_t r = 0; r < x.num_rows; ++r) {
+    for (int64_t i = 0; i < x.num_cols; ++i) x.row(r)[i] += double{bias.values[static_cast<size_t>(begin + i)]};
   }
 }
 
 ReferenceModel::Rows ReferenceModel::attention(const std::string& block, const Rows& x) {
-  Rows q = multiply(block + "attn_q.weight", x);
-  Rows k = multiply(block + "attn_k.weight", x);
-  Rows v = multiply(block + "attn_v.weight", x);
+  const int64_t q_rows = num_heads_ * head_dim_ * (hybrid_ ? 2 : 1), kv_rows = num_kv_heads_ * head_dim_;
+  Rows q, k, v;
+  if (has(block + "attn_qkv.weight")) {
+    const Rows all = multiply(block + "attn_qkv.weight", x);
+    q = columns(all, 0, q_rows);
+    k = columns(all, q_rows, q_rows + kv_rows);
+    v = columns(all, q_rows + kv_rows, q_rows + 2 * kv_rows);
+  } else {
+    q = multiply(block + "attn_q.weight", x);
+    k = multiply(block + "attn_k.weight", x);
+    v = multiply(block + "attn_v.weight", x);
+  }
+  add_bias(block + "attn_q.bias", 0, q);
+  add_bias(block + "attn_k.bias", 0, k);
+  add_bias(block + "attn_v.bias", 0, v);
+  add_bias(block + "attn_qkv.bias", 0, q);
+  add_bias(block + "attn_qkv.bias", q_rows, k);
+  add_bias(block + "attn_qkv.bias", q_rows + kv_rows, v);
   const int64_t q_stride =
       hybrid_ ? 2 * head_dim_ : head_dim_;  // gated: query and gate stand side by side in each head
   for (int64_t r = 0; r < x.num_rows; ++r) {
     for (int64_t h = 0; h < num_heads_; ++h) {
-      norm_in_place(weight(block + "attn_q_norm.weight"), q.row(r) + h * q_stride);
+      if (!llama_) norm_in_place(weight(block + "attn_q_norm.weight"), q.row(r) + h * q_stride);
       rotate(r, q.row(r) + h * q_stride);
     }
     for (int64_t h = 0; h < num_kv_heads_; ++h) {
-      norm_in_place(weight(block + "attn_k_norm.weight"), k.row(r) + h * head_dim_);
+      if (!llama_) norm_in_place(weight(block + "attn_k_norm.weight"), k.row(r) + h * head_dim_);
       rotate(r, k.row(r) + h * head_dim_);
     }
   }
@@ -218,12 +271,42 @@ ReferenceModel::Rows ReferenceModel::attention(const std::string& block, const R
 }
 
 // Gated delta net: S <- decay S; S <- S + k (beta (v - S^T k))^T; o = S^T q / sqrt(state_size), value head i with key
-// head i mod num_key_heads.
+// head i mod num_key_heads, or of qwen3next with key head i / (value heads of a key head), whose fused tensors hold the
+// parts of key head 0, then those of key head 1 ...
 ReferenceModel::Rows ReferenceModel::delta_net(const std::string& block, const Rows& x) {
-  const Rows u = multiply(block + "attn_qkv.weight", x);
-  const Rows z = multiply(block + "attn_gate.weight", x);
-  const Rows b = multiply(block + "ssm_beta.weight", x);
-  const Rows alpha = multiply(block + "ssm_alpha.weight", x);
+  const int64_t group = num_value_heads_ / num_key_heads_;
+  Rows u, z, b, alpha;
+  if (has(block + "ssm_in.weight")) {
+    const Rows all = multiply(block + "ssm_in.weight", x);
+    const int64_t S = state_size_, stride = 2 * S + 2 * group * S, keys = S * num_key_heads_;
+    u = Rows(x.num_rows, 2 * keys + S * num_value_heads_);
+    z = Rows(x.num_rows, S * num_value_heads_);
+    for (int64_t r = 0; r < x.num_rows; ++r) {
+      for (int64_t h = 0; h < num_key_heads_; ++h) {
+        const double* from = all.row(r) + h * stride;
+        std::copy_n(from, S, u.row(r) + h * S);
+        std::copy_n(from + S, S, u.row(r) + keys + h * S);
+        std::copy_n(from + 2 * S, group * S, u.row(r) + 2 * keys + h * group * S);
+        std::copy_n(from + 2 * S + group * S, group * S, z.row(r) + h * group * S);
+      }
+    }
+  } else {
+    u = multiply(block + "attn_qkv.weight", x);
+    z = multiply(block + "attn_gate.weight", x);
+  }
+  if (next_) {
+    const Rows both = multiply(block + "ssm_ba.weight", x);
+    b = alpha = Rows(x.num_rows, num_value_heads_);
+    for (int64_t r = 0; r < x.num_rows; ++r) {
+      for (int64_t h = 0; h < num_value_heads_; ++h) {
+        b.row(r)[h] = both.row(r)[h / group * 2 * group + h % group];
+        alpha.row(r)[h] = both.row(r)[h / group * 2 * group + group + h % group];
+      }
+    }
+  } else {
+    b = multiply(block + "ssm_beta.weight", x);
+    alpha = multiply(block + "ssm_alpha.weight", x);
+  }
   const Weight& taps = weight(block + "ssm_conv1d.weight");
   const Weight& a = weight(block + "ssm_a");
   const Weight& dt = weight(block + "ssm_dt.bias");
@@ -248,7 +331,7 @@ ReferenceModel::Rows ReferenceModel::delta_net(const std::string& block, const R
 
   Rows out(x.num_rows, S * num_value_heads_);
   for (int64_t h = 0; h < num_value_heads_; ++h) {
-    const int64_t key_head = h % num_key_heads_;
+    const int64_t key_head = next_ ? h / group : h % num_key_heads_;
     std::vector<double> state(static_cast<size_t>(S * S), 0.0);  // [key, value]
     for (int64_t r = 0; r < x.num_rows; ++r) {
       const double* q = y.row(r) + key_head * S;

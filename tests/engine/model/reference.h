@@ -44,7 +44,7 @@ struct ReferenceResult {
   [[nodiscard]] std::span<const double> mtp_logits_row(int64_t row) const;
 };
 
-/// The forward pass of qwen35moe, qwen35 and qwen3moe models in double precision, whole prompts at once, written from
+/// The forward pass of qwen35moe, qwen35, qwen3next, qwen3moe and llama models in double precision, whole prompts at once, written from
 /// the papers' formulas and from nothing of the engine but its file reader and its decoding of weight blocks. Slow and
 /// plain on purpose.
 class ReferenceModel {
@@ -81,6 +81,9 @@ class ReferenceModel {
   [[nodiscard]] std::vector<double> seen_by(const Weight& w, const double* x);
   void multiply(const Weight& w, int64_t row_begin, int64_t row_end, const double* x, double* y);
   [[nodiscard]] Rows multiply(const std::string& name, const Rows& x);
+  /// A product that the file may hold as rows [begin, end) of a fused tensor.
+  [[nodiscard]] Rows columns(const Rows& x, int64_t begin, int64_t end) const;
+  void add_bias(const std::string& name, int64_t begin, Rows& x);
   [[nodiscard]] Rows norm(const std::string& name, const Rows& x);
   void norm_in_place(const Weight& w, double* x) const;
   void rotate(int64_t position, double* head) const;
@@ -100,8 +103,12 @@ class ReferenceModel {
   int64_t num_heads_ = 0, num_kv_heads_ = 0, head_dim_ = 0, rope_dim_ = 0;
   int64_t num_experts_ = 0, top_k_ = 0;
   int64_t state_size_ = 0, num_key_heads_ = 0, num_value_heads_ = 0, conv_taps_ = 0;
-  bool hybrid_ = false;  // qwen35*: delta nets, gated attention
+  bool hybrid_ = false;  // qwen35* and qwen3next: delta nets, gated attention
+  bool next_ = false;    // qwen3next: value heads grouped by key head, fused tensors
+  bool llama_ = false;   // no norms of heads, adjacent values turn together
   double eps_ = 0, rope_base_ = 0;
+  double rope_factor_ = 1, rope_context_ = 0;
+  bool yarn_ = false;
   std::vector<bool> recurrent_;  // [num_layers]
 };
 

@@ -101,7 +101,7 @@ class Subject {
 };
 
 TEST_CASE("device session: the logits of every position, call by call") {
-  const std::string architecture = GENERATE("qwen35moe", "qwen3moe", "qwen35");
+  const std::string architecture = GENERATE("qwen35moe", "qwen3moe", "qwen35", "qwen3next", "llama");
 #ifdef FORETOKEN_CUDA_EMULATION
   const uint64_t threads_before = cuda::emulation::threads_run();
 #endif
@@ -139,6 +139,13 @@ TEST_CASE("device session: types, shapes and splits of every kind") {
     spec.tied_head = true;
     spec.fused_gate_up = true;
     spec.types = {WeightType::kBF16};
+  }
+  SECTION("biases, one tensor for queries, keys and values") {
+    spec.attention_bias = spec.fused_qkv = true;
+  }
+  SECTION("delta nets by key head, fused") {
+    spec.architecture = "qwen3next";
+    spec.fused_inputs = true;
   }
   SECTION("a context that crosses an attention split") {
     spec.num_heads = spec.num_kv_heads = 2;

@@ -11,7 +11,7 @@ namespace foretoken {
 namespace {
 
 TEST_CASE("the weights take the memory on the device that the plan gives them", "[cuda]") {
-  test::RandomModel spec = test::small_model(GENERATE("qwen35moe", "qwen35", "qwen3moe"));
+  test::RandomModel spec = test::small_model(GENERATE("qwen35moe", "qwen35", "qwen3next", "qwen3moe", "llama"));
   spec.vocab_size = 2000;
   spec.tied_head = GENERATE(false, true);
   spec.fused_gate_up = spec.tied_head;
