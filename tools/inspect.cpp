@@ -97,16 +97,18 @@ struct Inspection {
   std::optional<ModelConfig> config;    // nothing where not even the metadata can be used
   std::optional<ModelOutline> outline;  // nothing where the file cannot be run
   std::string refusal;                  // why it cannot be run, as `decode` says it; empty if nothing speaks against it
+  std::vector<std::string> obstacles;   // all of it; the first is the refusal
   std::vector<const GgufTensor*> unsupported;
 };
 
 Inspection inspect(const GgufFile& file) {
-  Inspection result{file, std::nullopt, std::nullopt, "", {}};
+  Inspection result{file, std::nullopt, std::nullopt, "", {}, {}};
   try {
     result.config = ModelConfig::read(file);
     result.outline = Model::outline(file);
   } catch (const InputError& error) {
     result.refusal = error.what();
+    result.obstacles = Model::obstacles(file);
   }
   for (const GgufTensor& tensor : file.tensors()) {
     if (!tensor.type()) result.unsupported.push_back(&tensor);
@@ -131,6 +133,28 @@ std::string describe_config(const ModelConfig& c) {
   if (c.num_experts > 0) {
     text += fmt::format("experts: {} of {} a token, {} wide; shared expert {}\n", c.experts_per_token, c.num_experts,
                         c.expert_dim, c.shared_expert_dim > 0 ? fmt::format("{} wide", c.shared_expert_dim) : "none");
+  }
+  return text;
+}
+
+/// Why the file cannot be run, and what can be done with it.
+std::string describe_refusal(const Inspection& inspection) {
+  constexpr size_t kMostLines = 20;
+  std::string text = fmt::format("\nThis file cannot be run: {}\n", inspection.refusal);
+  const std::vector<std::string>& all = inspection.obstacles;
+  for (size_t i = 1; i < std::min(all.size(), kMostLines); ++i) text += fmt::format("  and {}\n", all[i]);
+  if (all.size() > kMostLines) text += fmt::format("  and {} more of the kind\n", all.size() - kMostLines);
+  if (inspection.config && inspection.config->num_mtp_layers > 0) {
+    const std::string mtp = fmt::format(" blk.{}.", inspection.config->num_layers);
+    const bool mtp_alone = std::all_of(all.begin(), all.end(),
+                                       [&](const std::string& line) { return line.find(mtp) != std::string::npos; });
+    if (mtp_alone) text += "All of it is about the MTP layer: a file without that layer would run.\n";
+  }
+  try {
+    (void)Tokenizer::load(inspection.file);
+    text += "What runs: foretoken tokenize.\n";
+  } catch (const InputError&) {
+    text += "Nothing else runs with it either: its vocabulary cannot be read.\n";
   }
   return text;
 }
@@ -337,6 +361,7 @@ Json file_json(const Inspection& inspection, const std::string& architecture) {
   object["architecture"] = architecture;
   object["can_run"] = inspection.refusal.empty();
   object["refusal"] = inspection.refusal.empty() ? Json(nullptr) : Json(inspection.refusal);
+  object["obstacles"] = inspection.obstacles;
   if (inspection.config) {
     const ModelConfig& c = *inspection.config;
     object["name"] = c.name;
@@ -395,7 +420,7 @@ int run_inspect(int argc, const char* const* argv) {
     text += "\n" + describe_tensors(inspection);
     if (costs) text += describe_costs(*costs);
     if (plan) text += describe_plan(*plan);
-    if (!inspection.refusal.empty()) text += fmt::format("\nThis file cannot be run: {}\n", inspection.refusal);
+    if (!inspection.refusal.empty()) text += describe_refusal(inspection);
     ResultStream().write(text);
   }
   Json object = file_json(inspection, architecture);
