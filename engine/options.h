@@ -36,7 +36,7 @@ class Model;
 
 struct LoadOptions {
   std::string mtp_path;  // a file with the MTP layer, of a model that has none in its own; see open_model()
-  bool repack = true;  // interleave the weights while loading; false: compute from the file's own layout (same bits)
+  bool repack = true;    // interleave the weights while loading; false: compute from the file's own layout (same bits)
   /// Called when everything but the weights is known and has been checked; may throw, so that nothing is read in vain.
   std::function<void(const Model& without_weights)> on_header;
   /// Called while loading with bytes done and bytes in all; may be empty.

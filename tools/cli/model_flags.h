@@ -25,7 +25,7 @@ namespace foretoken {
 /// call resolve().
 struct ModelFlags {
   std::string model_path;
-  std::string mtp_path;  // --model-draft
+  std::string mtp_path;                 // --model-draft
   int64_t ctx_size = 0;                 // 0: the model's own, at most 4096
   std::string ctx_flag = "--ctx-size";  // as it was typed
   std::optional<int> threads_flag;
