@@ -64,6 +64,9 @@ function(foretoken_cuda_library)
     target_sources(foretoken_cuda PRIVATE ${FORETOKEN_CUDA_COMMON} ${FORETOKEN_CUDA_KERNELS}
       ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_blas.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_runtime_wrap.cpp)
     target_compile_definitions(foretoken_cuda PUBLIC FORETOKEN_HAVE_CUDA)
+    list(JOIN CMAKE_CUDA_ARCHITECTURES " " built_for)
+    set_source_files_properties(${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_device.cpp PROPERTIES
+      COMPILE_DEFINITIONS "FORETOKEN_CUDA_BUILT_FOR=\"${built_for}\"")
     # cuBLAS is loaded when a run asks for it (cuda_blas.cpp): the build takes its header alone.
     set_source_files_properties(${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_blas.cpp PROPERTIES
       COMPILE_DEFINITIONS "FORETOKEN_CUDA_LIBRARY_DIR=\"${CUDAToolkit_LIBRARY_DIR}\"")
@@ -89,11 +92,16 @@ function(foretoken_cuda_engine_of name runtime)
   target_link_libraries(${name} PUBLIC foretoken_engine ${runtime})
 endfunction()
 
+# Sources whose loads and stores the emulation looks at; -g1 so that it can name their lines.
+function(foretoken_check_accesses)
+  set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "-fsanitize=thread;-g1")
+endfunction()
+
 # The tests cuda_*_test.cpp below tests/kernels/, twice: against the emulation, on every machine, and against the GPU, where they report *skipped*
 # without one. Called from tests/, where the .cu files are C++ sources.
 function(foretoken_cuda_tests)
   file(GLOB_RECURSE tests CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/kernels/cuda_*_test.cpp)
-  list(FILTER tests EXCLUDE REGEX "/cuda_emulation_test\\.cpp$")
+  list(FILTER tests EXCLUDE REGEX "/cuda_(emulation|checks)_test\\.cpp$")
   file(GLOB_RECURSE session_tests CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/mtp/cuda_*_test.cpp)
   add_library(foretoken_cuda_test_main STATIC ${CMAKE_SOURCE_DIR}/tests/kernels/cuda/cuda_test_main.cpp)
   foretoken_warnings(foretoken_cuda_test_main)
@@ -110,7 +118,18 @@ function(foretoken_cuda_tests)
     target_compile_options(foretoken_cuda_emulation PRIVATE -O1)  # half the time to compile
     target_compile_definitions(foretoken_cuda_emulation PUBLIC FORETOKEN_CUDA_EMULATION)
     target_link_libraries(foretoken_cuda_emulation PUBLIC foretoken_kernels PRIVATE Boost::context)
+    if(NOT FORETOKEN_SANITIZE)
+      # Every load and store of the kernels calls access_checker.cpp. The sanitizers' own builds look at memory themselves.
+      target_sources(foretoken_cuda_emulation PRIVATE ${CMAKE_SOURCE_DIR}/kernels/cuda/emulation/access_checker.cpp
+        ${CMAKE_SOURCE_DIR}/kernels/cuda/emulation/emulated_memory.cpp)
+      target_compile_definitions(foretoken_cuda_emulation PUBLIC FORETOKEN_ACCESS_CHECKS)
+      foretoken_check_accesses(${FORETOKEN_CUDA_KERNELS})
+    endif()
     add_executable(test_cuda_emulation ${tests} ${CMAKE_SOURCE_DIR}/tests/kernels/cuda/cuda_emulation_test.cpp)
+    if(NOT FORETOKEN_SANITIZE)
+      target_sources(test_cuda_emulation PRIVATE ${CMAKE_SOURCE_DIR}/tests/kernels/cuda/cuda_checks_test.cpp)
+      foretoken_check_accesses(${CMAKE_SOURCE_DIR}/tests/kernels/cuda/cuda_checks_test.cpp)
+    endif()
     foretoken_warnings(test_cuda_emulation)
     target_link_libraries(test_cuda_emulation PRIVATE foretoken_cuda_test_main foretoken_cuda_emulation foretoken_engine)
     catch_discover_tests(test_cuda_emulation TEST_PREFIX "cuda emulation: " PROPERTIES TIMEOUT 1200)

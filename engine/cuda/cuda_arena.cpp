@@ -8,7 +8,7 @@ namespace foretoken::cuda {
 
 void DeviceArena::place(int64_t bytes, std::function<void(std::byte*)> set) {
   FT_CHECK(bytes >= 0 && memory_.size_bytes() == 0);
-  pieces_.push_back({size_bytes_, std::move(set)});
+  pieces_.push_back({{size_bytes_, static_cast<size_t>(bytes)}, std::move(set)});
   size_bytes_ += static_cast<size_t>(round_up(bytes, kAlignment));
 }
 
@@ -32,13 +32,16 @@ void DeviceArena::take_matrix(WeightType type, int64_t num_rows, int64_t num_col
 }
 
 void DeviceArena::allocate(std::string_view what) {
-  memory_ = DeviceBuffer(size_bytes_, what);
-  for (const Piece& piece : pieces_) piece.set(memory_.data() + piece.offset);
+  std::vector<BufferPiece> pieces;
+  for (const Piece& piece : pieces_)
+    pieces.push_back({piece.place.offset + pieces.size() * guard_bytes(), piece.place.size_bytes});
+  memory_ = DeviceBuffer(size_bytes_ + pieces.size() * guard_bytes(), what, pieces);
+  for (size_t i = 0; i < pieces.size(); ++i) pieces_[i].set(memory_.data() + pieces[i].offset);
   pieces_.clear();
 }
 
 void DeviceArena::clear(const Stream& stream) const {
-  if (size_bytes_ > 0) fill_zero(stream, memory_.data(), size_bytes_);
+  if (memory_.size_bytes() > 0) fill_zero(stream, memory_.data(), memory_.size_bytes());
 }
 
 void MirroredArena::allocate(std::string_view what) {

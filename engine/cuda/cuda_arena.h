@@ -41,7 +41,7 @@ class DeviceArena {
   void place(int64_t bytes, std::function<void(std::byte*)> set);
 
   struct Piece {
-    size_t offset;
+    BufferPiece place;  // without guards
     std::function<void(std::byte*)> set;
   };
   std::vector<Piece> pieces_;

@@ -38,9 +38,14 @@ class Recorder {
 
  private:
   void end_piece();
+  // Lists the work of a recording again; the host's steps are left out.
+  void compare(Recorded& recorded, const std::function<void()>& work);
+  void compare_piece();
 
   const Stream& stream_;
-  Recorded* recorded_ = nullptr;         // that is being recorded
+  Recorded* recorded_ = nullptr;   // that is being recorded
+  Recorded* comparing_ = nullptr;  // that is being compared with what its work is now
+  size_t num_compared_ = 0;
   std::optional<GraphRecording> piece_;  // of it, the one that is open
 };
 

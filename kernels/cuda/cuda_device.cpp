@@ -6,6 +6,8 @@
 
 #ifdef FORETOKEN_HAVE_CUDA
 #include <cuda_runtime_api.h>
+
+#include "kernels/rows/rows_cuda.h"
 #endif
 
 namespace foretoken::cuda {
@@ -40,6 +42,13 @@ std::string reason_for_capability(const std::string& name, int capability) {
       capability / 10, capability % 10, kOldestCapability / 10, kOldestCapability % 10);
 }
 
+std::string reason_for_image(const std::string& name, int capability, const std::string& built_for) {
+  return fmt::format(
+      "no usable CUDA device: {} has compute capability {}.{}, this program was built for {}; configure with "
+      "-DFORETOKEN_CUDA_ARCHITECTURES={} and build again, or run on the CPU",
+      name, capability / 10, capability % 10, built_for, capability);
+}
+
 #ifdef FORETOKEN_HAVE_CUDA
 
 namespace {
@@ -70,6 +79,11 @@ DeviceQuery query_device() {
   // The first call that needs a context; here so that a device in use by others alone, or out of memory, is one clear
   // line too.
   if (const cudaError_t status = cudaFree(nullptr); status != cudaSuccess) return {{}, reason_for(status)};
+  cudaFuncAttributes attributes;
+  if (cudaFuncGetAttributes(&attributes, any_kernel()) != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());
+    return {{}, reason_for_image(properties.name, capability, FORETOKEN_CUDA_BUILT_FOR)};
+  }
   return {DeviceProperties{properties.name, capability, properties.multiProcessorCount,
                            properties.sharedMemPerBlockOptin, properties.totalGlobalMem},
           {}};

@@ -22,8 +22,8 @@ struct DeviceQuery {
 };
 
 /// Looks for the first CUDA device (CUDA_VISIBLE_DEVICES chooses another). Never throws: a build without CUDA, a
-/// machine without a GPU, a driver that is too old and a GPU that is too old (below 8.0: no m16n8k32 int8 tensor
-/// instructions) are reasons.
+/// machine without a GPU, a driver that is too old, a GPU that is too old (below 8.0: no m16n8k32 int8 tensor
+/// instructions) and one that the kernels were not built for are reasons.
 [[nodiscard]] DeviceQuery query_device();
 
 /// The device, or an InputError with the reason.
@@ -41,6 +41,8 @@ struct DeviceFailure {
   std::string text;         // CUDA's own, for kOther
 };
 [[nodiscard]] std::string reason_for(const DeviceFailure& failure);
+/// Of a GPU that the program was not built for. `built_for` is CMake's list.
+[[nodiscard]] std::string reason_for_image(const std::string& name, int capability, const std::string& built_for);
 /// Of a GPU that is too old.
 [[nodiscard]] std::string reason_for_capability(const std::string& name, int capability);
 

@@ -2,18 +2,21 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string_view>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 namespace foretoken::cuda {
 
 // The CUDA runtime as the rest of the program uses it: owners of streams, events, graphs and memory, copies, and one
 // checked launch. Every failing call throws InputError with one line that names the call and CUDA's own reason. The
-// emulation has the same interface (cuda_emulated_runtime.cpp): a stream there runs each piece of work at once, device
-// memory is host memory, a graph is a list of launches.
+// emulation has the same interface (cuda_emulated_runtime.cpp): a stream there is a queue that runs when somebody waits
+// for it, a graph is a list of launches.
 
 struct Dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -79,11 +82,18 @@ class Graph {
 
   [[nodiscard]] bool empty() const { return handle_ == nullptr; }
   void launch(const Stream& stream) const;
+  /// `listed_again` was recorded from the same work, later. The emulation throws EmulationError where the two are not the
+  /// same: then this one is out of date. REQUIRES: recordings_are_compared().
+  void require_same(const Graph& listed_again) const;
 
  private:
   friend class GraphRecording;
   void* handle_ = nullptr;
 };
+
+/// Whether whoever replays a graph has to list its work again and compare: in the emulation. On a GPU it would cost what
+/// the graph saves.
+[[nodiscard]] bool recordings_are_compared();
 
 /// A graph in the making: what is put into `stream` until end() is recorded, and nothing of it runs. No allocation and
 /// no waiting meanwhile.
@@ -108,10 +118,19 @@ inline Graph::Graph(const Stream& stream, const std::function<void()>& work) {
   *this = recording.end();
 }
 
+/// Part of a DeviceBuffer, in bytes.
+struct BufferPiece {
+  size_t offset, size_bytes;
+};
+/// Room that is left behind each piece: 0 on a GPU. The emulation has some, and finds accesses of it.
+[[nodiscard]] size_t guard_bytes();
+
 /// Memory of the device, not initialised. Move-only.
 class DeviceBuffer {
  public:
   DeviceBuffer() = default;
+  /// Of these pieces, each with guard_bytes() behind it, which do not count as the device's memory.
+  DeviceBuffer(size_t size_bytes, std::string_view what, std::span<const BufferPiece> pieces);
   /// Throws InputError naming `what` and the sizes if it does not fit.
   explicit DeviceBuffer(size_t size_bytes, std::string_view what = "a work buffer");
   ~DeviceBuffer();
@@ -170,6 +189,47 @@ void launch_function(const Stream& stream, const LaunchShape& shape, const char*
                      void** arguments);
 /// The same in the emulation, where a kernel is a function to call once a thread.
 void launch_body(const Stream& stream, const LaunchShape& shape, const char* name, std::function<void()> body);
+#ifdef FORETOKEN_CUDA_EMULATION
+/// A kernel and its parameters, which its threads read where they lie.
+struct KernelCall {
+  std::shared_ptr<const void> memory;
+  size_t size_bytes = 0;
+  void (*run)(const void* memory) = nullptr;
+  const void* kernel = nullptr;
+  uint64_t hash = 0;  // of the parameters
+};
+void launch_call(const Stream& stream, const LaunchShape& shape, const char* name, const KernelCall& call);
+
+/// FNV-1a, without what lies between the members.
+template <class T>
+uint64_t add_to_hash(uint64_t hash, T value) {
+  static_assert(std::is_trivially_copyable_v<T>);
+  __builtin_clear_padding(&value);
+  unsigned char bytes[sizeof value];
+  std::memcpy(bytes, &value, sizeof value);
+  for (const unsigned char byte : bytes) hash = (hash ^ byte) * 0x100000001b3u;
+  return hash;
+}
+
+template <class... Parameters>
+KernelCall make_kernel_call(void (*kernel)(Parameters...), const std::tuple<Parameters...>& values) {
+  struct Held {
+    void (*kernel)(Parameters...);
+    std::tuple<Parameters...> values;
+  };
+  KernelCall call;
+  call.memory = std::make_shared<const Held>(Held{kernel, values});
+  call.size_bytes = sizeof(Held);
+  call.run = [](const void* memory) {
+    const Held& held = *static_cast<const Held*>(memory);
+    std::apply(held.kernel, held.values);
+  };
+  call.kernel = reinterpret_cast<const void*>(kernel);
+  call.hash = 0xcbf29ce484222325u;
+  std::apply([&call](const auto&... value) { ((call.hash = add_to_hash(call.hash, value)), ...); }, values);
+  return call;
+}
+#endif
 
 /// launch(stream, shape, "cuda_rms_norm", cuda_rms_norm, arguments...): the only way a kernel is started.
 template <class... Parameters, class... Arguments>
@@ -178,7 +238,7 @@ void launch(const Stream& stream, const LaunchShape& shape, const char* name, vo
   static_assert(sizeof...(Parameters) == sizeof...(Arguments));
   std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
 #ifdef FORETOKEN_CUDA_EMULATION
-  launch_body(stream, shape, name, [kernel, values] { std::apply(kernel, values); });
+  launch_call(stream, shape, name, make_kernel_call(kernel, values));
 #else
   std::apply(
       [&](auto&... value) {

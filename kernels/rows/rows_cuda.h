@@ -35,4 +35,7 @@ void launch(const GatherRowsDesc& desc, const Stream& stream);
 void launch(const ScatterRowsDesc& desc, const Stream& stream);
 void launch(const SiluMulDesc& desc, const Stream& stream);
 
+/// The runtime's handle of one of these kernels: to ask whether the program has code for the GPU at hand.
+[[nodiscard]] const void* any_kernel();
+
 }  // namespace foretoken::cuda

@@ -4,6 +4,9 @@
 #include "kernels/base/half.h"
 #include "kernels/cuda/cuda_blas.h"
 #include "kernels/cuda/cuda_device.h"
+#if defined(FORETOKEN_ACCESS_CHECKS)
+#include "kernels/cuda/emulation/emulated_memory.h"
+#endif
 
 namespace foretoken::cuda {
 
@@ -28,6 +31,9 @@ float sum_of(const BlasProduct& p, const uint16_t* a, const uint16_t* b) {
 
 void multiply_now(const BlasProduct& p) {
   for (int64_t n = 0; n < p.num_rows; ++n) {
+#if defined(FORETOKEN_ACCESS_CHECKS)
+    emulation::mark_written(p.c + n * p.c_stride, static_cast<size_t>(p.num_outputs) * sizeof(float));
+#endif
     for (int64_t m = 0; m < p.num_outputs; ++m) {
       p.c[n * p.c_stride + m] = sum_of(p, static_cast<const uint16_t*>(p.a) + m * p.a_stride,
                                        static_cast<const uint16_t*>(p.b) + n * p.b_stride);

@@ -9,9 +9,14 @@
 #include <mutex>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "kernels/base/error.h"
+#if defined(FORETOKEN_ACCESS_CHECKS)
+#include "kernels/cuda/emulation/access_checker.h"
+#include "kernels/cuda/emulation/emulated_memory.h"
+#endif
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -57,6 +62,7 @@ struct Warp {
   uint32_t mask = 0;
   Site site;
   uint64_t generation = 0;
+  int barriers = 0;  // __syncwarp of all lanes since the block's last barrier
   // Two sets take turns: a lane is at most one collective ahead of one that still reads.
   alignas(16) std::byte values[2][kWarp][64];
 };
@@ -100,8 +106,10 @@ class Machine {
     warps_.resize(kMaxThreads / kWarp);
   }
 
-  void run(uint3 grid, uint3 block, size_t dynamic_shared_bytes, const std::function<void()>& body) {
+  void run(uint3 grid, uint3 block, size_t dynamic_shared_bytes, const std::function<void()>& body,
+           Parameters parameters) {
     const std::lock_guard lock(mutex_);
+    begin_grid(parameters);
     num_threads_ = static_cast<int>(block.x * block.y * block.z);
     FT_CHECK(num_threads_ >= 1 && num_threads_ <= kMaxThreads);
     FT_CHECK(grid.x >= 1 && grid.y >= 1 && grid.z >= 1 && grid.y <= 65535 && grid.z <= 65535);
@@ -119,6 +127,7 @@ class Machine {
         t.indices = {{u % block.x, u / block.x % block.y, u / block.x / block.y}, block_idx, block, grid};
         t.state = State::kReady;
       }
+      begin_block();
       run_block(warp_order, lane_order);
       threads_run_ += static_cast<uint64_t>(num_threads_);
     }
@@ -155,6 +164,42 @@ class Machine {
     }
     at_barrier_ = 0;
     for (int i = 0; i < num_threads_; ++i) threads_[static_cast<size_t>(i)].state = State::kReady;
+    ++barriers_;
+    for (Warp& warp : warps_) warp.barriers = 0;
+    tell_checker();
+  }
+
+  // A collective that also orders memory.
+  void sync_warp(uint32_t mask, Site site) {
+    const bool all_lanes = mask == 0xffffffffu;
+    Warp& warp = warps_[static_cast<size_t>(current_->number / kWarp)];
+    const bool is_last = all_lanes && (warp.arrived | 1u << lane()) == mask;
+    if (is_last) ++warp.barriers;
+    exchange(mask, "", 1, site);
+    tell_checker();
+  }
+
+  void set_preemption(uint32_t seed, int one_in) {
+    preempt_random_.seed(seed);
+    preempt_one_in_ = one_in;
+  }
+  // Another warp goes on instead, now and then.
+  void preempt() {
+    if (preempt_one_in_ == 0 || preempt_random_() % static_cast<uint32_t>(preempt_one_in_) != 0) return;
+    preempted_ = true;
+    ++preemptions_;
+    wait(State::kReady);
+  }
+
+  [[nodiscard]] uint64_t preemptions() const { return preemptions_; }
+
+  [[nodiscard]] bool owns(const void* address) const {
+    const auto is_in = [address](const auto& vector) {
+      const auto* at = static_cast<const std::byte*>(address);
+      const auto* begin = reinterpret_cast<const std::byte*>(vector.data());
+      return at >= begin && at < begin + vector.size() * sizeof vector[0];
+    };
+    return is_in(warps_) || is_in(threads_) || address == &indices;
   }
 
   const std::byte (*exchange(uint32_t mask, const void* value, size_t size_bytes, Site site))[64] {
@@ -214,10 +259,14 @@ class Machine {
     shared_bytes_ += size_bytes;
     if (shared_bytes_ > kMaxSharedBytes)
       fail([&] { return "shared memory: " + std::to_string(shared_bytes_) + " bytes at " + name_of(site); });
-    // Each array is an allocation of its own, so that the address sanitizer sees where it ends.
+      // Each array is an allocation of its own, so that the address sanitizer sees where it ends.
+#if defined(FORETOKEN_ACCESS_CHECKS)
+    void* data = take_shared(size_bytes);
+#else
     void* data = nullptr;
     FT_CHECK(posix_memalign(&data, 128, std::max<size_t>(size_bytes, 1)) == 0);
     std::memset(data, 0xff, size_bytes);
+#endif
     shared_.push_back({site, size_bytes, static_cast<std::byte*>(data)});
     return shared_.back().data;
   }
@@ -232,7 +281,11 @@ class Machine {
       for (const int w : warp_order) alive -= run_warp(w, lane_order, progress);
       if (!progress && failure_.empty()) failure_ = describe_standstill();
     }
+#if defined(FORETOKEN_ACCESS_CHECKS)
+    clear_shared();
+#else
     for (const SharedArray& array : shared_) std::free(array.data);
+#endif
     shared_.clear();
     shared_bytes_ = 0;
     dynamic_shared_ = nullptr;
@@ -258,6 +311,7 @@ class Machine {
         again = progress = true;
         if (t.state == State::kDone) ++ended;
         if (!failure_.empty()) break;
+        if (std::exchange(preempted_, false)) return ended;
       }
     }
     return ended;
@@ -288,6 +342,7 @@ class Machine {
   void resume(Thread& t) {
     current_ = &t;
     indices = &t.indices;
+    tell_checker();
     if (t.fiber == nullptr) {
       t.fiber = context::make_fcontext(t.stack + kStackBytes, kStackBytes, &Machine::enter);
 #if defined(__SANITIZE_THREAD__)
@@ -308,6 +363,9 @@ class Machine {
     __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #endif
     indices = nullptr;
+#if defined(FORETOKEN_ACCESS_CHECKS)
+    running_thread = nullptr;
+#endif
   }
 
   // From a thread to the scheduler.
@@ -339,6 +397,35 @@ class Machine {
     }
   }
 
+  // What the access checker has to know; nothing where there is none.
+  void begin_grid([[maybe_unused]] Parameters parameters) {
+#if defined(FORETOKEN_ACCESS_CHECKS)
+    FT_CHECK(running_.block < 0xf0000000u);  // block numbers of a run never come round
+    running_.first_block = running_.block + 1;
+    running_.parameters = static_cast<const std::byte*>(parameters.begin);
+    running_.parameters_end = running_.parameters + parameters.size_bytes;
+#endif
+  }
+  void begin_block() {
+    barriers_ = 0;
+    for (Warp& warp : warps_) warp.barriers = 0;
+#if defined(FORETOKEN_ACCESS_CHECKS)
+    ++running_.block;
+#endif
+  }
+  void tell_checker() {
+#if defined(FORETOKEN_ACCESS_CHECKS)
+    const Warp& warp = warps_[static_cast<size_t>(current_->number / kWarp)];
+    FT_CHECK(barriers_ < 65535 && warp.barriers < 65535);
+    running_.thread = static_cast<uint16_t>(current_->number);
+    running_.barriers = static_cast<uint16_t>(barriers_);
+    running_.warp_barriers = static_cast<uint16_t>(warp.barriers);
+    running_.stack_begin = current_->stack;
+    running_.stack_end = current_->stack + kStackBytes;
+    running_thread = &running_;
+#endif
+  }
+
   std::mutex mutex_;
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
@@ -350,7 +437,15 @@ class Machine {
   [[maybe_unused]] size_t scheduler_stack_bytes_ = 0;
   [[maybe_unused]] void* scheduler_fiber_ = nullptr;
   int at_barrier_ = 0;
+  int barriers_ = 0;  // of the block that runs
   Site barrier_site_;
+  std::mt19937 preempt_random_;
+  int preempt_one_in_ = 0;
+  bool preempted_ = false;
+  uint64_t preemptions_ = 0;
+#if defined(FORETOKEN_ACCESS_CHECKS)
+  RunningThread running_;
+#endif
   std::vector<SharedArray> shared_;
   size_t shared_bytes_ = 0;
   size_t dynamic_shared_bytes_ = 0;
@@ -371,14 +466,30 @@ Machine& machine() {
 void set_order(Order order, uint32_t seed) {
   machine().set_order(order, seed);
 }
-void run_grid(uint3 grid, uint3 block, size_t dynamic_shared_bytes, const std::function<void()>& body) {
-  machine().run(grid, block, dynamic_shared_bytes, body);
+void set_preemption(uint32_t seed, int one_in) {
+  machine().set_preemption(seed, one_in);
+}
+uint64_t preemptions() {
+  return machine().preemptions();
+}
+void preempt() {
+  machine().preempt();
+}
+bool owned_by_machine(const void* address) {
+  return machine().owns(address);
+}
+void run_grid(uint3 grid, uint3 block, size_t dynamic_shared_bytes, const std::function<void()>& body,
+              Parameters parameters) {
+  machine().run(grid, block, dynamic_shared_bytes, body, parameters);
 }
 uint64_t threads_run() {
   return machine().threads_run();
 }
 void sync_block(Site site) {
   machine().sync_block(site);
+}
+void sync_warp(uint32_t mask, Site site) {
+  machine().sync_warp(mask, site);
 }
 void fail(const char* message) {
   machine().fail([&] { return message + (", " + machine().running()); });

@@ -13,10 +13,9 @@
 
 // Stands in for nvcc where a host compiler reads a .cu file: the names that kernel bodies use, and a machine that runs
 // one block at a time with a fiber per thread, so that every kernel's arithmetic is tested without a GPU. What it finds
-// beside wrong bits: threads of a block that part at a barrier or a warp collective, shared memory read before it is
-// written (it starts as 0xff bytes: NaN), steps outside an array and misaligned vector loads (under the address and
-// undefined-behaviour sanitizers), and missing barriers, because the order in which warps and lanes run can be turned
-// round (set_order) and a warp runs on until it has to wait. What it cannot show: real races and speed.
+// beside wrong bits: threads of a block that part at a barrier or a warp collective, results that depend on the order in
+// which warps and lanes run (set_order, set_preemption) or streams go on (set_stream_order), and, by access_checker.h,
+// races, loads of what nobody has written and accesses of memory that is not the kernel's. What it cannot show: speed.
 
 namespace foretoken::cuda {
 
@@ -50,8 +49,20 @@ using Site = std::source_location;
 enum class Order { kForward, kBackward, kShuffled };
 void set_order(Order order, uint32_t seed = 0);
 
+/// From now on a thread of a kernel stops after one in so many of its memory accesses, at random, and another warp goes on. 0: never.
+void set_preemption(uint32_t seed, int one_in);
+/// How often that has happened.
+[[nodiscard]] uint64_t preemptions();
+
+/// Where a kernel's parameters lie: host memory that its threads may read.
+struct Parameters {
+  const void* begin = nullptr;
+  size_t size_bytes = 0;
+};
+
 /// Runs body() once for each thread of the grid. Throws EmulationError.
-void run_grid(uint3 grid, uint3 block, size_t dynamic_shared_bytes, const std::function<void()>& body);
+void run_grid(uint3 grid, uint3 block, size_t dynamic_shared_bytes, const std::function<void()>& body,
+              Parameters parameters = {});
 
 /// Threads that run_grid has run, over all grids: shows that a test really went through the emulation.
 [[nodiscard]] uint64_t threads_run();
@@ -64,6 +75,12 @@ struct Faults {
 };
 void inject(const Faults& faults);
 
+/// Work of different streams has no order: with a seed, streams that nobody waits for yet go on at random while another is
+/// waited for. Without one, nothing runs that nobody waits for.
+void set_stream_order(std::optional<uint32_t> seed);
+/// Whether kernels may be recorded that were never launched: for tests of recordings alone.
+void assume_kernels_loaded(bool loaded);
+
 // What the running thread sees.
 struct Indices {
   uint3 thread, block, block_dim, grid_dim;
@@ -71,6 +88,10 @@ struct Indices {
 extern thread_local const Indices* indices;
 
 void sync_block(Site site);
+void sync_warp(uint32_t mask, Site site);
+/// For the access checker: called after each access; whether an address is the machine's own.
+void preempt();
+[[nodiscard]] bool owned_by_machine(const void* address);
 /// Ends the grid with an EmulationError. Called from a kernel body.
 [[noreturn]] void fail(const char* message);
 /// All lanes of `mask` meet here; values[lane] are the `size_bytes` (at most 64) that each brought. Valid until the
@@ -113,7 +134,7 @@ inline void __syncthreads(emulation::Site site = emulation::Site::current()) {
   emulation::sync_block(site);
 }
 inline void __syncwarp(uint32_t mask = 0xffffffffu, emulation::Site site = emulation::Site::current()) {
-  emulation::exchange(mask, "", 1, site);
+  emulation::sync_warp(mask, site);
 }
 
 template <class T>

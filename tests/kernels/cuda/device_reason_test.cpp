@@ -19,6 +19,8 @@ TEST_CASE("A missing device has a reason of one line that says what to do", "[cu
   CHECK_THAT(reason(Kind::kNoDevice, 12080), Contains("CUDA_VISIBLE_DEVICES"));
   CHECK_THAT(reason(Kind::kDriverTooOld, 11080), Contains("CUDA 11.8") && Contains("13.0") && Contains("update"));
   CHECK_THAT(reason(Kind::kOther, 13000), Contains("out of memory (cudaErrorMemoryAllocation)"));
+  CHECK_THAT(reason_for_image("RTX 3090", 86, "90"), Contains("RTX 3090 has compute capability 8.6") &&
+                                                         Contains("built for 90") && Contains("ARCHITECTURES=86"));
   CHECK_THAT(reason_for_capability("Tesla T4", 75), Contains("Tesla T4") && Contains("7.5") && Contains("8.0"));
 }
 

@@ -151,6 +151,32 @@ TEST_CASE("split: the device's own cycle") {
   CHECK(all.total() == 0);  // nothing is split
 }
 
+#ifdef FORETOKEN_CUDA_EMULATION
+TEST_CASE("split: a hundred orders of streams and threads, with hot experts under way") {
+  struct Guard {
+    ~Guard() {
+      cuda::emulation::set_stream_order(std::nullopt);
+      cuda::emulation::set_preemption(0, 0);
+      cuda::emulation::set_order(cuda::emulation::Order::kForward);
+    }
+  } const guard;
+  SplitModel model(small_model("qwen35moe"), /*prompt_tokens=*/5, /*new_tokens=*/3);
+  for (uint32_t seed = 1; seed <= 100; ++seed) {
+    cuda::emulation::set_stream_order(seed);
+    cuda::emulation::set_preemption(seed, 500);
+    cuda::emulation::set_order(cuda::emulation::Order::kShuffled, seed);
+    INFO("seed " << seed);
+    const int k = static_cast<int>(seed % 4);
+    if (seed % 5 == 0) {
+      model.check_cycle({{1, 2}, 2, k});
+    } else {
+      model.check_logits(
+          {{static_cast<int>(seed % 3), 2}, 2, k, seed % 2 == 0 ? 3 : kWhole, MoeVerify::kGrouped, seed % 7 == 0});
+    }
+  }
+}
+#endif
+
 TEST_CASE("split: fused gate and up, file layout, gate and up of two types") {
   RandomModel spec = small_model("qwen35moe");
   bool repack = true;

@@ -1,0 +1,347 @@
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <catch2/catch.hpp>
+#include <csignal>
+#include <cstring>
+#include <vector>
+
+#include "kernels/cuda/cuda_language.h"
+#include "kernels/cuda/cuda_runtime_wrap.h"
+#include "kernels/cuda/emulation/access_checker.h"
+#include "kernels/cuda/emulation/cuda_emulation.h"
+
+// What the emulation finds, each shown by a kernel or by host code with that mistake, and by its neighbour without it.
+// This file is compiled as the kernels are: its loads and stores are looked at.
+
+namespace foretoken::cuda {
+namespace {
+
+using Catch::Matchers::Contains;
+
+// --- Kernels with one mistake each, chosen by a flag.
+
+__global__ void reverse_in_shared(int* out, bool with_barrier) {
+  FT_SHARED(int, values, 64);
+  const unsigned t = threadIdx.x;
+  values[t] = 0;
+  __syncthreads();
+  values[t] = static_cast<int>(t);
+  if (with_barrier) __syncthreads();
+  out[t] = values[63 - t];
+}
+
+enum class Between { kNothing, kShuffle, kSyncWarp };
+__global__ void reverse_in_warp(int* out, Between between) {
+  FT_SHARED(int, values, 32);
+  const unsigned t = threadIdx.x;
+  values[t] = 0;
+  __syncthreads();
+  values[t] = static_cast<int>(t);
+  if (between == Between::kShuffle) __shfl_xor_sync(kAllLanes, 0, 1);
+  if (between == Between::kSyncWarp) __syncwarp();
+  out[t] = values[31 - t];
+}
+
+// The second round's store meets the first round's load.
+__global__ void reuse_shared(int* out, bool with_second_barrier) {
+  FT_SHARED(int, value, 1);
+  for (int round = 0; round < 2; ++round) {
+    if (threadIdx.x == 0) value[0] = round;
+    __syncthreads();
+    out[2 * threadIdx.x + static_cast<unsigned>(round)] = value[0];
+    if (with_second_barrier) __syncthreads();
+  }
+}
+
+__global__ void store_by_block(int* out, unsigned stride) {
+  if (threadIdx.x == 0) out[blockIdx.x * stride] = 1;
+}
+
+// Every block reads word 0; the last one writes it.
+__global__ void read_and_store(int* out, bool stores) {
+  const int value = out[0];
+  if (stores && blockIdx.x + 1 == gridDim.x) out[0] = value + 1;
+}
+
+__global__ void store_bytes(int8_t* out, unsigned shift) {
+  out[(threadIdx.x + blockIdx.x * blockDim.x) >> shift] = 1;
+}
+
+__global__ void read_shared_unwritten(int* out) {
+  FT_SHARED(int, values, 32);
+  if (threadIdx.x < 31) values[threadIdx.x] = 1;
+  __syncthreads();
+  out[threadIdx.x] = values[threadIdx.x];
+}
+
+__global__ void copy_words(int* out, const int* from, int offset) {
+  out[threadIdx.x] = from[static_cast<int>(threadIdx.x) + offset];
+}
+
+__global__ void read_wide(int* out, const std::byte* from, int offset) {
+  out[threadIdx.x] = static_cast<int>(*reinterpret_cast<const uint64_t*>(from + offset));
+}
+
+__global__ void add_one(int* values) {
+  values[threadIdx.x] += 1;
+}
+
+__global__ void never_launched(int* values) {
+  values[threadIdx.x] = 0;
+}
+
+std::string failure(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const EmulationError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+template <class... Parameters, class... Arguments>
+std::string run(unsigned blocks, unsigned threads, void (*kernel)(Parameters...), Arguments... arguments) {
+  return failure([&] {
+    const Stream stream;
+    launch(stream, {{blocks, 1, 1}, {threads, 1, 1}}, "kernel", kernel, arguments...);
+    stream.synchronize();
+  });
+}
+
+DeviceBuffer zeros(size_t size_bytes) {
+  DeviceBuffer buffer(size_bytes);
+  const Stream stream;
+  fill_zero(stream, buffer.data(), size_bytes);
+  stream.synchronize();
+  return buffer;
+}
+
+TEST_CASE("Checks: threads of a block are ordered by barriers alone") {
+  const DeviceBuffer out = zeros(1024);
+  const uint64_t before = emulation::accesses_checked();
+  CHECK_THAT(run(1, 64, reverse_in_shared, out.data<int>(), false),
+             Contains("a race in shared memory") && Contains("cuda_checks_test.cpp:") && Contains("same block"));
+  CHECK(run(1, 64, reverse_in_shared, out.data<int>(), true).empty());
+  CHECK(emulation::accesses_checked() >= before + 128);
+  CHECK_THAT(run(1, 64, reuse_shared, out.data<int>(), false),
+             Contains("a load by several") && Contains("then a store by thread 0"));
+  CHECK(run(1, 64, reuse_shared, out.data<int>(), true).empty());
+}
+
+TEST_CASE("Checks: lanes of a warp are ordered by __syncwarp, not by shuffles") {
+  const DeviceBuffer out = zeros(1024);
+  CHECK_THAT(run(1, 32, reverse_in_warp, out.data<int>(), Between::kNothing), Contains("a race in shared memory"));
+  CHECK_THAT(run(1, 32, reverse_in_warp, out.data<int>(), Between::kShuffle), Contains("a race in shared memory"));
+  CHECK(run(1, 32, reverse_in_warp, out.data<int>(), Between::kSyncWarp).empty());
+}
+
+TEST_CASE("Checks: blocks of a grid are never ordered, grids always") {
+  const DeviceBuffer out = zeros(1024);
+  CHECK_THAT(run(4, 32, store_by_block, out.data<int>(), 0u),
+             Contains("a race in device memory") && Contains("another block"));
+  CHECK(run(4, 32, store_by_block, out.data<int>(), 1u).empty());
+  CHECK(run(4, 32, read_and_store, out.data<int>(), false).empty());
+  CHECK_THAT(run(4, 1, read_and_store, out.data<int>(), true), Contains("a load by several blocks"));
+  CHECK(run(1, 1, read_and_store, out.data<int>(), true).empty());
+}
+
+TEST_CASE("Checks: neighbouring bytes of a word are apart, the same byte is not") {
+  const DeviceBuffer out = zeros(1024);
+  CHECK(run(2, 32, store_bytes, out.data<int8_t>(), 0u).empty());
+  CHECK_THAT(run(1, 32, store_bytes, out.data<int8_t>(), 1u), Contains("a race in device memory"));
+}
+
+TEST_CASE("Checks: what nobody has written is not read") {
+  const DeviceBuffer out = zeros(1024), fresh(1024);
+  CHECK_THAT(run(1, 32, read_shared_unwritten, out.data<int>()), Contains("shared memory that nobody has written"));
+  CHECK_THAT(run(1, 32, copy_words, out.data<int>(), fresh.data<int>(), 0),
+             Contains("device memory that nobody has written"));
+  CHECK(run(1, 32, copy_words, fresh.data<int>(), out.data<int>(), 0).empty());
+  CHECK(run(1, 32, copy_words, out.data<int>(), fresh.data<int>(), 0).empty());
+}
+
+TEST_CASE("Checks: every allocation, piece and shared array ends where it ends") {
+  const DeviceBuffer out = zeros(1024), source = zeros(128);
+  CHECK(run(1, 32, copy_words, out.data<int>(), source.data<int>(), 0).empty());
+  CHECK_THAT(run(1, 32, copy_words, out.data<int>(), source.data<int>(), 1), Contains("outside every allocation"));
+  CHECK_THAT(run(1, 32, copy_words, out.data<int>(), source.data<int>(), -1), Contains("outside every allocation"));
+  const BufferPiece pieces[] = {{0, 128}, {128 + guard_bytes(), 128}};
+  const DeviceBuffer parts(256 + 2 * guard_bytes(), "two pieces", pieces);
+  const Stream stream;
+  fill_zero(stream, parts.data(), parts.size_bytes());
+  stream.synchronize();
+  CHECK(run(1, 32, copy_words, out.data<int>(), parts.data<int>(), 0).empty());
+  CHECK_THAT(run(1, 32, copy_words, out.data<int>(), parts.data<int>(), 1), Contains("outside every allocation"));
+  const int* stale = nullptr;
+  {
+    const DeviceBuffer short_lived = zeros(128);
+    stale = short_lived.data<int>();
+  }
+  CHECK_THAT(run(1, 32, copy_words, out.data<int>(), stale, 0), Contains("outside every allocation"));
+  CHECK_THAT(failure([&] {
+               copy_to_device(stream, source.data(), std::vector<int>(33).data(), 33 * sizeof(int));
+               stream.synchronize();
+             }),
+             Contains("leaves its allocation"));
+}
+
+TEST_CASE("Checks: wide loads are aligned to their size") {
+  const DeviceBuffer out = zeros(1024), source = zeros(128);
+  CHECK(run(1, 1, read_wide, out.data<int>(), source.data(), 8).empty());
+  CHECK_THAT(run(1, 1, read_wide, out.data<int>(), source.data(), 4), Contains("not aligned"));
+}
+
+TEST_CASE("Checks: kernels do not touch host memory") {
+  const DeviceBuffer out = zeros(1024);
+  std::vector<int> ordinary(32);
+  const PinnedBuffer pinned(128);
+  CHECK_THAT(run(1, 32, copy_words, out.data<int>(), ordinary.data(), 0), Contains("host memory in a kernel"));
+  CHECK_THAT(run(1, 32, copy_words, out.data<int>(), pinned.data<int>(), 0), Contains("host memory in a kernel"));
+  CHECK_THAT(run(1, 32, copy_words, ordinary.data(), out.data<int>(), 0), Contains("host memory in a kernel"));
+}
+
+TEST_CASE("Checks: the host does not touch device memory") {
+  const DeviceBuffer buffer = zeros(1024);
+  const pid_t child = fork();
+  if (child == 0) {
+    std::signal(SIGSEGV, SIG_DFL);
+    *buffer.data<volatile int>() = 1;
+    _exit(0);
+  }
+  int status = 0;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK((WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV));
+}
+
+TEST_CASE("Checks: preempted threads go on, and what barriers order stays as it is") {
+  const DeviceBuffer out = zeros(1024);
+  const uint64_t before = emulation::preemptions();
+  for (uint32_t seed = 1; seed <= 20; ++seed) {
+    emulation::set_preemption(seed, 3);
+    CHECK(run(2, 32, reverse_in_warp, out.data<int>(), Between::kNothing) != "");
+    CHECK(run(1, 64, reverse_in_shared, out.data<int>(), true).empty());
+    const Stream stream;
+    std::vector<int> values(64);
+    copy_to_host(stream, values.data(), out.data(), values.size() * sizeof(int));
+    for (int t = 0; t < 64; ++t) REQUIRE(values[static_cast<size_t>(t)] == 63 - t);
+  }
+  emulation::set_preemption(0, 0);
+  CHECK(emulation::preemptions() > before + 100);
+}
+
+TEST_CASE("Late: nothing has happened before somebody waits") {
+  const DeviceBuffer values = zeros(128);
+  const PinnedBuffer result(128);
+  std::memset(result.data(), 0, 128);
+  const Stream stream;
+  launch(stream, {{1}, {32}}, "add_one", add_one, values.data<int>());
+  copy_to_host(stream, result.data(), values.data(), 128);
+  CHECK(result.data<int>()[5] == -1);  // poisoned
+  stream.synchronize();
+  CHECK(result.data<int>()[5] == 1);
+  Event begin, end;
+  begin.record(stream);
+  end.record(stream);
+  CHECK_THAT(failure([&] { static_cast<void>(end.milliseconds_since(begin)); }), Contains("before they have happened"));
+  end.synchronize();
+  CHECK(end.milliseconds_since(begin) >= 0);
+}
+
+TEST_CASE("Late: pinned memory is read when the copy runs, other memory at the call") {
+  const DeviceBuffer values = zeros(128);
+  const PinnedBuffer source(128);
+  std::memset(source.data(), 0, 128);
+  const Stream stream;
+  copy_to_device(stream, values.data(), source.data(), 128);
+  source.data<int>()[3] = 7;
+  CHECK_THAT(failure([&] { stream.synchronize(); }), Contains("written to before the copy had run"));
+  std::vector<int> ordinary(32, 4);
+  copy_to_device(stream, values.data(), ordinary.data(), 128);
+  ordinary.assign(32, 5);
+  std::vector<int> seen(32);
+  copy_to_host(stream, seen.data(), values.data(), 128);
+  CHECK(seen == std::vector<int>(32, 4));
+}
+
+TEST_CASE("Late: streams have no order among each other") {
+  // Two streams add to the same values: with a wait between them all is well, without one some order shows it.
+  const auto copy_is_seen = [](bool waits, uint32_t seed) {
+    emulation::set_stream_order(seed);
+    const DeviceBuffer values = zeros(128), copy = zeros(128);
+    const Stream first, second;
+    launch(first, {{1}, {32}}, "add_one", add_one, values.data<int>());
+    if (waits) first.synchronize();
+    copy_on_device(second, copy.data(), values.data(), 128);
+    std::vector<int> seen(32);
+    copy_to_host(second, seen.data(), copy.data(), 128);
+    return seen[0] == 1;
+  };
+  int wrong = 0;
+  for (uint32_t seed = 0; seed < 20; ++seed) {
+    CHECK(copy_is_seen(true, seed));
+    wrong += copy_is_seen(false, seed) ? 0 : 1;
+  }
+  emulation::set_stream_order(std::nullopt);
+  CHECK(wrong > 0);
+  CHECK(wrong < 20);
+}
+
+TEST_CASE("Graphs: what a capture refuses") {
+  const DeviceBuffer values = zeros(128);
+  const PinnedBuffer pinned(128);
+  std::vector<int> ordinary(32);
+  const Stream stream;
+  const Event event;
+  const auto record = [&](const std::function<void()>& work) {
+    return failure([&] { const Graph graph(stream, work); });
+  };
+  CHECK_THAT(record([&] { const DeviceBuffer buffer(16); }), Contains("allocating memory while a graph is recorded"));
+  CHECK_THAT(record([&] { const PinnedBuffer buffer(16); }), Contains("pinning memory"));
+  CHECK_THAT(record([&] { stream.synchronize(); }), Contains("waiting for a stream"));
+  CHECK_THAT(record([&] { event.synchronize(); }), Contains("waiting for an event"));
+  CHECK_THAT(record([&] { copy_to_device(stream, values.data(), ordinary.data(), 128); }), Contains("not pinned"));
+  CHECK_THAT(record([&] { copy_to_host(stream, ordinary.data(), values.data(), 128); }), Contains("not pinned"));
+  CHECK_THAT(record([&] {
+               launch(stream, {{1}, {32}}, "never_launched", never_launched, values.data<int>());
+             }),
+             Contains("never_launched was never launched"));
+  launch(stream, {{1}, {32}}, "add_one", add_one, values.data<int>());
+  CHECK(record([&] { launch(stream, {{1}, {32}}, "add_one", add_one, values.data<int>()); }).empty());
+  CHECK(record([&] { copy_to_host(stream, pinned.data(), values.data(), 128); }).empty());
+}
+
+TEST_CASE("Graphs: a recording that is out of date is found at its replay") {
+  const DeviceBuffer values = zeros(128), other = zeros(128);
+  const Stream stream;
+  int* target = values.data<int>();
+  unsigned threads = 32;
+  int times = 1;
+  const auto work = [&] {
+    for (int i = 0; i < times; ++i) launch(stream, {{1}, {threads}}, "add_one", add_one, target);
+  };
+  work();
+  const Graph graph(stream, work);
+  CHECK(failure([&] { graph.require_same(Graph(stream, work)); }).empty());
+  target = other.data<int>();
+  CHECK_THAT(failure([&] { graph.require_same(Graph(stream, work)); }),
+             Contains("out of date") && Contains("another shape or parameters"));
+  target = values.data<int>();
+  threads = 16;
+  CHECK_THAT(failure([&] { graph.require_same(Graph(stream, work)); }), Contains("out of date"));
+  threads = 32;
+  times = 2;
+  CHECK_THAT(failure([&] { graph.require_same(Graph(stream, work)); }),
+             Contains("is nothing, and now it would be add_one"));
+  times = 1;
+  for (int i = 0; i < 2; ++i) {
+    CHECK(failure([&] { graph.require_same(Graph(stream, work)); }).empty());
+    graph.launch(stream);
+  }
+  std::vector<int> seen(32);
+  copy_to_host(stream, seen.data(), values.data(), 128);
+  CHECK(seen == std::vector<int>(32, 3));
+}
+
+}  // namespace
+}  // namespace foretoken::cuda
