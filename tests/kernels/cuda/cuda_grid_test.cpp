@@ -51,7 +51,10 @@ DeviceMatrix matrix(WeightType type, int64_t num_rows) {
 
 TEST_CASE("every launch fits a grid at the largest sizes that the flags allow") {
   const Stream stream;
-  emulation::assume_kernels_loaded(true);
+  struct Guard {
+    Guard() { emulation::assume_kernels_loaded(true); }
+    ~Guard() { emulation::assume_kernels_loaded(false); }
+  } const guard;
   const auto record = [&](const auto& work) { CHECK_NOTHROW(Graph(stream, work)); };
   SECTION("the emulation refuses what a GPU would refuse") {
     const auto body = [] {};
