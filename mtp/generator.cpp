@@ -26,6 +26,11 @@ DecodeBytes costs(const Engine& engine, const GeneratorOptions& options) {
 
 }  // namespace
 
+size_t drafter_bytes(const ModelConfig& config, const SessionOptions& engine, const GeneratorOptions& options) {
+  return (options.ngram ? NgramDrafter::size_bytes(engine) : 0) +
+         (options.mtp ? MtpDrafter::size_bytes(config, engine) : 0);
+}
+
 Generator::Generator(Engine& engine, const GeneratorOptions& options)
     : engine_(engine), options_(options), controller_(costs(engine, options), options.max_drafts, !options.controller) {
   FT_CHECK(options.max_drafts >= 0 && options.max_drafts <= kMaxDraft);
@@ -54,6 +59,7 @@ Generator::Generator(Engine& engine, const GeneratorOptions& options)
   extending_.reserve(parallel);
   batch_.reserve(parallel);
   num_drafts_.reserve(parallel);
+  controller_.reserve(engine.options().parallel);
   known_.reserve(parallel);
   hidden_.reserve(max_rows + parallel);
   known_ids_.reserve(max_rows + parallel);
@@ -64,6 +70,8 @@ Generator::~Generator() = default;
 void Generator::enter(Generation& generation) {
   generation.has_begun_ = true;
   generation.watch_ = Stopwatch();
+  generation.ids_.reserve(
+      static_cast<size_t>(std::min(generation.options_.max_new_tokens, engine_.options().ctx_size)));
   if (!drafter_) return;
   generation.previous_hidden_.assign(static_cast<size_t>(engine_.model().config().hidden_dim), 0.0f);
   if (!generation.options_.forced.continuation.empty())

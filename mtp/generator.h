@@ -27,6 +27,10 @@ struct GeneratorOptions {
   bool ngram = false;  // the text's own past drafts, before the MTP layer where both do
 };
 
+/// What the drafters of these options take of the host's memory, for an engine of these options.
+[[nodiscard]] size_t drafter_bytes(const ModelConfig& config, const SessionOptions& engine,
+                                   const GeneratorOptions& options);
+
 /// Moves any number of generations over one engine on, a step at a time: draft, verify, accept, commit, refresh, for
 /// all of them together in as few passes as there are stages. The ids and every logit of a generation are the same
 /// whoever else is in its steps, and for all values of the options.

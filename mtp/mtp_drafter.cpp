@@ -28,6 +28,11 @@ MtpDrafter::MtpDrafter(Engine& engine)
   hidden_.reserve(max_rows);
 }
 
+size_t MtpDrafter::size_bytes(const ModelConfig& config, const SessionOptions& options) {
+  const size_t row_bytes = static_cast<size_t>(config.hidden_dim) * sizeof(float);
+  return static_cast<size_t>(options.parallel) * ((1 + kMaxDeferred) * row_bytes + kMaxDeferred * sizeof(TokenId));
+}
+
 void MtpDrafter::leave(const Sequence& sequence) {
   State& s = state(sequence);
   s.filled = 0;

@@ -20,6 +20,8 @@ class MtpDrafter final : public Drafter {
  public:
   /// REQUIRES: engine.options().with_mtp; the engine stays.
   explicit MtpDrafter(Engine& engine);
+  /// What it takes beside the engine's memory.
+  [[nodiscard]] static size_t size_bytes(const ModelConfig& config, const SessionOptions& options);
 
   static constexpr int kMaxDeferred = 64;
 
