@@ -195,6 +195,19 @@ DraftTimes MtpDrafter::extend(std::span<DraftWindow* const> windows) {
   return times;
 }
 
+void MtpDrafter::take_over(const Sequence& sequence, const DeviceCycle::Kept& kept) {
+  FT_CHECK(kept.deferred.size() <= kMaxDeferred);
+  State& s = state(sequence);
+  s.filled = sequence.length() + 1 - static_cast<int64_t>(kept.deferred.size());
+  s.num_drafts = 0;
+  s.has_first = kept.has_draft;
+  s.first_draft = kept.draft;
+  s.first_confidence = kept.confidence;
+  if (kept.has_draft) s.hidden = kept.draft_hidden;
+  s.ids.assign(kept.deferred.begin(), kept.deferred.end());
+  std::copy(kept.deferred_hidden.begin(), kept.deferred_hidden.end(), s.deferred_hidden.begin());
+}
+
 void MtpDrafter::save(const Sequence& sequence, std::vector<std::byte>& to) const {
   const State& s = state(sequence);
   put(to, s.filled);

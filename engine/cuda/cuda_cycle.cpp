@@ -49,6 +49,39 @@ float CudaCycle::first_confidence(const SequenceState& sequence) const {
                                                               : -1.0f;
 }
 
+DeviceCycle::Kept CudaCycle::kept(SequenceState& sequence) {
+  CudaEngine& e = engine_;
+  FT_CHECK(e.options.with_mtp);
+  Kept kept;
+  e.attempt([&] {
+    e.stream.synchronize();
+    e.send_groups();
+    Window rests;
+    rests.sequence = &sequence;
+    catch_up({&rests, 1});  // where more wait than anybody else lets wait
+    const Known& k = known(sequence);
+    const int64_t dim = e.config.hidden_dim;
+    kept.deferred = k.deferred;
+    kept.deferred_hidden.resize(k.deferred.size() * static_cast<size_t>(dim));
+    copy_to_host(e.stream, kept.deferred_hidden.data(),
+                 e.io.deferred_hidden + sequence.slot * deferred_capacity(e.options) * dim,
+                 kept.deferred_hidden.size() * sizeof(float));
+    kept.has_draft = k.has_draft;
+    if (k.has_draft) {
+      e.io.result.memory.fetch(e.stream);
+      kept.draft_hidden.resize(static_cast<size_t>(dim));
+      const float* from =
+          e.io.draft_hidden == nullptr ? e.io.mtp_hidden.values : e.io.draft_hidden + sequence.slot * dim;
+      copy_to_host(e.stream, kept.draft_hidden.data(), from, kept.draft_hidden.size() * sizeof(float));
+    }
+    e.stream.synchronize();
+    if (!k.has_draft) return;
+    kept.draft = e.io.result.next_draft.host[sequence.slot];
+    kept.confidence = e.io.result.next_share.host[sequence.slot];
+  });
+  return kept;
+}
+
 void CudaCycle::check(std::span<const Window> windows) const {
   const SessionOptions& o = engine_.options;
   FT_CHECK(!windows.empty() && static_cast<int>(windows.size()) <= o.parallel);
