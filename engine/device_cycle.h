@@ -37,6 +37,18 @@ class DeviceCycle {
   /// How sure the MTP layer is of the first draft of the sequence's next window; negative where that is not known yet.
   [[nodiscard]] virtual float first_confidence(const SequenceState& sequence) const = 0;
 
+  /// Where the MTP layer stands with a sequence between two cycles: enough for somebody else to go on from.
+  struct Kept {
+    std::vector<TokenId> deferred;       // known tokens that it has not followed, at most kMaxDeferred
+    std::vector<float> deferred_hidden;  // [deferred, hidden_dim] the trunk's at the position before each
+    bool has_draft = false;              // the first draft behind the last known token is made
+    TokenId draft = 0;
+    float confidence = 0;
+    std::vector<float> draft_hidden;  // [hidden_dim] that its chain goes on from
+  };
+  /// REQUIRES: options().with_mtp; begin() was called for the sequence.
+  [[nodiscard]] virtual Kept kept(SequenceState& sequence) = 0;
+
   /// The next window of one sequence.
   struct Window {
     SequenceState* sequence = nullptr;

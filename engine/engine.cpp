@@ -21,8 +21,7 @@ namespace {
 MakeDeviceBackend device_backend = nullptr;
 
 SessionOptions filled(const Model& model, SessionOptions o) {
-  if (o.ctx_size == 0) o.ctx_size = std::min(model.config().context_length, kDefaultContext);
-  if (o.threads == 0) o.threads = available_cores();
+  o = with_defaults(model.config(), std::move(o));
   FT_CHECK(o.ctx_size > 0 && o.threads > 0 && o.prompt_chunk > 0 && o.max_window > 0 && o.parallel > 0);
   FT_CHECK(!o.with_mtp || model.has_mtp());
   FT_CHECK(!o.cublas || o.device != Device::kCpu);
@@ -30,7 +29,6 @@ SessionOptions filled(const Model& model, SessionOptions o) {
     throw InputError(fmt::format("--ctx-size {}: {} was made for at most {} positions", o.ctx_size, model.path(),
                                  model.config().context_length));
   }
-  o.prompt_chunk = static_cast<int>(std::min<int64_t>(o.prompt_chunk, o.ctx_size));
   return o;
 }
 
@@ -110,7 +108,7 @@ Engine::Engine(const Model& model, const SessionOptions& options) : impl_(std::m
 Engine::~Engine() = default;
 
 SessionMemory Engine::memory_needed(const Model& model, const SessionOptions& options) {
-  return cpu_memory_needed(model, filled(model, options));
+  return session_memory(model.weights(), model.config(), options);
 }
 
 const Model& Engine::model() const {
@@ -250,10 +248,6 @@ std::optional<std::string> Engine::mtp_fault(int input) const {
       return describe_fault(*fault, span.position + r - span.first_row, /*is_mtp=*/true);
   }
   return std::nullopt;
-}
-
-int Engine::num_mtp_outputs() const {
-  return impl_->num_outputs;
 }
 
 const float* Engine::mtp_hidden(int output) const {

@@ -40,7 +40,7 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  /// Of the host, for the CPU.
+  /// See session_memory().
   [[nodiscard]] static SessionMemory memory_needed(const Model& model, const SessionOptions& options);
 
   [[nodiscard]] const Model& model() const;
@@ -112,7 +112,6 @@ class Engine {
   /// Runs the MTP layer over the rows of all inputs: their keys and values are stored, again if need be; a row attends
   /// to [0, its own position]. The rows that go through the whole layer are its outputs, counted in order.
   void mtp_forward(std::span<const MtpInput> inputs);
-  [[nodiscard]] int num_mtp_outputs() const;
   /// Hidden after shared_head_norm [hidden_dim]: the next chained step's hidden. Valid until the next mtp_forward() but
   /// one (two buffers take turns), so it may be an input of the next.
   [[nodiscard]] const float* mtp_hidden(int output) const;

@@ -42,9 +42,13 @@ struct RowFault {
 /// show. Different threads may call note(); everything else is for the thread that runs the pass.
 class RowFaults {
  public:
+  /// Room for so many rows. Passes of more take it when they come.
+  void reserve(int num_rows) {
+    if (num_rows > static_cast<int>(first_.size())) first_ = std::vector<std::atomic<uint32_t>>(num_rows);
+  }
   /// Rows [0, num_rows) have no faults.
   void begin(int num_rows) {
-    if (num_rows > static_cast<int>(first_.size())) first_ = std::vector<std::atomic<uint32_t>>(num_rows);
+    reserve(num_rows);
     for (int r = 0; r < num_rows; ++r) first_[static_cast<size_t>(r)].store(kNone, std::memory_order_relaxed);
     num_rows_ = num_rows;
   }

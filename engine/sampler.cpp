@@ -223,7 +223,8 @@ void keep_top_p(Isa isa, float top_p, Kept& kept) {
   uint64_t reached = 0;
   size_t last_half = mass.size() - 1;
   while (last_half > 0 && static_cast<double>(reached + mass[last_half]) < target) reached += mass[last_half--];
-  std::vector<size_t> last;
+  static thread_local std::vector<size_t> last;
+  last.clear();
   for (size_t i = 0; i < n; ++i) {
     if (half(p[i]) == last_half) last.push_back(i);
   }

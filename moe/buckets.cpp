@@ -7,7 +7,8 @@ namespace foretoken {
 void group_by_expert(const Routing& routing, int row_begin, int row_end, int num_experts, BucketList& list) {
   const int32_t slot_begin = row_begin * routing.top_k, slot_end = row_end * routing.top_k;
   // Counting sort: rows per expert, then where each expert's slots begin, then the slots in rising order.
-  std::vector<int32_t> next(static_cast<size_t>(num_experts) + 1, 0);
+  std::vector<int32_t>& next = list.next;
+  next.assign(static_cast<size_t>(num_experts) + 1, 0);
   for (int32_t slot = slot_begin; slot < slot_end; ++slot)
     ++next[static_cast<size_t>(routing.experts[static_cast<size_t>(slot)]) + 1];
   list.buckets.clear();
@@ -21,8 +22,10 @@ void group_by_expert(const Routing& routing, int row_begin, int row_end, int num
     const auto e = static_cast<size_t>(routing.experts[static_cast<size_t>(slot)]);
     list.slots[static_cast<size_t>(next[e]++)] = slot;
   }
-  std::stable_sort(list.buckets.begin(), list.buckets.end(),
-                   [](const Bucket& a, const Bucket& b) { return a.num_slots > b.num_slots; });
+  // Not std::stable_sort, which takes memory.
+  std::sort(list.buckets.begin(), list.buckets.end(), [](const Bucket& a, const Bucket& b) {
+    return a.num_slots > b.num_slots || (a.num_slots == b.num_slots && a.expert < b.expert);
+  });
 }
 
 }  // namespace foretoken

@@ -21,6 +21,14 @@ inline constexpr int32_t kSharedExpert = -1;
 struct BucketList {
   std::vector<Bucket> buckets;
   std::vector<int32_t> slots;
+  std::vector<int32_t> next;  // work memory of group_by_expert
+
+  /// Room for all that group_by_expert can put here.
+  void reserve(int num_experts, int64_t num_slots) {
+    buckets.reserve(static_cast<size_t>(num_experts));
+    slots.reserve(static_cast<size_t>(num_slots));
+    next.reserve(static_cast<size_t>(num_experts) + 1);
+  }
 };
 
 /// Buckets of rows [row_begin, row_end) of `routing`.

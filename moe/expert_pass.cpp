@@ -96,6 +96,8 @@ void ExpertPass::gate_up_item(const RowItem& at, int thread_idx) {
   float* up_tile = gate_tile + s.max_rows_ * kTileRows;
   // The pointers of one thread's tiles, [max_rows] each.
   thread_local std::vector<float*> gate_rows, up_rows;
+  gate_rows.reserve(static_cast<size_t>(s.max_rows_));
+  up_rows.reserve(static_cast<size_t>(s.max_rows_));
   gate_rows.resize(static_cast<size_t>(num_rows));
   up_rows.resize(static_cast<size_t>(num_rows));
   for (int i = 0; i < num_rows; ++i) {
@@ -130,6 +132,7 @@ void ExpertPass::down_item(const RowItem& at) {
   const Bucket& bucket = buckets_[at.matrix];
   const auto first = static_cast<size_t>(bucket.slots_begin);
   thread_local std::vector<float*> outputs;
+  outputs.reserve(static_cast<size_t>(s.max_rows_));
   outputs.resize(static_cast<size_t>(bucket.num_slots));
   for (size_t i = 0; i < outputs.size(); ++i) outputs[i] = s.outputs_[first + i] + at.row_begin;
   if (s.reads != nullptr) s.reads->add(bucket.expert, ExpertReads::kDown, at.row_end - at.row_begin);

@@ -14,7 +14,13 @@ class ExpertPass {
   /// Experts of `routed`, and `shared`: the shared one or a dense part. What run() is not asked for may be nullptr.
   ExpertPass(Isa isa, ThreadTeam& team, const MoeWeights* routed, const DenseWeights* shared, const RowBuffer& x,
              MoeScratch& scratch)
-      : isa_(isa), team_(team), routed_(routed), shared_(shared), x_(x), scratch_(scratch) {}
+      : isa_(isa),
+        team_(team),
+        routed_(routed),
+        shared_(shared),
+        x_(x),
+        scratch_(scratch),
+        buckets_(scratch.pass_buckets_) {}
 
   /// Computes scratch.partials_ for every slot in `list`, and scratch.shared_ for rows [0, num_shared_rows) if it is >
   /// 0.
@@ -34,7 +40,7 @@ class ExpertPass {
   const DenseWeights* shared_;
   const RowBuffer& x_;
   MoeScratch& scratch_;
-  std::vector<Bucket> buckets_;  // the list's, and the shared expert in front
+  std::vector<Bucket>& buckets_;  // the list's, and the shared expert in front
 };
 
 }  // namespace foretoken

@@ -10,7 +10,7 @@ void host_experts(Isa isa, ThreadTeam& team, MoeVerify verify, const MoeWeights&
   FT_CHECK_EQ(static_cast<int>(places.size()), weights.num_experts);
   slots.clear();
   ExpertPass pass(isa, team, &weights, /*shared=*/nullptr, x, scratch);
-  BucketList list;
+  BucketList& list = scratch.buckets;
   const int rows_at_once = verify == MoeVerify::kGrouped ? num_rows : 1;
   for (int begin = 0; begin < num_rows; begin += rows_at_once) {
     group_by_expert(scratch.routing, begin, begin + rows_at_once, weights.num_experts, list);

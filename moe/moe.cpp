@@ -28,18 +28,20 @@ size_t floats(int64_t count) {
 
 // Router logits of all rows, their experts and weights, and the shared expert's weight.
 void choose_experts(Isa isa, ThreadTeam& team, const MoeWeights& weights, const RowBuffer& x, int num_rows,
-                    MoeScratch& scratch, RowItems& items, float* logits, float* shared_weight) {
+                    MoeScratch& scratch, std::vector<RowView>& inputs, RowItems& items, float* logits,
+                    float* shared_weight) {
   Routing& routing = scratch.routing;
   const Work work = scratch.is_mtp ? Work::kMtpLayer : Work::kRouter;
   const int num_experts = weights.num_experts;
   routing.resize(num_rows, weights.top_k);
-  std::vector<RowView> inputs(static_cast<size_t>(num_rows));
+  inputs.resize(static_cast<size_t>(num_rows));
   for (int r = 0; r < num_rows; ++r) inputs[static_cast<size_t>(r)] = x.view(r);
   const RowItems::Matrix router{num_experts, kRouterRowsPerItem};
   items.plan(team.nodes(), {&router, 1});
   profiled_for(team, scratch.profile, items.node_ends(), [&](int64_t item, int) {
     const auto [matrix, begin, end] = items.find(item);
     thread_local std::vector<float*> outputs;
+    outputs.reserve(static_cast<size_t>(x.max_rows()));
     outputs.resize(static_cast<size_t>(num_rows));
     for (int r = 0; r < num_rows; ++r)
       outputs[static_cast<size_t>(r)] = logits + static_cast<int64_t>(r) * num_experts + begin;
@@ -80,7 +82,20 @@ MoeScratch::MoeScratch(const MoeShape& shape, int max_rows, int num_threads)
       sums_(floats(num_threads * shape.hidden_dim)),
       shape_(shape),
       max_rows_(max_rows),
-      open_items_(new std::atomic<int32_t>[static_cast<size_t>(shape.num_experts) + 1]) {}
+      open_items_(new std::atomic<int32_t>[static_cast<size_t>(shape.num_experts) + 1]) {
+  const int64_t routed_slots = int64_t{max_rows} * shape.top_k;
+  const auto num_slots = static_cast<size_t>(routed_slots + max_rows);
+  const auto num_buckets = static_cast<size_t>(shape.num_experts) + 1;
+  routing.resize(max_rows, shape.top_k);
+  buckets.reserve(shape.num_experts, routed_slots);
+  pass_buckets_.reserve(num_buckets);
+  inputs_.reserve(num_slots);
+  inners_.reserve(num_slots);
+  inner_rows_.reserve(num_slots);
+  outputs_.reserve(num_slots);
+  item_rows_.reserve(num_buckets);
+  items_.reserve(num_buckets);
+}
 
 size_t MoeScratch::size_bytes() const {
   return inner_.size_bytes() + shared_inner_.size_bytes() + partials_.size_bytes() + shared_.size_bytes() +
@@ -101,8 +116,8 @@ void moe_forward(Isa isa, ThreadTeam& team, MoeVerify verify, const MoeWeights& 
   FT_CHECK(num_rows <= scratch.max_rows_);
   const int64_t dim = scratch.shape_.hidden_dim;
   float* shared_weight = scratch.shared_weight_.data<float>();
-  choose_experts(isa, team, weights, x, num_rows, scratch, scratch.items_, scratch.logits_.data<float>(),
-                 shared_weight);
+  choose_experts(isa, team, weights, x, num_rows, scratch, scratch.inputs_, scratch.items_,
+                 scratch.logits_.data<float>(), shared_weight);
   (verify == MoeVerify::kGrouped ? grouped_experts : per_token_experts)(isa, team, weights, x, num_rows, scratch);
 
   const WorkDone combined{scratch.is_mtp ? Work::kMtpLayer : Work::kRows, 0};

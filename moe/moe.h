@@ -142,6 +142,8 @@ class MoeScratch {
   Routing routing;
   /// Distinct routed experts of the last moe_forward.
   int distinct_experts = 0;
+  /// The running core's.
+  BucketList buckets;
 
   /// What a slot adds, [hidden_dim], once a core has computed it.
   [[nodiscard]] const float* partial(int64_t slot) const {
@@ -164,9 +166,9 @@ class MoeScratch {
   AlignedBuffer sums_;           // float [num_threads][hidden_dim]
   MoeShape shape_;
   int max_rows_ = 0;
-  BucketList buckets_;
 
-  // What the cores hand to the kernels; [bucket slots], grown to the largest window seen.
+  // What the cores hand to the kernels; [bucket slots]. Their capacity is taken once.
+  std::vector<Bucket> pass_buckets_;
   std::vector<RowView> inputs_, inners_;
   std::vector<float*> inner_rows_, outputs_;
   std::unique_ptr<std::atomic<int32_t>[]> open_items_;  // per bucket: gate-up items not yet done

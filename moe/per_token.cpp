@@ -1,5 +1,3 @@
-#include <set>
-
 #include "moe/expert_pass.h"
 #include "moe/grouped.h"
 
@@ -9,12 +7,11 @@ void per_token_experts(Isa isa, ThreadTeam& team, const MoeWeights& weights, con
                        MoeScratch& scratch) {
   ExpertPass pass(isa, team, &weights, &weights.shared, x, scratch);
   for (int r = 0; r < num_rows; ++r) {
-    BucketList buckets;
-    group_by_expert(scratch.routing, r, r + 1, weights.num_experts, buckets);
-    pass.run(buckets, r == 0 && weights.has_shared() ? num_rows : 0);
+    group_by_expert(scratch.routing, r, r + 1, weights.num_experts, scratch.buckets);
+    pass.run(scratch.buckets, r == 0 && weights.has_shared() ? num_rows : 0);
   }
-  scratch.distinct_experts =
-      static_cast<int>(std::set<int32_t>(scratch.routing.experts.begin(), scratch.routing.experts.end()).size());
+  group_by_expert(scratch.routing, 0, num_rows, weights.num_experts, scratch.buckets);  // counts the distinct ones
+  scratch.distinct_experts = static_cast<int>(scratch.buckets.buckets.size());
 }
 
 }  // namespace foretoken

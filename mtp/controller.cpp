@@ -25,6 +25,12 @@ constexpr double kLeastProbable = 1e-3;
 DraftController::DraftController(const DecodeBytes& bytes, int max_drafts, bool fixed)
     : max_drafts_(max_drafts), fixed_(fixed), cost_(bytes) {}
 
+void DraftController::reserve(int num_sequences) {
+  prefix_.reserve(static_cast<size_t>(num_sequences));
+  chosen_.reserve(static_cast<size_t>(num_sequences));
+  sequences_by_draft_.reserve(static_cast<size_t>(max_drafts_) + 1);
+}
+
 int DraftController::most_drafts(const DraftingSequence& sequence) const {
   const int most = std::clamp(sequence.limit, 0, max_drafts_);
   if (fixed_) return most;

@@ -43,6 +43,9 @@ class DraftController {
   /// max_drafts: the most drafts a window may get. fixed: always the most.
   DraftController(const DecodeBytes& bytes, int max_drafts, bool fixed);
 
+  /// Room for batches of so many.
+  void reserve(int num_sequences);
+
   // A batch of sequences.
 
   /// Before drafting: drafts that each window is likely to get, 0 to its limit. num_drafts [sequences]. Call it once a

@@ -50,13 +50,13 @@ double size_of(const MatrixView& matrix) {
   return static_cast<double>(matrix.size_bytes());
 }
 
-void add_layer(const LayerWeights& layer, double& dense, double& routed) {
-  const WeightVisit add{
+/// Adds up what one token makes a layer, or the MTP layer, read.
+auto bytes_visit(const LayerWeights& layer, double& dense, double& routed) {
+  return WeightVisit{
       [&](WeightRole, const MatrixView& matrix) { dense += size_of(matrix); },
       [](WeightRole, const VectorView&) {},
       [&](WeightRole, const ExpertMatrices& experts) { routed += size_of(experts.expert(0)) * layer.moe().top_k; },
   };
-  LayerWeights::for_each(add, layer);
 }
 
 }  // namespace
@@ -67,7 +67,7 @@ DecodeBytes decode_bytes(const Model& model, int64_t draft_rows, Device device) 
   DecodeBytes bytes;
   bytes.in_cache = device == Device::kCpu && weights.matrix_bytes <= last_level_cache_bytes();
   for (const LayerWeights& layer : weights.layers) {
-    add_layer(layer, bytes.dense, bytes.routed);
+    LayerWeights::for_each(bytes_visit(layer, bytes.dense, bytes.routed), layer);
     if (!layer.is_recurrent()) continue;
     const DeltaNetShape& shape = layer.delta_net().shape;
     bytes.sequence += 2.0 * sizeof(float) * static_cast<double>(shape.state_values() + shape.history_values());
@@ -75,8 +75,7 @@ DecodeBytes decode_bytes(const Model& model, int64_t draft_rows, Device device) 
   bytes.dense += size_of(weights.head);
   if (config.num_experts > 0) bytes.top_k_share = static_cast<double>(config.experts_per_token) / config.num_experts;
   if (config.num_mtp_layers == 0) return bytes;
-  bytes.mtp_dense = size_of(weights.mtp.join);
-  add_layer(weights.mtp.layer, bytes.mtp_dense, bytes.mtp_routed);
+  MtpWeights::for_each(bytes_visit(weights.mtp.layer, bytes.mtp_dense, bytes.mtp_routed), weights.mtp);
   const double share = draft_rows == 0 ? 1.0 : static_cast<double>(draft_rows) / static_cast<double>(config.vocab_size);
   bytes.draft_head = size_of(weights.mtp.head) * std::min(share, 1.0);
   return bytes;

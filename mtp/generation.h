@@ -99,6 +99,7 @@ class Generation {
   DecodeStatistics statistics_;
   Stopwatch watch_;  // runs from the first step on
   bool has_begun_ = false;
+  bool on_device_ = false;  // a device runs its cycles by itself
 };
 
 }  // namespace foretoken

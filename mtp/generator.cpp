@@ -26,6 +26,11 @@ DecodeBytes costs(const Engine& engine, const GeneratorOptions& options) {
 
 }  // namespace
 
+size_t drafter_bytes(const ModelConfig& config, const SessionOptions& engine, const GeneratorOptions& options) {
+  return (options.ngram ? NgramDrafter::size_bytes(engine) : 0) +
+         (options.mtp ? MtpDrafter::size_bytes(config, engine) : 0);
+}
+
 Generator::Generator(Engine& engine, const GeneratorOptions& options)
     : engine_(engine), options_(options), controller_(costs(engine, options), options.max_drafts, !options.controller) {
   FT_CHECK(options.max_drafts >= 0 && options.max_drafts <= kMaxDraft);
@@ -33,7 +38,11 @@ Generator::Generator(Engine& engine, const GeneratorOptions& options)
   if (options.mtp || options.ngram) {
     std::vector<std::unique_ptr<Drafter>> drafters;
     if (options.ngram) drafters.push_back(std::make_unique<NgramDrafter>(engine));
-    if (options.mtp) drafters.push_back(std::make_unique<MtpDrafter>(engine));
+    if (options.mtp) {
+      auto mtp = std::make_unique<MtpDrafter>(engine);
+      if (!options.ngram) mtp_ = mtp.get();
+      drafters.push_back(std::move(mtp));
+    }
     if (drafters.size() == 1) {
       source_ = std::move(drafters.front());
     } else {
@@ -44,9 +53,14 @@ Generator::Generator(Engine& engine, const GeneratorOptions& options)
   if (options.mtp) {
     vocabulary_.emplace(engine, options.draft_vocab);
   }
-  if (!options.ngram && engine.options().parallel == 1) device_ = engine.device_cycle();
+  if (!options.ngram) device_ = engine.device_cycle();
   const auto parallel = static_cast<size_t>(engine.options().parallel);
   const auto max_rows = static_cast<size_t>(engine.max_rows());
+  host_parts_.reserve(parallel);
+  device_parts_.reserve(parallel);
+  device_windows_.reserve(parallel);
+  forced_ids_.reserve(parallel * static_cast<size_t>(kMaxDraft));
+  first_confidences_.reserve(parallel);
   inputs_.reserve(parallel);
   ids_.reserve(max_rows);
   logits_rows_.reserve(static_cast<size_t>(engine.logits_capacity()));
@@ -54,6 +68,7 @@ Generator::Generator(Engine& engine, const GeneratorOptions& options)
   extending_.reserve(parallel);
   batch_.reserve(parallel);
   num_drafts_.reserve(parallel);
+  controller_.reserve(engine.options().parallel);
   known_.reserve(parallel);
   hidden_.reserve(max_rows + parallel);
   known_ids_.reserve(max_rows + parallel);
@@ -64,6 +79,8 @@ Generator::~Generator() = default;
 void Generator::enter(Generation& generation) {
   generation.has_begun_ = true;
   generation.watch_ = Stopwatch();
+  generation.ids_.reserve(
+      static_cast<size_t>(std::min(generation.options_.max_new_tokens, engine_.options().ctx_size)));
   if (!drafter_) return;
   generation.previous_hidden_.assign(static_cast<size_t>(engine_.model().config().hidden_dim), 0.0f);
   if (!generation.options_.forced.continuation.empty())
@@ -72,50 +89,63 @@ void Generator::enter(Generation& generation) {
 }
 
 void Generator::leave(Generation& generation) {
-  if (on_device_ == &generation) on_device_ = nullptr;
+  generation.on_device_ = false;
   if (drafter_) drafter_->leave(generation.sequence_);
   if (vocabulary_) vocabulary_->leave(generation.sequence_);
 }
 
 Generator::Step Generator::step(std::span<const Part> parts) {
+  host_parts_.clear();
+  device_parts_.clear();
   for (const Part& part : parts) {
     Generation& g = *part.generation;
     FT_CHECK(!g.is_finished());
     FT_CHECK(g.was_read_ ? part.prompt_rows == 0 : part.prompt_rows > 0 && part.prompt_rows <= g.unread());
     if (!g.has_begun_) enter(g);
+    (g.on_device_ ? device_parts_ : host_parts_).push_back(part);
   }
-  if (parts.size() == 1 && on_device_ != nullptr && parts[0].generation == on_device_) return device_step(*on_device_);
+  Step step;
+  Stopwatch whole;
   try {
-    Stopwatch whole;
-    draft(parts);
-    Stopwatch watch;
-    forward(parts);
-    const double trunk_ms = watch.lap_ms();
-    choose(parts);
-    Step step;
-    for (const Part& part : parts) {
-      step.num_windows += part.prompt_rows == 0 ? 1 : 0;
-      step.prompt_rows += part.prompt_rows;
-      if (part.prompt_rows == 0) step.window_rows += static_cast<int>(part.generation->window_.drafts.size()) + 1;
-    }
-    step.distinct_experts = engine_.distinct_experts();
-    step.verify_ms = trunk_ms + watch.lap_ms();
-    const PassShape shape{static_cast<int>(parts.size()), step.window_rows + step.prompt_rows};
-    if (step.prompt_rows == 0) {
-      controller_.cost().observe_window(shape, step.distinct_experts, step.verify_ms);
-    } else if (engine_.options().device == Device::kCpu) {
-      // On a device the first passes load their kernels, and nobody says which.
-      controller_.cost().observe_prompt(shape, step.distinct_experts, trunk_ms);
-    }
-    accept_windows(parts, step);
-    end_prompts(parts, step.verify_ms);
-    refresh(parts);
-    step.whole_ms = whole.lap_ms();
-    return step;
+    if (!device_parts_.empty()) device_step(device_parts_, step);
+    if (!host_parts_.empty()) host_step(host_parts_, step);
   } catch (const Interrupted&) {
     for (const Part& part : parts) part.generation->stop(StopReason::kInterrupted);
     throw;
   }
+  step.whole_ms = whole.lap_ms();
+  return step;
+}
+
+void Generator::host_step(std::span<const Part> parts, Step& step) {
+  draft(parts);
+  Stopwatch watch;
+  forward(parts);
+  const double trunk_ms = watch.lap_ms();
+  choose(parts);
+  Step pass;
+  for (const Part& part : parts) {
+    pass.num_windows += part.prompt_rows == 0 ? 1 : 0;
+    pass.prompt_rows += part.prompt_rows;
+    if (part.prompt_rows == 0) pass.window_rows += static_cast<int>(part.generation->window_.drafts.size()) + 1;
+  }
+  pass.distinct_experts = engine_.distinct_experts();
+  pass.verify_ms = trunk_ms + watch.lap_ms();
+  const PassShape shape{static_cast<int>(parts.size()), pass.window_rows + pass.prompt_rows};
+  if (pass.prompt_rows == 0) {
+    controller_.cost().observe_window(shape, pass.distinct_experts, pass.verify_ms);
+  } else if (engine_.options().device == Device::kCpu) {
+    // On a device the first passes load their kernels, and nobody says which.
+    controller_.cost().observe_prompt(shape, pass.distinct_experts, trunk_ms);
+  }
+  accept_windows(parts, pass);
+  end_prompts(parts, pass.verify_ms);
+  refresh(parts);
+  step.num_windows += pass.num_windows;
+  step.window_rows += pass.window_rows;
+  step.prompt_rows += pass.prompt_rows;
+  step.distinct_experts = pass.distinct_experts;
+  step.verify_ms += pass.verify_ms;
 }
 
 // ---- draft ----
@@ -359,20 +389,23 @@ void Generator::end_prompts(std::span<const Part> parts, double pass_ms) {
 
 // ---- refresh ----
 
-// The drafter learns of the known tokens; first it is settled who drafts in the next step.
+// The drafter learns of the known tokens; first it is settled who drafts in the next step, and whose prompt has ended
+// so that a device goes on with it.
 void Generator::refresh(std::span<const Part> parts) {
-  if (device_ != nullptr && parts.size() == 1 && parts[0].prompt_rows > 0 && parts[0].generation->was_read_ &&
-      !parts[0].generation->options_.on_logits && DeviceCycle::supports(parts[0].generation->options_.sampling)) {
-    on_device_ = parts[0].generation;
+  for (const Part& part : parts) {
+    Generation& g = *part.generation;
+    g.on_device_ = device_ != nullptr && part.prompt_rows > 0 && g.was_read_ && !g.is_finished() &&
+                   !g.options_.on_logits && DeviceCycle::supports(g.options_.sampling);
   }
   if (drafter_) {
     plan_drafts(parts);
     gather_known(parts);
     if (!known_.empty()) follow_known(parts);
   }
-  if (on_device_ != nullptr && parts[0].generation == on_device_ && !on_device_->is_finished()) {
-    const int last_row = parts[0].prompt_rows - 1;
-    device_begin(*on_device_, on_device_->last_, last_row);
+  for (size_t i = 0; i < parts.size(); ++i) {
+    Generation& g = *parts[i].generation;
+    if (!g.on_device_) continue;
+    device_begin(g, g.last_, engine_.first_row(static_cast<int>(i)) + parts[i].prompt_rows - 1);
   }
 }
 
@@ -382,7 +415,7 @@ void Generator::plan_drafts(std::span<const Part> parts) {
   for (const Part& part : parts) {
     Generation& g = *part.generation;
     g.planned_ = 0;
-    if (!g.was_read_ || g.is_finished() || !g.drafts_ || &g == on_device_) continue;
+    if (!g.was_read_ || g.is_finished() || !g.drafts_ || g.on_device_) continue;
     g.planned_ = 1;  // may draft, as far as batch_of is concerned
     g.window_.confidences.clear();
     drafting_.push_back(&g);
@@ -412,7 +445,7 @@ void Generator::gather_known(std::span<const Part> parts) {
         hidden_.push_back(g.previous_hidden_.data());
         for (int r = 0; r + 1 < parts[i].prompt_rows; ++r) hidden_.push_back(engine_.hidden(first + r));
       }
-      if (g.was_read_ && &g != on_device_) {
+      if (g.was_read_ && !g.on_device_) {
         known_ids_.push_back(g.last_);
         if (drafter_->needs_hidden()) hidden_.push_back(engine_.hidden(first + parts[i].prompt_rows - 1));
       }
@@ -424,7 +457,7 @@ void Generator::gather_known(std::span<const Part> parts) {
     const auto produced = std::span(known_ids_).subspan(ids_begin);
     if (vocabulary_ && g.was_read_) vocabulary_->see(g.sequence_, produced);
     known_.push_back({&g.sequence_, &g.options_.sampling, produced, std::span(hidden_).subspan(hidden_begin),
-                      g.planned_ > 0, /*at_once=*/&g == on_device_ || (device_ != nullptr && !g.was_read_)});
+                      g.planned_ > 0, /*at_once=*/g.on_device_ || (device_ != nullptr && !g.was_read_)});
   }
 }
 
@@ -466,32 +499,92 @@ void Generator::device_begin(Generation& g, TokenId first, int row) {
 
 // All drafts of a device's window are made in one go, so their number is settled before: by the plan, and by how sure
 // the MTP layer is of the first one, where that is known.
-int Generator::plan_device_window(const Generation& g, int limit) {
-  const int planned = controller_.plan(limit);
-  const float confidence = device_->first_confidence(g.sequence_.state());
-  return planned == 0 || confidence < 0 ? planned : controller_.plan_after_first(confidence, limit);
+void Generator::plan_device_windows(std::span<const Part> parts) {
+  batch_.clear();
+  first_confidences_.clear();
+  for (const Part& part : parts) {
+    Generation& g = *part.generation;
+    batch_.push_back({&g.history_, g.most_drafts(engine_.options().ctx_size), {}});
+    first_confidences_.push_back(device_->first_confidence(g.sequence_.state()));
+  }
+  DraftingBatch batch;
+  batch.sequences = batch_;
+  num_drafts_.assign(parts.size(), 0);
+  controller_.plan(batch, num_drafts_);
+  bool any_is_known = false;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    parts[i].generation->planned_ = num_drafts_[i];
+    const bool is_known = num_drafts_[i] > 0 && first_confidences_[i] >= 0;
+    any_is_known |= is_known;
+    if (is_known) {
+      batch_[i].confidences = std::span(first_confidences_).subspan(i, 1);
+    } else {
+      batch_[i].limit = num_drafts_[i];
+    }
+  }
+  if (any_is_known) controller_.extend(batch, num_drafts_);
+  for (size_t i = 0; i < parts.size(); ++i) {
+    int& planned = parts[i].generation->planned_;
+    num_drafts_[i] = planned == 0 || first_confidences_[i] < 0 ? planned : std::max(num_drafts_[i], 1);
+    planned = 0;
+  }
 }
 
 // The same cycle on the device, which is told the number of drafts and tells the tokens.
-Generator::Step Generator::device_step(Generation& g) {
-  DecodeStatistics& s = g.statistics_;
+void Generator::device_step(std::span<const Part> parts, Step& step) {
   Stopwatch watch;
-  DraftWindow& window = g.window_;
-  window.position = g.sequence_.length() + 1;
-  const int num_drafts = plan_device_window(g, g.most_drafts(engine_.options().ctx_size));
+  plan_device_windows(parts);
   const int64_t vocab_size = engine_.model().config().vocab_size;
-  known_ids_.clear();
-  for (int i = 0; i < num_drafts; ++i) {
-    const std::optional<TokenId> forced = g.options_.forced.draft(window.position + i, vocab_size);
-    if (!forced) break;
-    known_ids_.push_back(*forced);
+  device_windows_.clear();
+  forced_ids_.clear();
+  int num_rows = 0;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    Generation& g = *parts[i].generation;
+    DraftWindow& window = g.window_;
+    window.position = g.sequence_.length() + 1;
+    window.drafts.assign(static_cast<size_t>(num_drafts_[i]), 0);
+    const size_t begin = forced_ids_.size();
+    for (int d = 0; d < num_drafts_[i]; ++d) {
+      const std::optional<TokenId> forced = g.options_.forced.draft(window.position + d, vocab_size);
+      if (!forced) break;
+      forced_ids_.push_back(*forced);
+    }
+    device_windows_.push_back(
+        {&g.sequence_.state_for_device(), g.last_, num_drafts_[i], std::span(forced_ids_).subspan(begin)});
+    num_rows += num_drafts_[i] + 1;
   }
-  const DeviceCycle::Window device_window{&g.sequence_.state_for_device(), g.last_, num_drafts, known_ids_};
-  const DeviceCycle::Outcome& outcome = device_->run({&device_window, 1});
-  const DeviceCycle::Verified& verified = outcome.windows[0];
-  window.drafts.assign(static_cast<size_t>(num_drafts), 0);
+  const DeviceCycle::Outcome& outcome = device_->run(device_windows_);
+  // A pass that has to load its kernels first may take a hundred times as long as the next one.
+  if (outcome.is_steady) observe_device(parts, outcome, num_rows);
+  for (size_t i = 0; i < parts.size(); ++i) read_device_window(*parts[i].generation, outcome, outcome.windows[i]);
+  step.num_windows = step.device_windows = static_cast<int>(parts.size());
+  step.window_rows = num_rows;
+  step.distinct_experts = outcome.distinct_experts;
+  step.verify_ms = outcome.verify_ms;
+  // What the host adds: waiting for the device, reading its answer, handing tokens on.
+  const double rest = watch.lap_ms() - outcome.draft_ms - outcome.verify_ms - outcome.refresh_ms;
+  for (const Part& part : parts) part.generation->statistics_.accept_ms += rest;
+}
+
+void Generator::observe_device(std::span<const Part> parts, const DeviceCycle::Outcome& outcome, int num_rows) {
+  CostModel& cost = controller_.cost();
+  cost.observe_window({static_cast<int>(parts.size()), num_rows}, outcome.distinct_experts, outcome.verify_ms);
+  const auto with_more_than = [&](int drafts) {
+    return static_cast<int>(std::count_if(num_drafts_.begin(), num_drafts_.end(), [=](int n) { return n > drafts; }));
+  };
+  if (with_more_than(0) == 0) return;
+  cost.observe_first_draft(with_more_than(0), 0);  // it was made with the refresh before
+  cost.observe_refresh(with_more_than(0), outcome.refresh_ms);
+  const int num_steps = *std::max_element(num_drafts_.begin(), num_drafts_.end()) - 1;
+  for (int i = 1; i <= num_steps; ++i) cost.observe_step(with_more_than(i), outcome.draft_ms / num_steps);
+}
+
+void Generator::read_device_window(Generation& g, const DeviceCycle::Outcome& outcome,
+                                   const DeviceCycle::Verified& verified) {
+  DraftWindow& window = g.window_;
   window.confidences = verified.confidences;
-  const auto num_rows = static_cast<size_t>(num_drafts) + 1;
+  const size_t num_rows = window.drafts.size() + 1;
+  DecodeStatistics& s = g.statistics_;
   s.verify_ms += outcome.verify_ms;
   s.verify_ms_by_rows[num_rows] += outcome.verify_ms;
   ++s.windows_by_rows[num_rows];
@@ -499,35 +592,17 @@ Generator::Step Generator::device_step(Generation& g) {
   s.draft_ms += outcome.draft_ms;
   s.refresh_ms += outcome.refresh_ms;
   s.draft_step_ms += outcome.draft_ms;
-  s.draft_steps += std::max(0, num_drafts - 1);
-  // A pass that has to load its kernels first may take a hundred times as long as the next one.
-  if (outcome.is_steady) {
-    controller_.observe_verify(static_cast<int>(num_rows), outcome.distinct_experts, outcome.verify_ms);
-    if (num_drafts > 0) {
-      controller_.observe_draft(/*is_first=*/true, 0);  // it was made with the refresh before
-      controller_.observe_refresh(outcome.refresh_ms);
-    }
-    for (int i = 1; i < num_drafts; ++i) controller_.observe_draft(false, outcome.draft_ms / (num_drafts - 1));
-  }
+  s.draft_steps += std::max<int64_t>(0, static_cast<int64_t>(num_rows) - 2);
 
   const auto produced = std::span(verified.choices).first(static_cast<size_t>(verified.num_accepted) + 1);
   int num_emitted = 0;
   for (bool going = true; going && num_emitted <= verified.num_accepted; ++num_emitted)
     going = emit(g, produced[static_cast<size_t>(num_emitted)]);
   g.count_window(verified.num_accepted, num_emitted);
-  controller_.observe_acceptance(window.confidences, std::min(verified.num_accepted, num_emitted));
+  controller_.observe_acceptance(g.history_, window.confidences, std::min(verified.num_accepted, num_emitted));
   g.last_ = produced.back();
   if (vocabulary_) vocabulary_->see(g.sequence_, produced);
   if (!g.is_finished()) (void)may_go_on(g);
-  Step step;
-  step.num_windows = 1;
-  step.window_rows = num_drafts + 1;
-  step.distinct_experts = outcome.distinct_experts;
-  step.verify_ms = outcome.verify_ms;
-  step.whole_ms = watch.lap_ms();
-  // What the host adds: waiting for the device, reading its answer, handing tokens on.
-  s.accept_ms += step.whole_ms - outcome.draft_ms - outcome.verify_ms - outcome.refresh_ms;
-  return step;
 }
 
 }  // namespace foretoken

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/device_cycle.h"
 #include "engine/engine.h"
 #include "mtp/controller.h"
 #include "mtp/draft_vocabulary.h"
@@ -16,7 +17,7 @@
 
 namespace foretoken {
 
-class DeviceCycle;
+class MtpDrafter;
 
 struct GeneratorOptions {
   bool mtp = false;        // the MTP layer drafts. REQUIRES: engine.options().with_mtp
@@ -26,6 +27,10 @@ struct GeneratorOptions {
   int64_t draft_vocab = kAutoDraftVocab;
   bool ngram = false;  // the text's own past drafts, before the MTP layer where both do
 };
+
+/// What the drafters of these options take of the host's memory, for an engine of these options.
+[[nodiscard]] size_t drafter_bytes(const ModelConfig& config, const SessionOptions& engine,
+                                   const GeneratorOptions& options);
 
 /// Moves any number of generations over one engine on, a step at a time: draft, verify, accept, commit, refresh, for
 /// all of them together in as few passes as there are stages. The ids and every logit of a generation are the same
@@ -44,6 +49,7 @@ class Generator {
   /// What a step did.
   struct Step {
     int num_windows = 0, window_rows = 0, prompt_rows = 0;
+    int device_windows = 0;       // of the windows, those in a cycle of the device's own
     double distinct_experts = 0;  // U of the pass
     double verify_ms = 0;         // the pass with its head and choices
     double whole_ms = 0;
@@ -60,8 +66,8 @@ class Generator {
 
   // A generation between two steps can be saved, and taken up again by any generator over the same model and KV type,
   // with the MTP layer in its engine or without it in both: with any number of threads and drafts, in any company. The
-  // ids and logits that follow are those that would have followed. Statistics begin anew. REQUIRES: it is not finished,
-  // and no device runs its cycles by itself (which happens only with options().parallel == 1).
+  // ids and logits that follow are those that would have followed. Statistics begin anew. Where a device runs a text's
+  // cycles by itself, the text that was taken up goes on by the host's steps. REQUIRES: it is not finished.
 
   /// Text, state of the sequence and of the drafter as bytes, with a checksum over all.
   [[nodiscard]] std::vector<std::byte> save(Generation& generation);
@@ -80,8 +86,9 @@ class Generator {
 
  private:
   void enter(Generation& generation);
-  void check_can_be_saved(Generation& generation);
+  void prepare_to_save(Generation& generation);
   void take_up(Generation& generation, std::vector<TokenId> ids);
+  void host_step(std::span<const Part> parts, Step& step);
   void draft(std::span<const Part> parts);
   void forward(std::span<const Part> parts);
   void choose(std::span<const Part> parts);
@@ -100,19 +107,26 @@ class Generator {
 
   // The device's own cycle.
   void device_begin(Generation& generation, TokenId first, int row);
-  Step device_step(Generation& generation);
-  [[nodiscard]] int plan_device_window(const Generation& generation, int limit);
+  void device_step(std::span<const Part> parts, Step& step);
+  void plan_device_windows(std::span<const Part> parts);
+  void read_device_window(Generation& generation, const DeviceCycle::Outcome& outcome,
+                          const DeviceCycle::Verified& verified);
+  void observe_device(std::span<const Part> parts, const DeviceCycle::Outcome& outcome, int num_rows);
 
   Engine& engine_;
   const GeneratorOptions options_;
   DraftController controller_;
   std::unique_ptr<Drafter> source_;       // nullptr: nobody drafts
   std::optional<ForcedDrafter> drafter_;  // over source_
+  MtpDrafter* mtp_ = nullptr;             // if it is the source alone
   std::optional<DraftVocabulary> vocabulary_;
   DeviceCycle* device_ = nullptr;
-  Generation* on_device_ = nullptr;  // whose cycles the device runs
 
   // Of the running step.
+  std::vector<Part> host_parts_, device_parts_;
+  std::vector<DeviceCycle::Window> device_windows_;
+  std::vector<TokenId> forced_ids_;
+  std::vector<float> first_confidences_;
   std::vector<Engine::Input> inputs_;
   std::vector<TokenId> ids_;
   std::vector<int32_t> logits_rows_;

@@ -28,6 +28,11 @@ MtpDrafter::MtpDrafter(Engine& engine)
   hidden_.reserve(max_rows);
 }
 
+size_t MtpDrafter::size_bytes(const ModelConfig& config, const SessionOptions& options) {
+  const size_t row_bytes = static_cast<size_t>(config.hidden_dim) * sizeof(float);
+  return static_cast<size_t>(options.parallel) * ((1 + kMaxDeferred) * row_bytes + kMaxDeferred * sizeof(TokenId));
+}
+
 void MtpDrafter::leave(const Sequence& sequence) {
   State& s = state(sequence);
   s.filled = 0;
@@ -188,6 +193,19 @@ DraftTimes MtpDrafter::extend(std::span<DraftWindow* const> windows) {
   if (output > 0) times.step_ms = watch.lap_ms();
   times.step_sequences = output;
   return times;
+}
+
+void MtpDrafter::take_over(const Sequence& sequence, const DeviceCycle::Kept& kept) {
+  FT_CHECK(kept.deferred.size() <= kMaxDeferred);
+  State& s = state(sequence);
+  s.filled = sequence.length() + 1 - static_cast<int64_t>(kept.deferred.size());
+  s.num_drafts = 0;
+  s.has_first = kept.has_draft;
+  s.first_draft = kept.draft;
+  s.first_confidence = kept.confidence;
+  if (kept.has_draft) s.hidden = kept.draft_hidden;
+  s.ids.assign(kept.deferred.begin(), kept.deferred.end());
+  std::copy(kept.deferred_hidden.begin(), kept.deferred_hidden.end(), s.deferred_hidden.begin());
 }
 
 void MtpDrafter::save(const Sequence& sequence, std::vector<std::byte>& to) const {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "engine/device_cycle.h"
 #include "mtp/drafter.h"
 
 namespace foretoken {
@@ -20,6 +21,8 @@ class MtpDrafter final : public Drafter {
  public:
   /// REQUIRES: engine.options().with_mtp; the engine stays.
   explicit MtpDrafter(Engine& engine);
+  /// What it takes beside the engine's memory.
+  [[nodiscard]] static size_t size_bytes(const ModelConfig& config, const SessionOptions& options);
 
   static constexpr int kMaxDeferred = 64;
 
@@ -36,6 +39,9 @@ class MtpDrafter final : public Drafter {
   void save(const Sequence& sequence, std::vector<std::byte>& to) const override;
   void restore(const Sequence& sequence, std::span<const std::byte>& from) override;
   void copy(const Sequence& from, const Sequence& to) override;
+
+  /// Stands with the sequence, at a commit point, where a device's cycles have come to.
+  void take_over(const Sequence& sequence, const DeviceCycle::Kept& kept);
 
   /// Positions of the sequence whose keys and values come from the trunk's true hiddens.
   [[nodiscard]] int64_t filled(const Sequence& sequence) const { return state(sequence).filled; }

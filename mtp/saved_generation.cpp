@@ -7,6 +7,7 @@
 #include "kernels/base/error.h"
 #include "mtp/byte_stream.h"
 #include "mtp/generator.h"
+#include "mtp/mtp_drafter.h"
 
 // Generations between two steps, as bytes and as copies.
 
@@ -54,10 +55,11 @@ bool fits_text(int64_t length, size_t prompt_tokens, size_t new_tokens) {
 
 }  // namespace
 
-void Generator::check_can_be_saved(Generation& g) {
-  FT_CHECK(!g.is_finished() && on_device_ != &g);
+void Generator::prepare_to_save(Generation& g) {
+  FT_CHECK(!g.is_finished());
   FT_CHECK(fits_text(g.sequence_.length(), g.prompt_.size(), g.ids_.size()));
   if (!g.has_begun_) enter(g);
+  if (g.on_device_ && mtp_ != nullptr) mtp_->take_over(g.sequence_, device_->kept(g.sequence_.state_for_device()));
 }
 
 // Makes a generation that has entered what one with these new tokens is.
@@ -72,7 +74,7 @@ void Generator::take_up(Generation& g, std::vector<TokenId> ids) {
 }
 
 std::vector<std::byte> Generator::save(Generation& g) {
-  check_can_be_saved(g);
+  prepare_to_save(g);
   SavedHeader header;
   std::vector<std::byte> saved(sizeof header), drafter;
   put_all(saved, std::span<const std::byte>(g.sequence_.save()));
@@ -141,7 +143,7 @@ std::unique_ptr<Generation> Generator::restore(Sequence& sequence, std::span<con
 }
 
 std::unique_ptr<Generation> Generator::copy(Generation& from, Sequence& sequence, GenerationOptions options) {
-  check_can_be_saved(from);
+  prepare_to_save(from);
   auto generation = std::make_unique<Generation>(sequence, from.prompt_, std::move(options));
   Generation& g = *generation;
   const int64_t length = from.sequence_.length();

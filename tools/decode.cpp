@@ -105,6 +105,7 @@ int run_prompts(DecodeFlags& flags, OutputFile& json_file) {
       flags.model.check_room(header.config(), prompt.source, run.prompts.back().size(), /*takes_what_it_needs=*/false,
                              "shorten the prompt");
     }
+    flags.model.plan_memory(header);
   });
   return decode_prompts(model, flags.model, run, json_file);
 }
@@ -124,9 +125,10 @@ int run_decode(int argc, const char* const* argv) {
     prompt_ids = tokenize_prompt(prompt, header.tokenizer());
     flags.model.check_room(header.config(), prompt.source, prompt_ids.size(), /*takes_what_it_needs=*/false,
                            "shorten the prompt");
+    flags.model.plan_memory(header);
   });
   Session session(model, flags.model.session_options(flags.model.mtp));
-  print_message("{}{}", describe_run(flags.model, model), describe_session(session));
+  print_message("{}", describe_run(flags.model, model));
 
   TokenPrinter printer(model.tokenizer(), flags.print_ids, /*silent=*/json_file.is_stdout());
   DecodeOptions options = flags.model.decode_options();

@@ -77,8 +77,8 @@ class Results {
 
 int decode_prompts(const Model& model, const ModelFlags& flags, const PromptsRun& run, OutputFile& json) {
   Engine engine(model, flags.session_options(flags.mtp));
-  print_message("{}{}{} prompts, {} at a time, {} pages of {} positions for all\n", describe_run(flags, model),
-                describe_engine(engine), run.prompts.size(), flags.parallel, engine.num_pages(), kPagePositions);
+  print_message("{}{} prompts, {} at a time, {} pages of {} positions for all\n", describe_run(flags, model),
+                run.prompts.size(), flags.parallel, engine.num_pages(), kPagePositions);
   SchedulerOptions scheduling;
   scheduling.generator = flags.decode_options().generator();
   scheduling.step_ms = flags.step_ms;

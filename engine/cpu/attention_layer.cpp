@@ -106,6 +106,15 @@ void ForwardPass::attend_and_output(const AttentionWeights& weights, int kv_laye
   added(FaultKind::kAttention);
 }
 
+void ForwardPass::reserve_attention(const SessionOptions& options) {
+  const int64_t heads = buffers_.num_heads, most_rows = buffers_.residual.max_rows();
+  // An item of one split has a partial result or more.
+  const auto most_of_splits = static_cast<int64_t>(buffers_.partial_queries.size());
+  const int64_t most_blocks = most_rows / kRowsPerBlock + options.parallel;
+  attend_items_.reserve(static_cast<size_t>(most_of_splits + most_blocks * heads));
+  merge_items_.reserve(static_cast<size_t>(int64_t{options.parallel} * options.max_window * heads));
+}
+
 void ForwardPass::plan_attention(const AttentionShape& shape) {
   if (shape == planned_) return;
   planned_ = shape;
@@ -177,6 +186,7 @@ WorkDone ForwardPass::attend_item(const AttendItem& item, int kv_layer, int thre
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
   const bool one_split = item.split >= 0;
   thread_local std::vector<AttentionQuery> queries;
+  queries.reserve(static_cast<size_t>(std::max(kRowsPerBlock, max_window_) * group));
   queries.clear();
   for (int r = item.row_begin; r < item.row_end; ++r) {
     for (int h = item.kv_head * group; h < (item.kv_head + 1) * group; ++h) {

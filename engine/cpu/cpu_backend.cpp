@@ -28,6 +28,9 @@ class HeadItems {
  public:
   HeadItems(const NumaNodes& nodes, int64_t num_rows) {
     for (int node = 0; node < nodes.count(); ++node) shares_.push_back(nodes.rows_of(node, num_rows, kHeadUnitRows));
+    const auto num_groups = static_cast<size_t>((num_rows + kInterleave - 1) / kInterleave);
+    items_.reserve(num_groups);  // add() may come to make each an item
+    node_ends_.reserve(shares_.size());
     set({{0, num_rows}});
   }
 
@@ -128,6 +131,8 @@ class CpuBackend final : public Backend {
     head_inputs_.reserve(static_cast<size_t>(logits_rows(options_)));
     trunk_spans_.reserve(static_cast<size_t>(options_.parallel));
     output_rows_.reserve(static_cast<size_t>(pass_rows(options_)));
+    faults_.reserve(pass_rows(options_));
+    mtp_faults_.reserve(pass_rows(options_));
   }
 
   SessionMemory memory() const override { return memory_; }
@@ -260,6 +265,7 @@ class CpuBackend final : public Backend {
     profiled_for(team_, profile_.get(), items.node_ends(), [&](int64_t item, int) {
       const RowRange& range = items[item];
       thread_local std::vector<float*> outputs;
+      outputs.reserve(static_cast<size_t>(logits_rows(options_)));
       outputs.resize(static_cast<size_t>(num_rows));
       for (int i = 0; i < num_rows; ++i) outputs[static_cast<size_t>(i)] = logits.row(i) + range.begin;
       matmul_rows(options_.isa, head, range.begin, range.end, head_inputs_.data(), num_rows, outputs.data());
@@ -296,8 +302,7 @@ std::unique_ptr<Backend> make_cpu_backend(const Model& model, const SessionOptio
   return std::make_unique<CpuBackend>(model, options);
 }
 
-SessionMemory cpu_memory_needed(const Model& model, const SessionOptions& options) {
-  const ModelShapes shapes = ModelShapes::of(model.weights(), model.config(), options.with_mtp);
+SessionMemory cpu_session_memory(const ModelShapes& shapes, const SessionOptions& options) {
   return EngineBuffers(shapes, options).memory(shapes, options);
 }
 

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "engine/backend.h"
+#include "engine/model/shapes.h"
 
 namespace foretoken {
 
@@ -10,6 +11,6 @@ namespace foretoken {
 /// available. REQUIRES: options has its defaults filled in.
 [[nodiscard]] std::unique_ptr<Backend> make_cpu_backend(const Model& model, const SessionOptions& options);
 
-[[nodiscard]] SessionMemory cpu_memory_needed(const Model& model, const SessionOptions& options);
+[[nodiscard]] SessionMemory cpu_session_memory(const ModelShapes& shapes, const SessionOptions& options);
 
 }  // namespace foretoken

@@ -171,6 +171,7 @@ void ForwardPass::advance_head(const DeltaNetWeights& weights, const Span& span,
   const int64_t size = layer.shape.state_size;
   thread_local std::vector<DeltaRow> rows;
   rows.clear();
+  rows.reserve(static_cast<size_t>(buffers_.delta_out.max_rows() + max_window_));
   for (int r = turn.kept - turn.replay; r < turn.kept; ++r)
     rows.push_back(delta_row(layer.shape, layer.old_slot(turn), r, head, nullptr));
   for (int r = span.first_row; r < span.end_row(); ++r) {

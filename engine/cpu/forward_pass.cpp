@@ -16,6 +16,8 @@ namespace {
 // Weight bytes of one work item of a projection; see expert_pass.cpp for the reasoning.
 constexpr int64_t kItemBytes = 128 << 10;
 constexpr int kItemsPerThread = 4;
+// Matrices of one project().
+constexpr size_t kMostProjections = 4;
 
 }  // namespace
 
@@ -23,6 +25,7 @@ PassBuffers::PassBuffers(const ModelShapes& s, int max_rows, int max_window, int
     : residual(max_rows, s.hidden_dim),
       normed(max_rows, s.hidden_dim),
       mixed(max_rows, s.hidden_dim),
+      num_heads(s.num_heads),
       q(max_rows, s.q_rows),
       k(max_rows, s.kv_dim),
       v(max_rows, s.kv_dim),
@@ -83,7 +86,16 @@ ForwardPass::ForwardPass(const ModelConfig& config, const SessionOptions& option
       stop_(options.stop),
       max_window_(options.max_window),
       attention_scratch_(static_cast<size_t>(team.num_threads()),
-                         std::vector<float>(static_cast<size_t>(kAttentionSplit + buffers.partials.num_cols()))) {}
+                         std::vector<float>(static_cast<size_t>(kAttentionSplit + buffers.partials.num_cols()))) {
+  const auto max_rows = static_cast<size_t>(buffers.residual.max_rows());
+  spans_.reserve(static_cast<size_t>(options.parallel));
+  row_spans_.reserve(max_rows);
+  raw_rows_.reserve(max_rows);
+  inputs_.reserve(max_rows);
+  projected_.reserve(kMostProjections);
+  items_.reserve(kMostProjections);
+  reserve_attention(options);
+}
 
 void ForwardPass::begin(std::span<const Span> spans, RowFaults& faults, std::span<const int> fault_rows, bool is_mtp) {
   is_mtp_ = is_mtp;
@@ -173,6 +185,7 @@ void ForwardPass::add_and_norm(const float* weight, unsigned blocks) {
 }
 
 void ForwardPass::project(Work work, const RowBuffer& input, std::initializer_list<Projection> projections) {
+  FT_CHECK(projections.size() <= kMostProjections);
   inputs_.resize(static_cast<size_t>(num_rows_));
   for (int r = 0; r < num_rows_; ++r) inputs_[static_cast<size_t>(r)] = input.view(r);
   int64_t all_bytes = 0;
@@ -188,6 +201,7 @@ void ForwardPass::project(Work work, const RowBuffer& input, std::initializer_li
     const auto [matrix, begin, end] = items_.find(item);
     const Projection* p = projections.begin() + matrix;
     thread_local std::vector<float*> outputs;
+    outputs.reserve(static_cast<size_t>(buffers_.residual.max_rows()));
     outputs.resize(static_cast<size_t>(num_rows_));
     for (int r = 0; r < num_rows_; ++r) outputs[static_cast<size_t>(r)] = p->output(r) + begin;
     matmul_rows(isa_, p->matrix, begin, end, inputs_.data(), num_rows_, outputs.data());

@@ -26,8 +26,8 @@
 
 namespace foretoken {
 
-/// Work buffers of a pass over up to max_rows rows, used by one layer after the other: the widths are the largest of all
-/// layers. Shapes are [max_rows, ...].
+/// Work buffers of a pass over up to max_rows rows, used by one layer after the other: the widths are the largest of
+/// all layers. Shapes are [max_rows, ...].
 struct PassBuffers {
   PassBuffers(const ModelShapes& shapes, int max_rows, int max_window, int64_t ctx_size, int num_threads);
   [[nodiscard]] size_t size_bytes() const;
@@ -36,6 +36,7 @@ struct PassBuffers {
   RowBuffer normed;    // [hidden_dim] what a layer's matrices read
   FloatRows mixed;     // [hidden_dim] what attention or delta net adds to the residual
   // Attention.
+  int num_heads = 0;                            // the most query heads of a layer
   FloatRows q, k, v;                            // [heads * head_dim], q with its gates between
   RowBuffer attended;                           // [num_heads * head_dim]
   FloatRows queries;                            // [num_heads * head_dim] after norm and rotation
@@ -186,6 +187,7 @@ class ForwardPass {
     faults_->note(fault_rows_.empty() ? r : fault_rows_[static_cast<size_t>(r)], fault);
   }
   void norm_row(int64_t r, const float* weight, unsigned blocks, RowBuffer& to);
+  void reserve_attention(const SessionOptions& options);
   // For a layer of this shape; kept from layer to layer.
   void plan_attention(const AttentionShape& shape);
   void plan_rows(int span_idx);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string_view>
 #include <vector>
 
@@ -12,7 +13,7 @@ namespace foretoken::cuda {
 
 /// Device memory for many pieces in one allocation: first everything is declared, so that the size is known and can be
 /// checked, then allocate() takes the memory and sets the declared pointers, which have to stay where they are until
-/// then.
+/// then. A plan is an arena that nobody allocates: it needs neither a device nor a build with CUDA.
 class DeviceArena {
  public:
   template <class T>
@@ -46,7 +47,7 @@ class DeviceArena {
   };
   std::vector<Piece> pieces_;
   size_t size_bytes_ = 0;
-  DeviceBuffer memory_;
+  std::shared_ptr<DeviceBuffer> memory_;  // nullptr until allocate()
 };
 
 /// A piece of memory that the host and the device both have.
@@ -80,8 +81,8 @@ class MirroredArena {
   static constexpr int64_t kAlignment = 16;
   std::vector<std::function<void(std::byte*, std::byte*)>> pieces_;
   size_t size_bytes_ = 0;
-  PinnedBuffer host_;
-  DeviceBuffer device_;
+  std::shared_ptr<PinnedBuffer> host_;  // nullptr until allocate()
+  std::shared_ptr<DeviceBuffer> device_;
 };
 
 /// Rows [row, ...) of `rows`, in all its forms.

@@ -51,7 +51,7 @@ class CudaBackend final : public Backend {
       CudaEngine& e = engine_;
       num_rows_ = static_cast<int>(ids.size());
       const auto is_window = [](const Span& span) { return span.is_window; };
-      TrunkInput& input = std::all_of(spans.begin(), spans.end(), is_window) ? e.windows : e.chunks;
+      TrunkInput& input = std::all_of(spans.begin(), spans.end(), is_window) ? e.io.windows : e.io.chunks;
       e.stream.synchronize();
       e.set_spans(input, spans);
       FT_CHECK_EQ(input.pass.counts.host->num_rows, num_rows_);
@@ -70,7 +70,7 @@ class CudaBackend final : public Backend {
   }
 
   const float* hidden(int row) override {
-    if (!has_hidden_) fetch(hidden_, engine_.hidden.values, num_rows_ * engine_.config.hidden_dim);
+    if (!has_hidden_) fetch(hidden_, engine_.io.hidden.values, num_rows_ * engine_.config.hidden_dim);
     has_hidden_ = true;
     return hidden_.data<float>() + row * engine_.config.hidden_dim;
   }
@@ -78,13 +78,13 @@ class CudaBackend final : public Backend {
   void compute_logits(std::span<const int32_t> rows) override {
     engine_.attempt([&] {
       num_logits_ = static_cast<int>(rows.size());
-      engine_.run_head(engine_.rows_together(engine_.hidden, rows), num_logits_);
+      engine_.run_head(engine_.rows_together(engine_.io.hidden, rows), num_logits_);
       has_logits_ = false;
     });
   }
 
   const float* logits(int index) override {
-    if (!has_logits_) fetch(logits_, engine_.logits, num_logits_ * engine_.config.vocab_size);
+    if (!has_logits_) fetch(logits_, engine_.io.logits, num_logits_ * engine_.config.vocab_size);
     has_logits_ = true;
     return logits_.data<float>() + index * engine_.config.vocab_size;
   }
@@ -96,7 +96,7 @@ class CudaBackend final : public Backend {
 
   const float* mtp_hidden(int output) override {
     PinnedBuffer& rows = mtp_hidden_[mtp_current_];
-    if (!has_mtp_hidden_) fetch(rows, engine_.mtp_hidden.values, num_outputs_ * engine_.config.hidden_dim);
+    if (!has_mtp_hidden_) fetch(rows, engine_.io.mtp_hidden.values, num_outputs_ * engine_.config.hidden_dim);
     has_mtp_hidden_ = true;
     return rows.data<float>() + output * engine_.config.hidden_dim;
   }
@@ -106,7 +106,7 @@ class CudaBackend final : public Backend {
       engine_.stream.synchronize();
       engine_.send_groups();
       num_mtp_logits_ = static_cast<int>(outputs.size());
-      engine_.run_draft_head(engine_.rows_together(engine_.mtp_hidden, outputs), num_mtp_logits_);
+      engine_.run_draft_head(engine_.rows_together(engine_.io.mtp_hidden, outputs), num_mtp_logits_);
       has_mtp_logits_ = false;
     });
   }
@@ -135,9 +135,9 @@ class CudaBackend final : public Backend {
         CudaEngine& e = engine_;
         const Span nothing{&sequence, 0, 0, sequence.length, /*is_window=*/false};
         e.stream.synchronize();
-        e.set_spans(e.chunks, {&nothing, 1});
-        e.chunks.memory.send(e.stream);
-        e.pass.settle(e.weights, e.chunks.pass.on_device(1));
+        e.set_spans(e.io.chunks, {&nothing, 1});
+        e.io.chunks.memory.send(e.stream);
+        e.pass.settle(e.weights, e.io.chunks.pass.on_device(1));
       });
     }
     sequence.turn.reset();
@@ -192,7 +192,7 @@ class CudaBackend final : public Backend {
 
   void run_mtp(std::span<const MtpSpan> spans, std::span<const TokenId> ids, std::span<const float* const> hidden) {
     CudaEngine& e = engine_;
-    MtpInput& in = e.mtp;
+    MtpInput& in = e.io.mtp;
     const int num_rows = static_cast<int>(ids.size());
     const int64_t dim = e.config.hidden_dim;
     e.stream.synchronize();
@@ -217,13 +217,13 @@ class CudaBackend final : public Backend {
       std::copy_n(hidden[r], dim, mtp_input_.data<float>() + static_cast<int64_t>(r) * dim);
     e.state.send_pages(e.stream);
     in.memory.send(e.stream);
-    copy_to_device(e.stream, e.mtp_input, mtp_input_.data(), static_cast<size_t>(num_rows * dim) * sizeof(float));
+    copy_to_device(e.stream, e.io.mtp_input, mtp_input_.data(), static_cast<size_t>(num_rows * dim) * sizeof(float));
 
     CudaRows rows{num_rows, in.rows.on_device(static_cast<int>(spans.size()))};
     CudaRows outputs{num_outputs_, in.outputs.on_device(in.outputs.counts.host->num_spans)};
     rows.has_windows = outputs.has_windows = few;
     rows.has_chunks = outputs.has_chunks = !few;
-    e.mtp_take_in(rows, in.ids.device, e.mtp_input);
+    e.mtp_take_in(rows, in.ids.device, e.io.mtp_input);
     if (num_outputs_ > 0) {
       e.mtp_finish(outputs, num_outputs_ == num_rows ? nullptr : in.output_rows.device);
     }
@@ -241,7 +241,7 @@ class CudaBackend final : public Backend {
   // The device's rows hold the groups side by side; the host's have a place for every id.
   void fetch_draft_logits() {
     const int64_t stride = engine_.draft_groups.capacity, vocab_size = engine_.config.vocab_size;
-    fetch(draft_logits_, engine_.draft_logits, num_mtp_logits_ * stride);
+    fetch(draft_logits_, engine_.io.draft_logits, num_mtp_logits_ * stride);
     for (int r = 0; r < num_mtp_logits_; ++r) {
       const float* from = draft_logits_.data<float>() + r * stride;
       for (const int32_t group : engine_.groups()) {

@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "engine/cuda/cuda_arena.h"
-#include "engine/cuda/cuda_weights.h"
 #include "engine/model/shapes.h"
+#include "engine/model/weights.h"
 #include "engine/options.h"
 #include "kernels/delta_net/delta_net_cuda.h"
 #include "kernels/matmul/matmul_cuda.h"
@@ -13,8 +13,9 @@
 namespace foretoken::cuda {
 
 /// Work memory of a pass over up to pass_rows(options) rows, used by one layer after the other; see PassBuffers.
+/// Declared from the weights' description alone: their types say which forms of rows are read.
 struct CudaBuffers {
-  CudaBuffers(const ModelShapes& shapes, const CudaWeights& weights, const SessionOptions& options);
+  CudaBuffers(const ModelShapes& shapes, const BasicModelWeights<MatrixView>& weights, const SessionOptions& options);
   CudaBuffers(const CudaBuffers&) = delete;
   CudaBuffers& operator=(const CudaBuffers&) = delete;
 
@@ -51,11 +52,37 @@ struct CudaBuffers {
   DeviceArena memory;
 };
 
-/// Forms (RowMemory::kBy32, kBy256) that a matrix's or a part's input needs; 0 for no matrix.
-[[nodiscard]] unsigned input_forms(const DeviceMatrix& matrix);
-[[nodiscard]] unsigned input_forms(const CudaAttention& weights);
-[[nodiscard]] unsigned input_forms(const CudaDeltaNet& weights);
-[[nodiscard]] unsigned input_forms(const CudaMoe& weights);
-[[nodiscard]] unsigned input_forms(const CudaDense& weights);
+/// Forms (RowMemory::kBy32, kBy256) that the input of a matrix of this type and of so many rows needs; 0 for no matrix.
+[[nodiscard]] inline unsigned input_forms(WeightType type, int64_t num_rows) {
+  if (num_rows == 0) return 0;
+  const int block = weight_type_info(type).activation_block;
+  return block == 0 ? 0u : block == 32 ? RowMemory::kBy32 : RowMemory::kBy256;
+}
+
+// Of a matrix, and of a layer's part, in the memory of either side.
+
+[[nodiscard]] inline unsigned input_forms(const DeviceMatrix& matrix) {
+  return input_forms(matrix.type, matrix.num_rows);
+}
+[[nodiscard]] inline unsigned input_forms(const MatrixView& matrix) {
+  return input_forms(matrix.type, matrix.num_rows);
+}
+template <class Matrix>
+[[nodiscard]] unsigned input_forms(const BasicAttentionWeights<Matrix>& weights) {
+  return input_forms(weights.q) | input_forms(weights.k) | input_forms(weights.v);
+}
+template <class Matrix>
+[[nodiscard]] unsigned input_forms(const BasicDeltaNetWeights<Matrix>& weights) {
+  return input_forms(weights.qkv) | input_forms(weights.gate) | input_forms(weights.beta) | input_forms(weights.alpha);
+}
+template <class Matrix>
+[[nodiscard]] unsigned input_forms(const BasicDenseWeights<Matrix>& weights) {
+  return input_forms(weights.gate) | input_forms(weights.up);
+}
+template <class Matrix>
+[[nodiscard]] unsigned input_forms(const BasicMoeWeights<Matrix>& weights) {
+  return input_forms(weights.router) | input_forms(weights.gate.all) | input_forms(weights.up.all) |
+         input_forms(weights.shared);
+}
 
 }  // namespace foretoken::cuda

@@ -25,6 +25,7 @@ class CudaCycle final : public DeviceCycle {
 
   void begin(SequenceState& sequence, const SamplingOptions& sampling, TokenId first, int row) override;
   float first_confidence(const SequenceState& sequence) const override;
+  Kept kept(SequenceState& sequence) override;
   const Outcome& run(std::span<const Window> windows) override;
 
  private:

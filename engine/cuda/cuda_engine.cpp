@@ -39,61 +39,24 @@ CudaEngine::CudaEngine(const Model& m, const SessionOptions& o, ThreadTeam& team
       shared(CudaModel::of(m, o)),
       weights(shared->weights),
       state(shapes, o),
-      buffers(shapes, weights, o),
+      buffers(shapes, m.weights(), o),
+      io(shapes, m.weights(), o),
       recorder(stream),
       pass(config, o, stream, buffers, state, recorder),
       text(FamilyText<CudaForwardPass>::of(config.architecture)),
       trunk_(static_cast<size_t>(max_window_rows()) + 1) {
   static_cast<void>(require_device());
   check_shapes(m, shapes);
-  const int64_t n = pass_rows(o), w = max_window_rows(), dim = config.hidden_dim, sequences = o.parallel;
-  FT_CHECK(logits_rows(o) >= w);
-  for (TrunkInput* input : {&windows, &chunks}) {
-    input->pass.declare(input->memory, input == &windows ? w : n, sequences);
-    input->memory.take(input == &windows ? w : n, input->ids);
-  }
-  cycle.steps.declare(windows.memory, sequences, sequences);
-  windows.memory.take(sequences, cycle.step_ids);
-  windows.memory.take(sequences, cycle.sequences);
-  windows.memory.take(w, cycle.deferred_rows);
-  windows.memory.take(1, cycle.num_drafting);
-  result.memory.take(sequences, result.num_accepted);
-  result.memory.take(w, result.choices);
-  result.memory.take(w, result.shares);
-  result.memory.take(sequences, result.next_draft);
-  result.memory.take(sequences, result.next_share);
-  gather_.memory.take(logits_rows(o), gather_.rows);
-  io_memory_.take(sequences, sampling);
-  unsigned head_forms = input_forms(weights.head);
-  io_memory_.take_rows(n, dim, head_forms, hidden);
-  io_memory_.take(logits_rows(o) * config.vocab_size, logits);
-  io_memory_.take(ChooseDesc::work_floats(logits_rows(o)), choose_work_);
-  if (o.with_mtp) {
-    mtp.rows.declare(mtp.memory, n, sequences);
-    mtp.outputs.declare(mtp.memory, n, sequences);
-    mtp.memory.take(n, mtp.output_rows);
-    mtp.memory.take(n, mtp.ids);
-    mtp.memory.take(n, mtp.hidden_rows);
-    io_memory_.take(n * dim, mtp_input);
-    io_memory_.take(sequences * deferred_capacity() * dim, deferred_hidden);
-    if (sequences > 1) io_memory_.take(sequences * dim, draft_hidden);
-    io_memory_.take_rows(n, dim, input_forms(weights.mtp.head), mtp_hidden);
-    io_memory_.take(logits_rows(o) * vocab_groups() * kInterleave, draft_logits);
-    io_memory_.take(vocab_groups() + 1, device_groups_);
-    head_forms |= input_forms(weights.mtp.head);
-  }
-  io_memory_.take_rows(logits_rows(o), dim, head_forms, gathered_);
+  FT_CHECK(logits_rows(o) >= max_window_rows());
   if (o.device == Device::kSplit && shapes.moe.num_experts > 0) {
-    split = std::make_unique<CudaSplit>(m, shapes, o, shared->hot, buffers, stream, team);
+    split = std::make_unique<CudaSplit>(m, shapes, o, shared->hot, buffers, io, stream, team);
     pass.set_split(split.get());
   }
   check_memory();
 
   state.allocate(stream);
   buffers.memory.allocate("work buffers");
-  io_memory_.allocate("rows and logits");
-  for (MirroredArena* arena : {&windows.memory, &chunks.memory, &result.memory, &mtp.memory, &gather_.memory})
-    arena->allocate("tables of a pass");
+  io.allocate();
   if (buffers.blas.workspace != nullptr) {
     blas_.emplace(stream, buffers.blas.workspace);
     buffers.blas.library = &*blas_;
@@ -109,7 +72,7 @@ CudaEngine::CudaEngine(const Model& m, const SessionOptions& o, ThreadTeam& team
                    static_cast<size_t>(o.ctx_size * shape.dim) * sizeof(float));
     stream.synchronize();
   }
-  draft_groups = {device_groups_ + 1, device_groups_, vocab_groups() * kInterleave};
+  draft_groups = {io.draft_groups + 1, io.draft_groups, vocab_groups() * kInterleave};
   std::vector<int32_t> all(static_cast<size_t>(vocab_groups()));
   std::iota(all.begin(), all.end(), 0);
   set_groups(all);
@@ -146,12 +109,7 @@ int64_t CudaEngine::vocab_groups() const {
 }
 
 SessionMemory CudaEngine::memory() const {
-  SessionMemory m;
-  m.kv_bytes = state.kv_bytes();
-  m.recurrent_bytes = state.recurrent_bytes();
-  m.work_bytes = buffers.memory.size_bytes() + io_memory_.size_bytes() + (split ? split->size_bytes() : 0);
-  for (const MirroredArena* arena : {&windows.memory, &chunks.memory, &result.memory, &mtp.memory, &gather_.memory})
-    m.work_bytes += arena->size_bytes();
+  SessionMemory m = session_memory(state, buffers, io);
   m.weight_bytes = shared->size_bytes();
   return m;
 }
@@ -188,12 +146,12 @@ void CudaEngine::run_trunk(const TrunkInput& input, bool has_windows) {
   CudaRows rows;
   rows.max_rows = num_rows;
   rows.has_windows = has_windows;
-  rows.has_chunks = &input == &chunks;
+  rows.has_chunks = &input == &io.chunks;
   // What is recorded serves any number of spans.
   rows.pass = input.pass.on_device(std::min(num_rows, options.parallel));
   const auto work = [&] {
     pass.begin(rows);
-    text.trunk(pass, weights, input.ids.device, hidden);
+    text.trunk(pass, weights, input.ids.device, io.hidden);
   };
   if (!rows.has_chunks) {
     recorder.run(trunk_[static_cast<size_t>(num_rows)], work);
@@ -209,7 +167,7 @@ void CudaEngine::mtp_take_in(const CudaRows& rows, const int32_t* ids, const flo
 
 void CudaEngine::mtp_finish(const CudaRows& outputs, const int32_t* from_rows) {
   pass.keep_rows(outputs, from_rows);
-  text.mtp_finish(pass, weights.mtp, mtp_hidden);
+  text.mtp_finish(pass, weights.mtp, io.mtp_hidden);
 }
 
 bool CudaEngine::is_recorded(int num_rows) const {
@@ -217,12 +175,12 @@ bool CudaEngine::is_recorded(int num_rows) const {
 }
 
 void CudaEngine::run_head(const DeviceRows& rows, int num_rows) {
-  pass.head(weights.head, with_forms(rows, input_forms(weights.head)), num_rows, logits);
+  pass.head(weights.head, with_forms(rows, input_forms(weights.head)), num_rows, io.logits);
 }
 
 void CudaEngine::run_draft_head(const DeviceRows& rows, int num_rows) {
   pass.draft_head(weights.mtp.head, draft_groups, with_forms(rows, input_forms(weights.mtp.head)), num_rows,
-                  draft_logits);
+                  io.draft_logits);
 }
 
 DeviceRows CudaEngine::rows_together(const DeviceRows& from, std::span<const int32_t> rows) {
@@ -232,14 +190,14 @@ DeviceRows CudaEngine::rows_together(const DeviceRows& from, std::span<const int
   if (follow_each_other) return rows_from(from, rows[0]);
   FT_CHECK(count <= logits_rows(options));
   stream.synchronize();  // the list may be under way
-  std::copy(rows.begin(), rows.end(), gather_.rows.host);
-  gather_.memory.send(stream);
-  launch(GatherRowsDesc{from.values, gather_.rows.device, gathered_.values, config.hidden_dim, count}, stream);
-  if (!gathered_.by32.empty() || !gathered_.by256.empty()) {
-    const QuantiseDesc desc{gathered_, count, nullptr};
+  std::copy(rows.begin(), rows.end(), io.gather.rows.host);
+  io.gather.memory.send(stream);
+  launch(GatherRowsDesc{from.values, io.gather.rows.device, io.gathered.values, config.hidden_dim, count}, stream);
+  if (!io.gathered.by32.empty() || !io.gathered.by256.empty()) {
+    const QuantiseDesc desc{io.gathered, count, nullptr};
     launch(desc, choose_config(desc), stream);
   }
-  return gathered_;
+  return io.gathered;
 }
 
 void CudaEngine::choose(const float* from, bool is_draft, int num_rows, const DevicePass& rows, bool by_sequence,
@@ -253,11 +211,11 @@ void CudaEngine::choose(const float* from, bool is_draft, int num_rows, const De
     desc.device_num_groups = draft_groups.count;
   }
   desc.pass = rows;
-  desc.sampling = sampling;
+  desc.sampling = io.sampling;
   desc.by_sequence = by_sequence;
   desc.ids = to_ids;
   desc.shares = shares;
-  desc.work = choose_work_;
+  desc.work = io.choose_work;
   desc.max_rows = num_rows;
   launch(desc, stream);
 }
@@ -278,7 +236,7 @@ void CudaEngine::send_groups() {
   auto* staged = staged_groups_.data<int32_t>();
   staged[0] = static_cast<int32_t>(groups_.size());
   std::copy(groups_.begin(), groups_.end(), staged + 1);
-  copy_to_device(stream, device_groups_, staged, (groups_.size() + 1) * sizeof(int32_t));
+  copy_to_device(stream, io.draft_groups, staged, (groups_.size() + 1) * sizeof(int32_t));
 }
 
 void CudaEngine::fetch_buckets() {

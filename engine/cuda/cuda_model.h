@@ -27,7 +27,7 @@ class ExpertFiller {
   ExpertFiller(const ExpertFiller&) = delete;
   ExpertFiller& operator=(const ExpertFiller&) = delete;
 
-  /// REQUIRES: no work on the device reads the place of `fill`, nor will any before it has come out of finished().
+  /// REQUIRES: no work on the device reads the place of `fill` until finished() has returned it.
   void start(const HotExperts::Fill& fill);
   /// Those that have arrived since the last call. Throws what went wrong on the way.
   [[nodiscard]] std::vector<HotExperts::Fill> finished();

@@ -34,25 +34,22 @@ PinnedBuffer pinned(int64_t count) {
 }  // namespace
 
 CudaSplit::CudaSplit(const Model& model, const ModelShapes& shapes, const SessionOptions& o, HotExperts& hot,
-                     CudaBuffers& buffers, const Stream& stream, ThreadTeam& team)
+                     CudaBuffers& buffers, const CudaIo& io, const Stream& stream, ThreadTeam& team)
     : model_(model),
       options_(o),
       hot_(hot),
       buffers_(buffers),
+      io_(io),
       stream_(stream),
       team_(team),
       num_slots_(slots_of(shapes, o)),
       distinct_(static_cast<size_t>(hot.num_layers()), 0),
       x_(pass_rows(o), shapes.hidden_dim),
       scratch_(routed_alone(shapes.moe), pass_rows(o), team.num_threads()),
-      seen_(static_cast<size_t>(shapes.moe.num_experts)) {
-  memory_.take(num_slots_ * shapes.hidden_dim, slot_rows_);
-  memory_.take(num_slots_, slot_ids_);
-}
+      seen_(static_cast<size_t>(shapes.moe.num_experts)) {}
 
 void CudaSplit::allocate() {
   const int64_t dim = x_.num_cols();
-  memory_.allocate("the host's slots of a split");
   rows_in_ = pinned<float>(pass_rows(options_) * dim);
   experts_in_ = pinned<int32_t>(num_slots_);
   rows_out_ = pinned<float>(num_slots_ * dim);
@@ -99,9 +96,11 @@ void CudaSplit::compute(int layer_idx, int num_rows) {
     std::copy_n(scratch_.partial(slots_[static_cast<size_t>(i)]), c.hidden_dim,
                 rows_out_.data<float>() + i * c.hidden_dim);
   });
-  copy_to_device(stream_, slot_ids_, slots_out_.data(), static_cast<size_t>(num_slots) * sizeof(int32_t));
-  copy_to_device(stream_, slot_rows_, rows_out_.data(), static_cast<size_t>(num_slots * c.hidden_dim) * sizeof(float));
-  launch(ScatterRowsDesc{slot_rows_, slot_ids_, buffers_.slots, c.hidden_dim, static_cast<int>(num_slots)}, stream_);
+  copy_to_device(stream_, io_.slot_ids, slots_out_.data(), static_cast<size_t>(num_slots) * sizeof(int32_t));
+  copy_to_device(stream_, io_.slot_rows, rows_out_.data(),
+                 static_cast<size_t>(num_slots * c.hidden_dim) * sizeof(float));
+  launch(ScatterRowsDesc{io_.slot_rows, io_.slot_ids, buffers_.slots, c.hidden_dim, static_cast<int>(num_slots)},
+         stream_);
 }
 
 }  // namespace foretoken::cuda

@@ -3,8 +3,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "engine/cuda/cuda_arena.h"
 #include "engine/cuda/cuda_buffers.h"
+#include "engine/cuda/cuda_io.h"
 #include "engine/cuda/hot_experts.h"
 #include "kernels/rows/row_buffer.h"
 #include "kernels/threads/thread_team.h"
@@ -23,12 +23,11 @@ namespace foretoken::cuda {
 class CudaSplit {
  public:
   CudaSplit(const Model& model, const ModelShapes& shapes, const SessionOptions& options, HotExperts& hot,
-            CudaBuffers& buffers, const Stream& stream, ThreadTeam& team);
+            CudaBuffers& buffers, const CudaIo& io, const Stream& stream, ThreadTeam& team);
   CudaSplit(const CudaSplit&) = delete;
   CudaSplit& operator=(const CudaSplit&) = delete;
 
-  [[nodiscard]] size_t size_bytes() const { return memory_.size_bytes(); }
-  /// REQUIRES: the pass's buffers have their memory.
+  /// REQUIRES: buffers and tables have their memory.
   void allocate();
 
   /// Some experts of this layer may be in RAM alone.
@@ -49,6 +48,7 @@ class CudaSplit {
   const SessionOptions& options_;
   HotExperts& hot_;
   CudaBuffers& buffers_;
+  const CudaIo& io_;
   const Stream& stream_;
   ThreadTeam& team_;
   const int64_t num_slots_;    // [max_rows * top_k]
@@ -64,11 +64,6 @@ class CudaSplit {
   PinnedBuffer experts_in_;     // [max_rows, top_k]
   PinnedBuffer rows_out_;       // [max_rows * top_k, hidden_dim] to the device
   PinnedBuffer slots_out_;      // [max_rows * top_k]
-
-  // Device.
-  DeviceArena memory_;
-  float* slot_rows_ = nullptr;   // [max_rows * top_k, hidden_dim]
-  int32_t* slot_ids_ = nullptr;  // [max_rows * top_k]
 };
 
 }  // namespace foretoken::cuda

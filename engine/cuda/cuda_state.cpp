@@ -2,35 +2,9 @@
 
 #include <algorithm>
 
-#include "engine/backend.h"
 #include "kernels/base/error.h"
 
 namespace foretoken::cuda {
-
-CudaState::CudaState(const ModelShapes& shapes, const SessionOptions& o)
-    : kv(shapes.attention.size()),
-      recurrent(shapes.delta_nets.size()),
-      shape_(shapes.attention, o.kv_type),
-      num_pages_(static_cast<int>(kv_pages(o, shape_.page_bytes()))),
-      pages_per_sequence_(pages_of(o.ctx_size)),
-      parallel_(o.parallel) {
-  kv_memory_.take(num_pages_ * shape_.page_bytes(), pages_);
-  tables_.take(parallel_ * pages_per_sequence_, table_);
-  const int64_t window_rows = int64_t{parallel_} * o.max_window;
-  for (size_t i = 0; i < recurrent.size(); ++i) {
-    Recurrent& layer = recurrent[i];
-    const DeltaNetShape& shape = layer.shape = shapes.delta_nets[i];
-    recurrent_memory_.take(parallel_ * shape.state_values(), layer.state);
-    recurrent_memory_.take(parallel_ * shape.history_values(), layer.history);
-    layer.slots.window_rows = o.max_window;
-    for (DeltaSlot& slot : layer.slots.slots) {
-      recurrent_memory_.take(window_rows * shape.conv_channels(), slot.raw);
-      recurrent_memory_.take(window_rows * shape.conv_channels(), slot.mixed);
-      recurrent_memory_.take(window_rows * shape.num_value_heads, slot.beta);
-      recurrent_memory_.take(window_rows * shape.num_value_heads, slot.decay);
-    }
-  }
-}
 
 void CudaState::allocate(const Stream& stream) {
   kv_memory_.allocate("the KV cache");
@@ -81,12 +55,6 @@ size_t CudaState::state_bytes() const {
   for (const Recurrent& layer : recurrent)
     bytes += static_cast<size_t>(layer.shape.state_values() + layer.shape.history_values()) * sizeof(float);
   return bytes;
-}
-
-void CudaPassTable::declare(MirroredArena& arena, int64_t max_rows, int64_t max_spans) {
-  arena.take(1, counts);
-  arena.take(max_spans, spans);
-  arena.take(max_rows, span_of_row);
 }
 
 void CudaPassTable::add(DeviceSpan span) {

@@ -9,6 +9,7 @@
 #include "engine/options.h"
 #include "engine/sequence/kv_pages.h"
 #include "engine/sequence/sequence_state.h"
+#include "engine/session_memory.h"
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/cuda/cuda_pass.h"
 #include "kernels/delta_net/delta_net_cuda.h"

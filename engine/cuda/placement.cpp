@@ -5,14 +5,8 @@
 #include <algorithm>
 #include <string_view>
 
-#include "engine/backend.h"
-#include "engine/cpu/forward_pass.h"
-#include "engine/sequence/float_rows.h"
-#include "engine/sequence/kv_pages.h"
-#include "engine/sequence/recurrent_state.h"
 #include "kernels/base/error.h"
 #include "kernels/cuda/cuda_matrix.h"
-#include "kernels/matmul/matmul_cuda.h"
 
 namespace foretoken {
 
@@ -265,14 +259,6 @@ class Planner {
   size_t room_ = 0;      // for routed experts
 };
 
-// Whatever the types of the model's matrices are: most of it is the library's own.
-size_t blas_work_bytes(const ModelShapes& s) {
-  const int64_t widest = std::max({2 * s.hidden_dim, s.query_dim, s.value_dim, s.moe.shared_dim});
-  return cuda::kBlasWorkspaceBytes +
-         static_cast<size_t>(2 * cuda::kBlasRows) * (static_cast<size_t>(cuda::kMaxBlasOutputs) * sizeof(float) +
-                                                     static_cast<size_t>(widest) * sizeof(uint16_t));
-}
-
 }  // namespace
 
 ModelSizes ModelSizes::of(const BasicModelWeights<MatrixView>& weights, const ModelConfig& config) {
@@ -366,22 +352,6 @@ std::string describe(const Placement& plan, const ModelSizes& sizes, const Machi
     text += fmt::format(": at most {:.1f} tok/s without MTP", 1e3 / *time.token_ms);
   }
   return text + "\n";
-}
-
-SessionMemory session_memory(const ModelShapes& s, const SessionOptions& o) {
-  const int max_rows = std::max(static_cast<int>(std::min<int64_t>(o.prompt_chunk, o.ctx_size)), o.max_window);
-  SessionMemory memory;
-  const int64_t page_bytes = KvShape(s.attention, o.kv_type).page_bytes();
-  memory.kv_bytes = static_cast<size_t>(kv_pages(o, page_bytes) * page_bytes);
-  memory.recurrent_bytes = RecurrentState(s.delta_nets, o.max_window, o.parallel).size_bytes();
-  // Rows of logits: 16 or a window's, twice where there are drafts. Slots that a split's host sends.
-  const int logits_rows = std::max(o.max_window, std::min(max_rows, 16));
-  memory.work_bytes = PassBuffers(s, max_rows, o.max_window, o.ctx_size, /*num_threads=*/1).size_bytes() +
-                      static_cast<size_t>(logits_rows * s.vocab_size) * sizeof(float) * (o.with_mtp ? 2 : 1) +
-                      static_cast<size_t>(max_rows) * static_cast<size_t>(s.moe.top_k) *
-                          static_cast<size_t>(s.hidden_dim + 1) * sizeof(float);
-  if (o.cublas) memory.work_bytes += blas_work_bytes(s);
-  return memory;
 }
 
 }  // namespace foretoken

@@ -7,10 +7,9 @@
 #include <vector>
 
 #include "engine/model/model_config.h"
-#include "engine/model/shapes.h"
 #include "engine/model/weights.h"
 #include "engine/options.h"
-#include "engine/session.h"
+#include "engine/session_memory.h"
 
 namespace foretoken {
 
@@ -99,8 +98,5 @@ struct TokenTime {
 
 /// The plan for a person, some lines.
 [[nodiscard]] std::string describe(const Placement& plan, const ModelSizes& sizes, const MachineSpeed& speed);
-
-/// What a session of these options takes, from the shapes alone: before the model is loaded.
-[[nodiscard]] SessionMemory session_memory(const ModelShapes& shapes, const SessionOptions& options);
 
 }  // namespace foretoken

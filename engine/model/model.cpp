@@ -105,6 +105,7 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
   WeightLoader loader(m.file, options, w);
   declare_model(loader, m.file, m.config, m.tokenizer, w);
   check_unread_tensors(m.file, m.config, loader.declared());
+  w.bytes_to_load = loader.bytes_needed();
   std::chrono::steady_clock::duration elsewhere{};
   if (options.on_header) {
     const auto called = std::chrono::steady_clock::now();

@@ -218,7 +218,8 @@ using MtpWeights = BasicMtpWeights<MatrixView>;
 
 /// The weights in the host's memory; the embedding in the mapped file.
 struct ModelWeights : BasicModelWeights<MatrixView> {
-  size_t matrix_bytes = 0;  // of all matrices in memory, embeddings aside
+  size_t bytes_to_load = 0;  // memory that loading takes; known before it begins
+  size_t matrix_bytes = 0;   // of all matrices in memory, embeddings aside
 
   // What the views point into.
   std::vector<AlignedBuffer> buffers;

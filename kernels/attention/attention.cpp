@@ -5,7 +5,7 @@
 
 #include "kernels/attention/attention_body.h"
 #include "kernels/base/error.h"
-#include "kernels/base/float_isa.h"
+#include "kernels/float_isa.h"
 #include "kernels/base/half.h"
 #include "kernels/matmul/matmul.h"
 

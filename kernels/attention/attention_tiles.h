@@ -1,7 +1,7 @@
 #pragma once
 
 #include "kernels/attention/attention_body.h"
-#include "kernels/base/float_isa.h"
+#include "kernels/float_isa.h"
 #include "kernels/base/simd_float.h"
 
 // Private to attention_avx2.cpp and attention_avx512.cpp: attention_split over a register type V.

@@ -4,7 +4,7 @@
 
 #include "kernels/attention/rope_body.h"
 #include "kernels/base/error.h"
-#include "kernels/base/float_isa.h"
+#include "kernels/float_isa.h"
 
 namespace foretoken {
 

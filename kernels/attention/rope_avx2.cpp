@@ -1,5 +1,5 @@
 #include "kernels/attention/rope_body.h"
-#include "kernels/base/float_isa.h"
+#include "kernels/float_isa.h"
 
 namespace foretoken {
 

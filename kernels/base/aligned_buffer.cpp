@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <utility>
 
@@ -13,7 +14,8 @@ namespace foretoken {
 
 namespace {
 constexpr size_t kHugePageBytes = size_t{2} << 20;
-}
+std::atomic<size_t> mapped_bytes{0};
+}  // namespace
 
 AlignedBuffer::AlignedBuffer(size_t size_bytes, std::string_view what) {
   if (size_bytes == 0) return;
@@ -27,6 +29,11 @@ AlignedBuffer::AlignedBuffer(size_t size_bytes, std::string_view what) {
   if (size_bytes >= 4 * kHugePageBytes) madvise(mapped, size_bytes, MADV_HUGEPAGE);
   data_ = mapped;
   size_bytes_ = size_bytes;
+  mapped_bytes += size_bytes;
+}
+
+size_t AlignedBuffer::all_bytes() {
+  return mapped_bytes;
 }
 
 void AlignedBuffer::refuse_huge_page(size_t offset) {
@@ -37,7 +44,9 @@ void AlignedBuffer::refuse_huge_page(size_t offset) {
 }
 
 AlignedBuffer::~AlignedBuffer() {
-  if (data_ != nullptr) munmap(data_, size_bytes_);
+  if (data_ == nullptr) return;
+  munmap(data_, size_bytes_);
+  mapped_bytes -= size_bytes_;
 }
 
 AlignedBuffer::AlignedBuffer(AlignedBuffer&& other) noexcept

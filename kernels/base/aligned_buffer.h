@@ -31,6 +31,9 @@ class AlignedBuffer {
   }
   [[nodiscard]] size_t size_bytes() const { return size_bytes_; }
 
+  /// Of all buffers that there are in the program.
+  [[nodiscard]] static size_t all_bytes();
+
  private:
   void* data_ = nullptr;
   size_t size_bytes_ = 0;

@@ -9,12 +9,13 @@
 namespace foretoken::cuda {
 
 // Activation rows on the device. The int8 forms are those of quantise_row with the values in the order in which the
-// four lanes of a block take them, so that a warp's loads are whole lines:
-//   by 32   byte 8t + i of a block is value 4t + i (i < 4) or 16 + 4t + i - 4: lane t of a block reads eight bytes;
-//   by 256  a block is 16 runs of 16 values; lane t = 2n + u takes runs 8n + u + 2j, j = 0..3 (the natural share in
-//   Q4_K, Q5_K, Q6_K, Q3_K
-//           and Q2_K). Two blocks share 512 bytes: run j of lane t of block b is at (b / 2) * 512 + j * 128 + (b % 2) *
-//           64 + t * 16.
+// four lanes of a block take them, so that a warp's loads are whole lines.
+//
+// By 32: byte 8t + i of a block is value 4t + i (i < 4) or 16 + 4t + i - 4; lane t of a block reads eight bytes.
+//
+// By 256: a block is 16 runs of 16 values; lane t = 2n + u takes runs 8n + u + 2j, j = 0..3 (the natural share in Q4_K,
+// Q5_K, Q6_K, Q3_K and Q2_K). Two blocks share 512 bytes: run j of lane t of block b is at
+// (b / 2) * 512 + j * 128 + (b % 2) * 64 + t * 16.
 
 /// Value run that lane t of a 256-value block takes as its j-th.
 FORETOKEN_HD constexpr int run_of_lane(int t, int j) {
@@ -29,8 +30,9 @@ FORETOKEN_HD constexpr int64_t run_offset(int64_t block, int t, int j) {
 struct QuantRows {
   int8_t* q = nullptr;  // [rows, q_stride]
   float* d = nullptr;   // [rows, num_blocks]
-  int16_t* sums =
-      nullptr;  // by 32: [rows, num_blocks], of the block; by 256: [rows, num_blocks * 16], run j of lane t at 4t + j
+  /// Sums of values of q. By 32: [rows, num_blocks], of the block. By 256: [rows, num_blocks * 16], run j of lane t at
+  /// 4t + j.
+  int16_t* sums = nullptr;
   int64_t num_blocks = 0;  // of a row
 
   [[nodiscard]] FORETOKEN_HD bool empty() const { return q == nullptr; }

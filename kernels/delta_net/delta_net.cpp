@@ -1,7 +1,7 @@
 #include "kernels/delta_net/delta_net.h"
 
 #include "kernels/base/error.h"
-#include "kernels/base/float_isa.h"
+#include "kernels/float_isa.h"
 #include "kernels/delta_net/delta_net_body.h"
 
 namespace foretoken {

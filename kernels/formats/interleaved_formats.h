@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "kernels/matmul/quant_simd.h"
+#include "kernels/formats/quant_simd.h"
 
 // Private to the interleaved kernels: how each format's words unpack, one struct a format. The formats themselves are
 // defined in quant_formats.h.

@@ -131,10 +131,6 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-bool blas_takes(const DeviceMatrix& w) {
-  return (w.type == WeightType::kF16 || w.type == WeightType::kBF16) && w.num_rows >= kLeastBlasOutputs;
-}
-
 void launch_blas_matmul(const MatmulDesc& desc, const MatmulConfig&, const Stream& stream) {
   const MatmulArguments a = matmul_arguments(desc);
   const BlasWork& work = *desc.blas;

@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "kernels/base/error.h"
-#include "kernels/base/float_isa.h"
+#include "kernels/float_isa.h"
 #include "kernels/base/half.h"
 #include "kernels/base/math.h"
 #include "kernels/matmul/matmul.h"

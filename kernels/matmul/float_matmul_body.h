@@ -1,6 +1,6 @@
 #pragma once
 
-#include "kernels/base/float_isa.h"
+#include "kernels/float_isa.h"
 #include "kernels/base/simd_float.h"
 
 // Private to float_matmul_avx2.cpp and float_matmul_avx512.cpp: the loops over a register type V.

@@ -41,7 +41,12 @@ struct BlasWork {
 
 /// True for matrices that cuBLAS computes where it is asked to: by type and shape alone, so that no number of rows
 /// changes it. F32 matrices, those of routed experts (buckets) and the draft head (groups) stay with our own kernels.
-[[nodiscard]] bool blas_takes(const DeviceMatrix& w);
+[[nodiscard]] constexpr bool blas_takes(WeightType type, int64_t num_rows) {
+  return (type == WeightType::kF16 || type == WeightType::kBF16) && num_rows >= kLeastBlasOutputs;
+}
+[[nodiscard]] inline bool blas_takes(const DeviceMatrix& w) {
+  return blas_takes(w.type, w.num_rows);
+}
 
 /// y[r][o] = W[o] . x[r], as matmul_rows; or, with `up`, y[r][o] = silu(W[o] . x[r]) * (up[o] . x[r]). Each weight is
 /// read once for all rows of a window.

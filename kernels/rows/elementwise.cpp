@@ -1,6 +1,6 @@
 #include "kernels/rows/elementwise.h"
 
-#include "kernels/base/float_isa.h"
+#include "kernels/float_isa.h"
 #include "kernels/rows/elementwise_body.h"
 
 namespace foretoken {

@@ -1,4 +1,4 @@
-#include "kernels/base/float_isa.h"
+#include "kernels/float_isa.h"
 #include "kernels/rows/elementwise_body.h"
 
 namespace foretoken {

@@ -1,6 +1,6 @@
 #include "kernels/rows/rms_norm.h"
 
-#include "kernels/base/float_isa.h"
+#include "kernels/float_isa.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/rows/rms_norm_body.h"
 

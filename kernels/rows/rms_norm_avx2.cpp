@@ -1,4 +1,4 @@
-#include "kernels/base/float_isa.h"
+#include "kernels/float_isa.h"
 #include "kernels/base/simd_float.h"
 #include "kernels/rows/rms_norm_body.h"
 

@@ -1,7 +1,7 @@
 #include "kernels/select/softmax.h"
 
 #include "kernels/base/error.h"
-#include "kernels/base/float_isa.h"
+#include "kernels/float_isa.h"
 #include "kernels/base/math.h"
 #include "kernels/matmul/matmul.h"
 

@@ -4,6 +4,13 @@
 
 namespace foretoken {
 
+void RowItems::reserve(size_t num_matrices) {
+  const auto most_nodes = static_cast<size_t>(NumaNodes::of_machine().count());
+  matrices_.reserve(num_matrices);
+  shares_.reserve(num_matrices * most_nodes);
+  node_ends_.reserve(most_nodes);
+}
+
 void RowItems::plan(const NumaNodes& nodes, std::span<const Matrix> matrices) {
   matrices_.assign(matrices.begin(), matrices.end());
   shares_.clear();

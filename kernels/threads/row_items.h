@@ -27,6 +27,8 @@ class RowItems {
     int64_t rows_per_item;  // a multiple of kInterleave
   };
 
+  /// Room for so many matrices on any number of nodes that this machine may have.
+  void reserve(size_t num_matrices);
   void plan(const NumaNodes& nodes, std::span<const Matrix> matrices);
 
   /// One number a node: where its items end; see ThreadTeam::parallel_for.

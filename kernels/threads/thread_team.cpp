@@ -69,21 +69,18 @@ bool spin_until(const Done& done, bool crowded) {
 // the same part of every matrix in each pass. Who is through with its range takes items from the others', one by one,
 // its own node's members first: theirs lie beside it.
 //
-// Invariants
-//  1. context, body, num_items, by_node, begins, loop and epoch change only while the gate is closed and nobody who
-//  found it open is inside.
-//  2. A worker reads them only after finding the gate open and before it leaves. So what it runs belongs to the loop
-//  that is open,
-//     however late it wakes and whatever it was woken for: a loop's fields are never carried out of the loop.
-//  3. The caller never waits for a worker that has not come in. A sleeping or descheduled worker holds up nobody; one
-//  inside holds up
-//     the item that it works on.
-//  4. A count from a worker that found the gate closed comes and goes without any read of the fields; it may delay the
-//  caller's
-//     return by that moment, no more.
-//  5. Wake-ups may be lost only when they do not matter: sleepers announce themselves before they look a last time
-//  (`sleepers`,
-//     `caller_sleeps`), wakers change the word before they look for sleepers, all four sequentially consistent.
+// INVARIANTS
+// 1. context, body, num_items, by_node, begins, loop and epoch change only while the gate is closed and nobody who
+//    found it open is inside.
+// 2. A worker reads them only after finding the gate open and before it leaves. So what it runs belongs to the loop
+//    that is open, however late it wakes and whatever it was woken for: a loop's fields are never carried out of the loop.
+// 3. The caller never waits for a worker that has not come in. A sleeping or descheduled worker holds up nobody; one
+//    inside holds up the item that it works on.
+// 4. A count from a worker that found the gate closed comes and goes without any read of the fields; it may delay the
+//    caller's return by that moment, no more.
+// 5. Wake-ups may be lost only when they do not matter: sleepers announce themselves before they look a last time
+//    (`sleepers`, `caller_sleeps`), wakers change the word before they look for sleepers, all four sequentially
+//    consistent.
 struct ThreadTeam::State {
   static constexpr uint32_t kOpen = 1u << 16;
   static constexpr uint32_t kInside = kOpen - 1;  // mask of the number of workers inside

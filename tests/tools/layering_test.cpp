@@ -5,7 +5,9 @@
 #include <catch2/catch.hpp>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <regex>
+#include <set>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -45,6 +47,43 @@ std::vector<std::string> wrong_includes(std::string_view folder, const std::stri
   return wrong;
 }
 
+/// Which rooms of its folder a room may include files of, beside its own; docs/design.md has the same in words. Files that
+/// lie in the folder itself are for all of its rooms.
+const std::map<std::string, std::set<std::string>> kRooms = {
+    {"kernels/base", {}},
+    {"kernels/threads", {"base", "formats"}},
+    {"kernels/formats", {"base", "cuda"}},
+    {"kernels/cuda", {"base", "formats"}},
+    {"kernels/matmul", {"base", "formats", "cuda", "rows"}},
+    {"kernels/rows", {"base", "formats", "cuda", "matmul"}},
+    {"kernels/attention", {"base", "cuda", "matmul"}},
+    {"kernels/delta_net", {"base", "cuda", "matmul"}},
+    {"kernels/select", {"base", "formats", "cuda", "matmul"}},
+    {"kernels/probe", {"base", "threads"}},
+    {"engine/gguf", {"text"}},
+    {"engine/text", {"gguf"}},
+    {"engine/model", {"gguf", "text"}},
+    {"engine/sequence", {"model"}},
+    {"engine/cpu", {"model", "sequence", "text"}},
+    {"engine/cuda", {"cpu", "model", "sequence"}},
+};
+
+/// Lines of `text`, a file of `room` ("kernels/rows"), that go to a room of the same folder that it does not know.
+std::vector<std::string> wrong_rooms(const std::string& room, const std::string& text) {
+  static const std::regex kInclude(R"re(^\s*#\s*include\s*"(\w+)/(\w+)/[^"]*".*)re");
+  const auto known = kRooms.find(room);
+  std::vector<std::string> wrong;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    std::smatch match;
+    if (!std::regex_match(line, match, kInclude)) continue;
+    const std::string folder = match[1], other = match[2];
+    if (!room.starts_with(folder + "/") || folder + "/" + other == room) continue;
+    if (known == kRooms.end() || known->second.count(other) == 0) wrong.push_back(line);
+  }
+  return wrong;
+}
+
 bool is_source(const fs::path& path) {
   static constexpr std::array<std::string_view, 5> kEndings = {".h", ".cpp", ".cu", ".cuh", ".inc"};
   return std::find(kEndings.begin(), kEndings.end(), path.extension().string()) != kEndings.end();
@@ -66,6 +105,23 @@ TEST_CASE("Calls go only downwards: tools, mtp, engine, moe, kernels", "[layerin
     }
   }
   CHECK(num_files > 60);
+}
+
+TEST_CASE("Rooms of a folder include the rooms that they are said to know, and no others", "[layering]") {
+  for (std::string_view folder : {"kernels", "engine"}) {
+    const fs::path root = fs::path(FORETOKEN_SOURCE_DIR) / folder;
+    for (const fs::directory_entry& entry : fs::recursive_directory_iterator(root)) {
+      const fs::path path = entry.path().lexically_relative(root);
+      if (!entry.is_regular_file() || !is_source(path) || path.begin() == std::prev(path.end())) continue;
+      std::ifstream file(entry.path());
+      std::ostringstream text;
+      text << file.rdbuf();
+      const std::string room = std::string(folder) + "/" + path.begin()->string();
+      INFO(entry.path().string());
+      CHECK(kRooms.count(room) == 1);
+      CHECK(wrong_rooms(room, text.str()) == std::vector<std::string>{});
+    }
+  }
 }
 
 // What differs between families of models is in one place: nobody else asks for an architecture by name.
@@ -103,5 +159,12 @@ TEST_CASE("The layering check sees what it is there for", "[layering]") {
   CHECK(wrong_includes("engine", "#include <cublas_v2.h>\n").size() == 1);
   CHECK(wrong_includes("kernels", "#include <immintrin.h>\n#include \"kernels/base/isa.h\"\n").empty());
   CHECK(wrong_includes("tools", "#include \"mtp/decoder.h\"\n#include <vector>\n#include \"engine/gguf/gguf.h\"\n")
+            .empty());
+  CHECK(wrong_rooms("kernels/base", "#include \"kernels/formats/matrix.h\"\n").size() == 1);
+  CHECK(wrong_rooms("engine/model", "  #include \"engine/cpu/forward_pass.h\"  // why\n").size() == 1);
+  CHECK(wrong_rooms("engine/attic", "#include \"engine/gguf/gguf.h\"\n").size() == 1);
+  CHECK(wrong_rooms("engine/model",
+                    "#include \"engine/options.h\"\n#include \"kernels/rows/rms_norm.h\"\n"
+                    "#include \"engine/gguf/gguf.h\"\n#include \"engine/model/model.h\"\n")
             .empty());
 }

@@ -1,4 +1,7 @@
 #include "tools/cli/model_flags.h"
+#include "engine/session_memory.h"
+#include "mtp/generator.h"
+#include "tools/cli/summary.h"
 
 #include <fmt/format.h>
 
@@ -166,8 +169,26 @@ PlacementRequest ModelFlags::placement_request(const BasicModelWeights<MatrixVie
   request.cache_slots = parse_experts("--gpu-cache", gpu_cache_text);
   request.with_mtp = session.with_mtp;
   request.ctx_size = session.ctx_size;
-  request.session = session_memory(ModelShapes::of(weights, config, session.with_mtp), session);
+  if (session.device == Device::kCpu) session.device = Device::kSplit;  // a plan of what would be
+  request.session = session_memory(weights, config, session);
   return request;
+}
+
+void ModelFlags::plan_memory(const Model& header) const {
+  const SessionOptions options = with_defaults(header.config(), session_options(mtp));
+  const SessionMemory planned = session_memory(header.weights(), header.config(), options);
+  const size_t drafters = drafter_bytes(header.config(), options, decode_options().generator());
+  print_message("{}", describe_memory(options, planned, drafters));
+  if (device != Device::kCpu) return;
+  const auto gib = [](size_t bytes) { return static_cast<double>(bytes) / (1 << 30); };
+  const size_t weights = header.weights().bytes_to_load, available = available_memory_bytes();
+  const size_t session = planned.total() + drafters;
+  if (weights + session <= available || weights > available) return;  // too large a model: the loader says so
+  throw InputError(fmt::format(
+      "{}: the weights need {:.2f} GiB and a context of {} positions {:.2f} GiB; {:.2f} GiB of memory are available; "
+      "choose a smaller --ctx-size{}",
+      header.path(), gib(weights), options.ctx_size, gib(session), gib(available),
+      parallel > 1 ? ", --parallel or --kv-memory" : ""));
 }
 
 int64_t ModelFlags::most_positions(const ModelConfig& config, bool takes_what_it_needs) const {

@@ -85,6 +85,10 @@ struct ModelFlags {
   /// refuses there. A context that the model cannot have is refused before that.
   [[nodiscard]] Model load(const std::function<void(const Model&)>& check = {});
 
+  /// What decoding will take beside the weights, printed before these are read. Throws InputError if both do not fit
+  /// into the memory that is available on the CPU; for a GPU, load() has made the plan.
+  void plan_memory(const Model& header) const;
+
   /// Positions that a prompt may use together with what is made from it; `takes_what_it_needs`: the command chooses a
   /// context that fits, up to the model's own.
   [[nodiscard]] int64_t most_positions(const ModelConfig& config, bool takes_what_it_needs) const;

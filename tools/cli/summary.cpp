@@ -171,17 +171,17 @@ std::string describe_run(const ModelFlags& flags, const Model& model) {
                      flags.cublas ? "cublas: F16 and BF16 matrices by cuBLAS; logits are not the CPU's bits\n" : "");
 }
 
-std::string describe_session(const Session& session) {
-  return describe_engine(session.engine());
-}
 
 std::string describe_engine(const Engine& engine) {
-  const SessionMemory memory = engine.memory();
+  return describe_memory(engine.options(), engine.memory(), 0);
+}
+
+std::string describe_memory(const SessionOptions& options, const SessionMemory& memory, size_t drafter_bytes) {
   const auto bytes = [](size_t size) { return format_bytes(static_cast<double>(size)); };
-  return fmt::format("context of {} positions: KV cache {} ({}), recurrent state {}, work buffers {}\n",
-                     engine.options().ctx_size, bytes(memory.kv_bytes),
-                     engine.options().kv_type == KvType::kF16 ? "f16" : "f32", bytes(memory.recurrent_bytes),
-                     bytes(memory.work_bytes));
+  return fmt::format("context of {} positions: KV cache {} ({}), recurrent state {}, work buffers {}{}\n",
+                     options.ctx_size, bytes(memory.kv_bytes), options.kv_type == KvType::kF16 ? "f16" : "f32",
+                     bytes(memory.recurrent_bytes), bytes(memory.work_bytes),
+                     drafter_bytes == 0 ? "" : fmt::format(", drafters {}", bytes(drafter_bytes)));
 }
 
 }  // namespace foretoken

@@ -40,7 +40,9 @@ void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Mode
 [[nodiscard]] std::string describe_run(const ModelFlags& flags, const Model& model);
 
 /// One line for a person: the context and the memory that was taken for it.
-[[nodiscard]] std::string describe_session(const Session& session);
 [[nodiscard]] std::string describe_engine(const Engine& engine);
+/// The same of a session that is planned. `drafter_bytes`: what drafters will take on the host.
+[[nodiscard]] std::string describe_memory(const SessionOptions& options, const SessionMemory& memory,
+                                          size_t drafter_bytes);
 
 }  // namespace foretoken

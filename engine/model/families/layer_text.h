@@ -5,8 +5,8 @@
 
 namespace foretoken {
 
-// Text that several families share; see ForwardPass for what the operations mean. `Pass` is who computes: ForwardPass or
-// CudaForwardPass.
+// Text that several families share; see ForwardPass for what the operations mean. `Pass` is who computes: ForwardPass
+// or CudaForwardPass.
 
 /// x = x + FeedForward(rms_norm(x, ffn_norm)), behind a mixer.
 template <class Pass>

@@ -4,6 +4,7 @@
 #include <catch2/catch.hpp>
 #include <numeric>
 
+#include "engine/model/model.h"
 #include "kernels/base/error.h"
 #include "tests/engine/gguf/temp_files.h"
 #include "tests/engine/model/random_model.h"
@@ -345,27 +346,4 @@ TEST_CASE("Rows on the device are padded to 16 bytes a plane", "[placement]") {
   // One block of 256 values a row: 128 + 64 + 16 bytes, and a scale of 2 in 16: 224, in the file 210.
   CHECK(sizes.layers[0].expert_bytes == static_cast<size_t>(2 * spec.expert_dim + spec.hidden_dim) * 224);
   CHECK(sizes.embed_bytes == static_cast<size_t>(spec.vocab_size) * 224);
-}
-
-TEST_CASE("What a session will take is known before the model is loaded", "[placement]") {
-  const TempFolder folder;
-  test::RandomModel spec;
-  spec.write(folder.path("model.gguf"));
-  const Model model = Model::load(folder.path("model.gguf"), {});
-  SessionOptions options;
-  options.ctx_size = 300;
-  options.with_mtp = GENERATE(true, false);
-  options.max_window = options.with_mtp ? 4 : 1;
-  options.threads = 1;
-  const ModelShapes shapes = ModelShapes::of(model.weights(), model.config(), options.with_mtp);
-  const SessionMemory planned = session_memory(shapes, options);
-  const SessionMemory taken = Session::memory_needed(model, options);
-  CHECK(planned.kv_bytes == taken.kv_bytes);
-  CHECK(planned.recurrent_bytes == taken.recurrent_bytes);
-  CHECK(planned.work_bytes > taken.work_bytes / 2);
-  CHECK(planned.work_bytes < taken.work_bytes * 2);
-  // cuBLAS: its own work memory, 8 MiB of products, and rows.
-  options.cublas = true;
-  const size_t more = session_memory(shapes, options).work_bytes - planned.work_bytes;
-  CHECK((more > (size_t{40} << 20) && more < (size_t{41} << 20)));
 }

@@ -4,7 +4,7 @@
 #include <functional>
 #include <memory>
 
-#include "kernels/base/float_isa.h"
+#include "kernels/float_isa.h"
 #include "kernels/base/half.h"
 #include "kernels/base/math.h"
 #include "tests/kernels/attention/contiguous_kv.h"

@@ -39,7 +39,6 @@ struct Lanes8 {
   static FT_INLINE Int and_(Int a, Int b) { return _mm256_and_si256(a, b); }
   static FT_INLINE Int or_(Int a, Int b) { return _mm256_or_si256(a, b); }
   static FT_INLINE Int xor_(Int a, Int b) { return _mm256_xor_si256(a, b); }
-  static FT_INLINE Int add8(Int a, Int b) { return _mm256_add_epi8(a, b); }
   static FT_INLINE Int sub8(Int a, Int b) { return _mm256_sub_epi8(a, b); }
   static FT_INLINE Int add16(Int a, Int b) { return _mm256_add_epi16(a, b); }
   static FT_INLINE Int sub16(Int a, Int b) { return _mm256_sub_epi16(a, b); }
@@ -123,9 +122,6 @@ struct Lanes8 {
   static FT_INLINE Float as_float(Int x) {
     return _mm256_castsi256_ps(x);
   }
-  static FT_INLINE Float zero_float() {
-    return _mm256_setzero_ps();
-  }
   static FT_INLINE Float load_float(const float* p) {
     return _mm256_load_ps(p);
   }
@@ -169,9 +165,6 @@ struct Lanes8 {
   static FT_INLINE Int widen_bytes(const std::byte* p) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   }
-  static FT_INLINE Int max32(Int a, Int b) {
-    return _mm256_max_epi32(a, b);
-  }
   /// Lanes of b where a < limit, of c elsewhere.
   static FT_INLINE Int where_less(Int a, int limit, Int b, Int c) {
     return _mm256_blendv_epi8(c, b, _mm256_cmpgt_epi32(splat32(limit), a));
@@ -201,7 +194,6 @@ struct Lanes16 {
   static FT_INLINE Int and_(Int a, Int b) { return _mm512_and_si512(a, b); }
   static FT_INLINE Int or_(Int a, Int b) { return _mm512_or_si512(a, b); }
   static FT_INLINE Int xor_(Int a, Int b) { return _mm512_xor_si512(a, b); }
-  static FT_INLINE Int add8(Int a, Int b) { return _mm512_add_epi8(a, b); }
   static FT_INLINE Int sub8(Int a, Int b) { return _mm512_sub_epi8(a, b); }
   static FT_INLINE Int add16(Int a, Int b) { return _mm512_add_epi16(a, b); }
   static FT_INLINE Int sub16(Int a, Int b) { return _mm512_sub_epi16(a, b); }
@@ -266,9 +258,6 @@ struct Lanes16 {
   static FT_INLINE Float as_float(Int x) {
     return _mm512_castsi512_ps(x);
   }
-  static FT_INLINE Float zero_float() {
-    return _mm512_setzero_ps();
-  }
   static FT_INLINE Float load_float(const float* p) {
     return _mm512_load_ps(p);
   }
@@ -305,9 +294,6 @@ struct Lanes16 {
   }
   static FT_INLINE Int widen_bytes(const std::byte* p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  }
-  static FT_INLINE Int max32(Int a, Int b) {
-    return _mm512_max_epi32(a, b);
   }
   static FT_INLINE Int where_less(Int a, int limit, Int b, Int c) {
     return _mm512_mask_mov_epi32(c, _mm512_cmpgt_epi32_mask(splat32(limit), a), b);

@@ -11,50 +11,44 @@ namespace foretoken::cuda {
 
 namespace {
 
-// Forms that the inputs of all these matrices need together.
-unsigned forms_of(std::initializer_list<const DeviceMatrix*> matrices) {
-  unsigned forms = 0;
-  for (const DeviceMatrix* matrix : matrices) forms |= input_forms(*matrix);
-  return forms;
-}
-
 /// What the layers' buffers must serve.
 struct Needs {
   unsigned normed = 0, attended = 0, delta_out = 0, inner = 0, shared_inner = 0;
   bool two_types = false;                   // gate and up of some expert or dense part differ
   int64_t blas_cols = 0, blas_outputs = 0;  // of the matrices that cuBLAS can take; 0: there are none
 
-  void add_blas(std::initializer_list<const DeviceMatrix*> matrices) {
-    for (const DeviceMatrix* matrix : matrices) {
-      if (!blas_takes(*matrix)) continue;
-      blas_cols = std::max(blas_cols, matrix->row_bytes / static_cast<int64_t>(sizeof(uint16_t)));
+  void add_blas(std::initializer_list<const MatrixView*> matrices) {
+    for (const MatrixView* matrix : matrices) {
+      if (!blas_takes(matrix->type, matrix->num_rows)) continue;
+      // As the device holds a row: whole 16 bytes.
+      blas_cols = std::max(blas_cols, round_up(matrix->num_cols, 8));
       blas_outputs = std::max(blas_outputs, matrix->num_rows);
     }
   }
-  void add(const CudaAttention& a) {
+  void add(const AttentionWeights& a) {
     normed |= input_forms(a);
     attended |= input_forms(a.output);
     add_blas({&a.q, &a.k, &a.v, &a.output});
   }
-  void add(const CudaDeltaNet& d) {
+  void add(const DeltaNetWeights& d) {
     normed |= input_forms(d);
     delta_out |= input_forms(d.out);
     add_blas({&d.qkv, &d.gate, &d.beta, &d.alpha, &d.out});
   }
-  void add(const CudaDense& dense) {
+  void add(const DenseWeights& dense) {
     normed |= input_forms(dense);
     shared_inner |= input_forms(dense.down);
     two_types = two_types || dense.gate.type != dense.up.type;
     add_blas({&dense.gate, &dense.up, &dense.down});
   }
-  void add(const CudaMoe& moe) {
+  void add(const MoeWeights& moe) {
     normed |= input_forms(moe);
     inner |= input_forms(moe.down.all);
     two_types = two_types || moe.gate.all.type != moe.up.all.type;
     add_blas({&moe.router});
     add(moe.shared);
   }
-  void add(const CudaLayer& layer) {
+  void add(const LayerWeights& layer) {
     const auto add_part = [this](const auto& part) { add(part); };
     std::visit(add_part, layer.mixer);
     std::visit(add_part, layer.feed_forward);
@@ -68,35 +62,14 @@ int64_t cols_for(int64_t most_cols, unsigned forms) {
 
 }  // namespace
 
-unsigned input_forms(const DeviceMatrix& matrix) {
-  if (matrix.num_rows == 0) return 0;
-  const int block = weight_type_info(matrix.type).activation_block;
-  return block == 0 ? 0u : block == 32 ? RowMemory::kBy32 : RowMemory::kBy256;
-}
-
-unsigned input_forms(const CudaAttention& weights) {
-  return forms_of({&weights.q, &weights.k, &weights.v});
-}
-
-unsigned input_forms(const CudaDeltaNet& weights) {
-  return forms_of({&weights.qkv, &weights.gate, &weights.beta, &weights.alpha});
-}
-
-unsigned input_forms(const CudaMoe& weights) {
-  return forms_of({&weights.router, &weights.gate.all, &weights.up.all}) | input_forms(weights.shared);
-}
-
-unsigned input_forms(const CudaDense& weights) {
-  return forms_of({&weights.gate, &weights.up});
-}
-
-CudaBuffers::CudaBuffers(const ModelShapes& s, const CudaWeights& w, const SessionOptions& o)
+CudaBuffers::CudaBuffers(const ModelShapes& s, const BasicModelWeights<MatrixView>& w, const SessionOptions& o)
     : ropes(s.ropes), rope_data(ropes.size()) {
   const int64_t n = pass_rows(o), dim = s.hidden_dim;
   Needs needs;
-  for (const CudaLayer& layer : w.layers) needs.add(layer);
-  needs.add(w.mtp.layer);
-  needs.add_blas({&w.head, &w.mtp.join});
+  for (const LayerWeights& layer : w.layers) needs.add(layer);
+  if (o.with_mtp) needs.add(w.mtp.layer);
+  needs.add_blas({&w.head});
+  if (o.with_mtp) needs.add_blas({&w.mtp.join});
 
   memory.take(n * dim, residual);
   memory.take_rows(n, dim, needs.normed, normed);
