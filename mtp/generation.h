@@ -18,6 +18,14 @@
 
 namespace foretoken {
 
+/// How a new token came to be.
+struct TokenOrigin {
+  enum class Kind { kPlain, kDraft, kCorrected, kBonus };  // kPlain: nobody drafted
+  Kind kind = Kind::kPlain;
+  int index = 0;       // among the tokens of its window; of an accepted draft: its position in the draft
+  int num_drafts = 0;  // that its window had
+};
+
 /// What is asked of one text.
 struct GenerationOptions {
   int64_t max_new_tokens = 128;  // n-predict; the context's end stops a generation too
@@ -26,6 +34,8 @@ struct GenerationOptions {
   bool ignore_eos = false;
   ForcedText forced;  // drafts come from here as far as it reaches; an empty continuation: from the drafter
 
+  /// Called before on_token(), also for a token that ends the text.
+  std::function<void(const TokenOrigin&)> on_origin;
   /// Called for each new token, in order; false ends the generation.
   std::function<bool(TokenId)> on_token;
   /// Called with the logits [vocab_size] at each position in order: positions 0 .. prompt-1 too if all_prompt_logits is
@@ -77,7 +87,7 @@ class Generation {
   // Most drafts that the coming window may have: no token beyond those asked for, none beyond the context.
   [[nodiscard]] int most_drafts(int64_t ctx_size) const;
   // Hands one new token on; false ends the generation.
-  bool emit(TokenId id, bool ends_text);
+  bool emit(TokenId id, const TokenOrigin& origin, bool ends_text);
   void count_window(int num_accepted, int num_emitted);
 
   Sequence& sequence_;

@@ -24,6 +24,13 @@ DecodeBytes costs(const Engine& engine, const GeneratorOptions& options) {
   return bytes;
 }
 
+TokenOrigin origin_of(int index, int num_accepted, int num_drafts) {
+  using Kind = TokenOrigin::Kind;
+  if (num_drafts == 0) return {};
+  const Kind kind = index < num_accepted ? Kind::kDraft : num_accepted == num_drafts ? Kind::kBonus : Kind::kCorrected;
+  return {kind, index, num_drafts};
+}
+
 }  // namespace
 
 Generator::Generator(Engine& engine, const GeneratorOptions& options)
@@ -271,8 +278,8 @@ bool Generator::may_go_on(Generation& g) const {
   return !g.is_finished();
 }
 
-bool Generator::emit(Generation& g, TokenId id) {
-  return g.emit(id, engine_.model().tokenizer().is_end_of_generation(id));
+bool Generator::emit(Generation& g, TokenId id, const TokenOrigin& origin) {
+  return g.emit(id, origin, engine_.model().tokenizer().is_end_of_generation(id));
 }
 
 // A text in whose rows something is not finite ends there; nobody else's does.
@@ -312,7 +319,8 @@ void Generator::accept_windows(std::span<const Part> parts, const Step& step) {
       // After the tokens before it went out, as in plain decoding.
       if (!rows_are_finite(g, first_row + num_emitted, 1)) break;
       if (g.options_.on_logits) g.options_.on_logits(begin + num_emitted, engine_.logits(index + num_emitted));
-      going = emit(g, g.choices_[static_cast<size_t>(num_emitted)]);
+      going = emit(g, g.choices_[static_cast<size_t>(num_emitted)],
+                   origin_of(num_emitted, acceptance.num_accepted, num_rows - 1));
     }
     // What the pass computed beyond is taken back: the KV length moves to the accepted end, and the recurrent state,
     // which the pass left behind the window, is replayed over the accepted rows by the next one.
@@ -352,7 +360,7 @@ void Generator::end_prompts(std::span<const Part> parts, double pass_ms) {
     g.last_ = g.choices_[0];
     g.was_read_ = true;
     g.statistics_.time_to_first_token_ms = g.watch_.lap_ms();
-    if (g.options_.max_new_tokens > 0) (void)emit(g, g.last_);
+    if (g.options_.max_new_tokens > 0) (void)emit(g, g.last_, {});
     if (!g.is_finished()) (void)may_go_on(g);
   }
 }
@@ -513,7 +521,8 @@ Generator::Step Generator::device_step(Generation& g) {
   const auto produced = std::span(verified.choices).first(static_cast<size_t>(verified.num_accepted) + 1);
   int num_emitted = 0;
   for (bool going = true; going && num_emitted <= verified.num_accepted; ++num_emitted)
-    going = emit(g, produced[static_cast<size_t>(num_emitted)]);
+    going =
+        emit(g, produced[static_cast<size_t>(num_emitted)], origin_of(num_emitted, verified.num_accepted, num_drafts));
   g.count_window(verified.num_accepted, num_emitted);
   controller_.observe_acceptance(window.confidences, std::min(verified.num_accepted, num_emitted));
   g.last_ = produced.back();

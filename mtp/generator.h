@@ -93,7 +93,7 @@ class Generator {
   void follow_known(std::span<const Part> parts);
   void report_prompt_logits(std::span<const Part> parts);
   [[nodiscard]] bool may_go_on(Generation& generation) const;
-  bool emit(Generation& generation, TokenId id);
+  bool emit(Generation& generation, TokenId id, const TokenOrigin& origin);
   void stop_drafting_on_fault(Generation& generation);
   bool rows_are_finite(Generation& generation, int first_row, int num_rows);
   [[nodiscard]] DraftingBatch batch_of(std::span<Generation* const> generations, std::span<const Part> parts);

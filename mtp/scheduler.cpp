@@ -30,6 +30,10 @@ std::span<const TokenId> Scheduler::Request::prompt() const {
   return generation_ != nullptr ? generation_->prompt() : std::span<const TokenId>(prompt_);
 }
 
+int64_t Scheduler::Request::prompt_read() const {
+  return generation_ == nullptr ? 0 : static_cast<int64_t>(generation_->prompt().size()) - generation_->unread();
+}
+
 const std::vector<TokenId>& Scheduler::Request::ids() const {
   static const std::vector<TokenId> none;
   return generation_ != nullptr ? generation_->ids() : none;

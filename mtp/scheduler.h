@@ -38,6 +38,8 @@ class Scheduler {
   /// context, or it needs more pages than there are; UsageError for sampling options out of range.
   Request& add(std::vector<TokenId> prompt, GenerationOptions options);
 
+  /// Begins the texts that find a sequence and pages. step() does it first of all.
+  void admit();
   /// Runs one step. False if nothing was there to do. Throws Interrupted as Generator::step.
   bool step();
   [[nodiscard]] const Generator::Step& last_step() const { return last_step_; }
@@ -51,7 +53,6 @@ class Scheduler {
   [[nodiscard]] int num_active() const { return static_cast<int>(active_.size()); }
 
  private:
-  void admit();
   [[nodiscard]] int prompt_rows_within(double ms, int num_windows) const;
   void observe(const Generator::Step& step);
   void retire();
@@ -76,6 +77,10 @@ class Scheduler::Request {
   /// It is in the queue: no sequence, or not enough pages, are free.
   [[nodiscard]] bool is_waiting() const { return generation_ == nullptr && !was_cancelled_; }
   [[nodiscard]] std::span<const TokenId> prompt() const;
+  /// Of its sequence in the engine; -1 while it has none.
+  [[nodiscard]] int slot() const { return sequence_ == nullptr ? -1 : sequence_->state().slot; }
+  /// Tokens of the prompt that have been read.
+  [[nodiscard]] int64_t prompt_read() const;
   [[nodiscard]] const std::vector<TokenId>& ids() const;
   [[nodiscard]] StopReason stop_reason() const;
   [[nodiscard]] const DecodeStatistics& statistics() const;
