@@ -32,6 +32,8 @@ struct GenerationOptions {
   int max_drafts = 0;            // most drafts a window; 0: off. 0 .. kMaxDraft
   SamplingOptions sampling;
   bool ignore_eos = false;
+  /// When it has ended, Generator::checkpoint() can take its state.
+  bool keeps_state = false;
   ForcedText forced;  // drafts come from here as far as it reaches; an empty continuation: from the drafter
 
   /// Called before on_token(), also for a token that ends the text.
@@ -72,6 +74,11 @@ class Generation {
     return std::max<int64_t>(0, static_cast<int64_t>(prompt_.size()) - sequence_.length());
   }
   [[nodiscard]] bool is_finished() const { return stop_reason_ != StopReason::kNone; }
+  /// It has ended by itself, and its state is that of its text up to its last token but one.
+  [[nodiscard]] bool has_kept_state() const {
+    return options_.keeps_state && is_finished() && stop_reason_ != StopReason::kInterrupted &&
+           stop_reason_ != StopReason::kFailed;
+  }
   [[nodiscard]] StopReason stop_reason() const { return stop_reason_; }
   /// With StopReason::kFailed: one line that says why.
   [[nodiscard]] const std::string& failure() const { return failure_; }

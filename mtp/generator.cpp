@@ -409,7 +409,7 @@ void Generator::gather_known(std::span<const Part> parts) {
   hidden_.clear();
   for (size_t i = 0; i < parts.size(); ++i) {
     Generation& g = *parts[i].generation;
-    if (g.is_finished() || !g.drafts_) continue;
+    if (!g.drafts_ || (g.is_finished() && !g.has_kept_state())) continue;
     const int first = engine_.first_row(static_cast<int>(i));
     const size_t ids_begin = known_ids_.size(), hidden_begin = hidden_.size();
     if (parts[i].prompt_rows > 0) {
@@ -420,14 +420,21 @@ void Generator::gather_known(std::span<const Part> parts) {
         hidden_.push_back(g.previous_hidden_.data());
         for (int r = 0; r + 1 < parts[i].prompt_rows; ++r) hidden_.push_back(engine_.hidden(first + r));
       }
-      if (g.was_read_ && &g != on_device_) {
+      if (g.was_read_ && !g.is_finished() && &g != on_device_) {
         known_ids_.push_back(g.last_);
         if (drafter_->needs_hidden()) hidden_.push_back(engine_.hidden(first + parts[i].prompt_rows - 1));
       }
     } else {
-      known_ids_.insert(known_ids_.end(), g.choices_.begin(), g.choices_.end());
-      for (size_t r = 0; drafter_->needs_hidden() && r < g.choices_.size(); ++r)
+      // A text that has ended is kept as it stands in the trunk: without its last token, whose turn has not come.
+      const size_t num_known = g.choices_.size() - (g.is_finished() ? 1 : 0);
+      known_ids_.insert(known_ids_.end(), g.choices_.begin(),
+                        g.choices_.begin() + static_cast<std::ptrdiff_t>(num_known));
+      for (size_t r = 0; drafter_->needs_hidden() && r < num_known; ++r)
         hidden_.push_back(engine_.hidden(first + static_cast<int>(r)));
+      if (g.is_finished() && drafter_->needs_hidden())
+        std::copy_n(engine_.hidden(first + static_cast<int>(num_known)), g.previous_hidden_.size(),
+                    g.previous_hidden_.data());
+      if (num_known == 0) continue;
     }
     const auto produced = std::span(known_ids_).subspan(ids_begin);
     if (vocabulary_ && g.was_read_) vocabulary_->see(g.sequence_, produced);
@@ -443,14 +450,14 @@ void Generator::follow_known(std::span<const Part> parts) {
   bool with_prompts = false;
   for (size_t i = 0; i < parts.size(); ++i) {
     Generation& g = *parts[i].generation;
-    if (!g.drafts_ || g.is_finished()) continue;
+    if (!g.drafts_ || (g.is_finished() && !g.has_kept_state())) continue;
     stop_drafting_on_fault(g);
     DecodeStatistics& s = g.statistics_;
     if (parts[i].prompt_rows > 0) {
       with_prompts = true;
       s.prompt_ms += ms;
       s.prompt_mtp_ms += ms;
-      if (!g.was_read_ && drafter_->needs_hidden()) {
+      if ((!g.was_read_ || g.is_finished()) && drafter_->needs_hidden()) {
         const int last = engine_.first_row(static_cast<int>(i)) + parts[i].prompt_rows - 1;
         std::copy_n(engine_.hidden(last), g.previous_hidden_.size(), g.previous_hidden_.data());
       }
