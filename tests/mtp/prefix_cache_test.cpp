@@ -8,6 +8,7 @@
 #include <set>
 #include <vector>
 
+#include "engine/session.h"
 #include "mtp/scheduler.h"
 #include "tests/engine/gguf/temp_files.h"
 #include "tests/engine/model/random_model.h"

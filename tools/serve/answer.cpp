@@ -21,7 +21,7 @@ void Answer::begin(Scheduler& scheduler) {
   options.on_origin = [this](const TokenOrigin& origin) { origin_ = origin; };
   options.on_token = [this](TokenId id) { return on_token(id); };
   if (asked_.with_logprobs) options.on_logits = [this](int64_t, const float* logits) { on_logits(logits); };
-  request_ = &scheduler.add(std::move(asked_.prompt), std::move(options));
+  request_ = &scheduler.add(std::move(asked_.prompt), std::move(options), asked_.uses_cache);
 }
 
 void Answer::on_logits(const float* logits) {
@@ -38,6 +38,7 @@ bool Answer::on_token(TokenId id) {
   AnswerEvent event;
   event.answer = index_;
   event.prompt_tokens = prompt_tokens_;
+  event.cached_tokens = request_->cached_tokens();
   event.id = id;
   event.text = stops_.push(characters_.push(model_.tokenizer().piece(id)));
   event.origin = origin_;
@@ -49,7 +50,7 @@ bool Answer::on_token(TokenId id) {
 }
 
 void Answer::note_begin() {
-  if (left_queue_ || request_->is_waiting()) return;
+  if (left_queue_ || request_ == nullptr || request_->is_waiting()) return;
   queue_ms_ = since_arrival_.elapsed_ms();
   left_queue_ = true;
 }
@@ -63,6 +64,7 @@ void Answer::report_prompt() {
   event.kind = AnswerEvent::Kind::kPrompt;
   event.answer = index_;
   event.prompt_read = read;
+  event.cached_tokens = request_->cached_tokens();
   event.prompt_tokens = prompt_tokens_;
   event.prompt_ms = since_arrival_.elapsed_ms() - queue_ms_;
   channel_.push(std::move(event));
@@ -88,6 +90,7 @@ std::shared_ptr<const AnswerEnd> Answer::end() {
   end.stopping_word = stops_.found();
   if (end.reason == StopReason::kFailed) end.failure = request_->failure();
   end.statistics = request_->statistics();
+  end.cached_tokens = request_->cached_tokens();
   return finish(std::move(end));
 }
 
@@ -95,7 +98,10 @@ std::shared_ptr<const AnswerEnd> Answer::fail(StopReason reason, std::string fai
   AnswerEnd end;
   end.reason = reason;
   end.failure = std::move(failure);
-  if (request_ != nullptr) end.statistics = request_->statistics();
+  if (request_ != nullptr) {
+    end.statistics = request_->statistics();
+    end.cached_tokens = request_->cached_tokens();
+  }
   return finish(std::move(end));
 }
 

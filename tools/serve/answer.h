@@ -24,6 +24,8 @@ struct AnswerRequest {
   bool with_logprobs = false;
   int num_logprobs = 0;       // of the most likely tokens at each position
   double max_predict_ms = 0;  // after the first token; 0: no limit
+  bool uses_cache = true;
+  int follows = -1;  // another answer of the same request, with the same prompt: its prompt is read first; -1: none
 };
 
 /// One answer on the engine's thread: turns what the scheduler makes into events of its request's channel.
@@ -34,6 +36,7 @@ class Answer {
 
   /// Puts it into the scheduler's queue. Throws as Scheduler::add.
   void begin(Scheduler& scheduler);
+  [[nodiscard]] int index() const { return index_; }
   [[nodiscard]] bool has_begun() const { return request_ != nullptr; }
   [[nodiscard]] Scheduler::Request& request() { return *request_; }
   [[nodiscard]] const Scheduler::Request& request() const { return *request_; }

@@ -200,6 +200,8 @@ std::vector<AnswerRequest> GenerationRequest::answers(const ServedModel& served)
       answer.with_logprobs = with_logprobs;
       answer.num_logprobs = num_logprobs;
       answer.max_predict_ms = max_predict_ms;
+      answer.uses_cache = cache_prompt;
+      if (cache_prompt && i > 0) answer.follows = static_cast<int>(answers.size()) - i;
       answers.push_back(std::move(answer));
     }
   }

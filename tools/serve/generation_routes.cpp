@@ -1,4 +1,6 @@
+#include "tools/serve/anthropic.h"
 #include "tools/serve/openai_format.h"
+#include "tools/serve/responses.h"
 #include "tools/serve/routes.h"
 
 namespace foretoken {
@@ -40,6 +42,45 @@ void chat(ServeState& state, const Request& http, const Json& body, Response& re
   answer<ChatFormat>(state, http, request, response);
 }
 
+std::vector<TokenId> encode_messages(const ServeState& state, const Fields& fields, const Json& messages,
+                                     const Json& tools) {
+  const Json* kwargs = fields.object("chat_template_kwargs");
+  return state.chat->encode(
+      state.chat->render(check_messages(messages), tools, kwargs == nullptr ? Json::object() : *kwargs));
+}
+
+void refuse_several(const GenerationRequest& request) {
+  if (request.n > 1) throw not_supported("\"n\": this route makes one answer");
+}
+
+void respond(ServeState& state, const Request& http, const Json& body, Response& response) {
+  const Fields fields(body);
+  GenerationRequest request = parse_generation(fields, state.served);
+  refuse_several(request);
+  const Json* tools = fields.array("tools");
+  request.prompts = {
+      encode_messages(state, fields, parse_responses_input(fields), tools == nullptr ? Json::array() : *tools)};
+  answer<ResponsesFormat>(state, http, request, response);
+}
+
+std::vector<TokenId> anthropic_prompt(const ServeState& state, const Fields& fields) {
+  const AnthropicChat chat = parse_anthropic_chat(fields);
+  return encode_messages(state, fields, chat.messages, chat.tools);
+}
+
+void answer_messages(ServeState& state, const Request& http, const Json& body, Response& response) {
+  const Fields fields(body);
+  if (!fields.has("max_tokens")) fields.fail("max_tokens", "is missing");
+  GenerationRequest request = parse_generation(fields, state.served);
+  refuse_several(request);
+  request.prompts = {anthropic_prompt(state, fields)};
+  answer<MessagesFormat>(state, http, request, response);
+}
+
+void count_tokens(ServeState& state, const Request&, const Json& body, Response& response) {
+  answer_json(response, {{"input_tokens", anthropic_prompt(state, Fields(body)).size()}});
+}
+
 }  // namespace
 
 void add_generation_routes(HttpServer& server, ServeState& state) {
@@ -53,6 +94,9 @@ void add_generation_routes(HttpServer& server, ServeState& state) {
   add("/v1/completions", complete_openai);
   add("/v1/chat/completions", chat);
   add("/chat/completions", chat);
+  add("/v1/responses", respond);
+  add("/v1/messages", answer_messages);
+  add("/v1/messages/count_tokens", count_tokens);
 }
 
 void add_unserved_routes(HttpServer& server) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "kernels/base/error.h"
+#include "tools/serve/anthropic.h"
 #include "tools/serve/connection_threads.h"
 
 namespace foretoken {
@@ -32,6 +33,20 @@ ApiError error_of_status(int status, const httplib::Request& request) {
       return server_failure("the server failed");
     default:
       return {status, "invalid_request_error", "this is no HTTP request that can be read"};
+  }
+}
+
+ApiError error_of(const std::exception_ptr& thrown) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const ApiError& error) {
+    return error;
+  } catch (const InputError& error) {
+    return invalid_request(error.what());
+  } catch (const UsageError& error) {
+    return invalid_request(error.what());
+  } catch (const std::exception& error) {
+    return server_failure(error.what());
   }
 }
 
@@ -68,18 +83,11 @@ HttpServer::HttpServer(const HttpOptions& options) : options_(options) {
   set_pre_routing_handler([this](const httplib::Request& request, httplib::Response& response) {
     return before_routing(request, response);
   });
-  set_exception_handler([](const httplib::Request&, httplib::Response& response, std::exception_ptr thrown) {
-    try {
-      std::rethrow_exception(thrown);
-    } catch (const ApiError& error) {
-      answer_error(response, error);
-    } catch (const InputError& error) {
-      answer_error(response, invalid_request(error.what()));
-    } catch (const UsageError& error) {
-      answer_error(response, invalid_request(error.what()));
-    } catch (const std::exception& error) {
-      answer_error(response, server_failure(error.what()));
-    }
+  set_exception_handler([](const httplib::Request& request, httplib::Response& response, std::exception_ptr thrown) {
+    const ApiError error = error_of(thrown);
+    answer_error(response, error);
+    // Anthropic's clients look for one more member.
+    if (request.path.starts_with("/v1/messages")) answer_json(response, anthropic_error(error), error.status());
   });
   set_error_handler([](const httplib::Request& request, httplib::Response& response) {
     if (response.status == 400 || response.status == 413) close_connection(response);

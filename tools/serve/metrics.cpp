@@ -72,6 +72,12 @@ void Metrics::set_load(int processing, int deferred) {
   deferred_ = deferred;
 }
 
+void Metrics::set_cache(int num_checkpoints, size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  num_checkpoints_ = num_checkpoints;
+  cache_bytes_ = bytes;
+}
+
 std::string Metrics::text() const {
   const std::lock_guard lock(mutex_);
   std::string to;
@@ -110,6 +116,8 @@ std::string Metrics::text() const {
         share(static_cast<double>(window_rows_), steps_));
   gauge("foretoken:distinct_experts", "Distinct experts that a step reads, in units of one token's, on average.",
         share(distinct_experts_, steps_));
+  gauge("foretoken:cache_checkpoints", "Checkpoints of texts in the prefix cache.", num_checkpoints_);
+  gauge("foretoken:cache_bytes", "Memory that the prefix cache takes beside the pages.", cache_bytes_);
   first_token_.write("foretoken:time_to_first_token_seconds", "From a request's arrival to its first token.", to);
   between_tokens_.write("foretoken:time_between_tokens_seconds", "Mean time of a token, by answer.", to);
   return to;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <mutex>
 #include <string>
@@ -33,6 +34,7 @@ class Metrics {
   /// time_to_first_token_ms: 0 where there was none.
   void count_answer(const AnswerEnd& end, double time_to_first_token_ms);
   void set_load(int processing, int deferred);
+  void set_cache(int num_checkpoints, size_t bytes);
 
   /// Prometheus' text format 0.0.4.
   [[nodiscard]] std::string text() const;
@@ -47,6 +49,8 @@ class Metrics {
   int64_t drafts_ = 0, drafted_ = 0, accepted_ = 0;
   std::vector<int64_t> accepted_by_position_;
   int processing_ = 0, deferred_ = 0;
+  int num_checkpoints_ = 0;
+  size_t cache_bytes_ = 0;
   Histogram first_token_, between_tokens_;
 };
 

@@ -11,6 +11,10 @@ void add_model_routes(HttpServer& server, ServeState& state);
 void add_text_routes(HttpServer& server, ServeState& state);
 /// Routes that make answers.
 void add_generation_routes(HttpServer& server, ServeState& state);
+/// What slots left in the prefix cache, saved to files and restored.
+void add_slot_routes(HttpServer& server, ServeState& state);
+/// The page at /.
+void add_page(HttpServer& server);
 /// What other servers have and this one has not: a 501 that says so.
 void add_unserved_routes(HttpServer& server);
 

@@ -25,13 +25,17 @@ struct ServeFlags {
   int port = 8080;
   int max_queue = 64;
   double timeout_s = 60, drain_s = 30;
-  std::string max_body_text = "16M";
-  std::string api_key, api_key_path, cors_origin, alias, chat_template, chat_template_path;
-  bool no_slots = false, no_metrics = false, log_prompts = false;
+  std::string max_body_text = "16M", cache_ram_text = "1G";
+  int64_t checkpoint_every = SchedulerOptions().checkpoint_every;
+  std::string api_key, api_key_path, cors_origin, alias, slot_save_path, chat_template, chat_template_path;
+  bool no_slots = false, no_metrics = false, no_webui = false, log_prompts = false;
   bool metrics = false;  // on anyway; taken for scripts that ask for it
 
   [[nodiscard]] bool parse(int argc, const char* const* argv);
   [[nodiscard]] HttpOptions http_options() const;
+  [[nodiscard]] size_t cache_bytes() const {
+    return cache_ram_text == "0" ? 0 : parse_size("--cache-ram", cache_ram_text);
+  }
   [[nodiscard]] std::string template_source(const Tokenizer& tokenizer) const;
 };
 
@@ -45,6 +49,11 @@ bool ServeFlags::parse(int argc, const char* const* argv) {
   line.add_int("port", &port, 0, 65535, "N", "port to listen on; 0: any that is free");
   line.add_int("max-queue", &max_queue, 0, 1 << 20, "N",
                "answers that may wait beside those that run; further ones get 503");
+  line.add_text("cache-ram", &cache_ram_text, "SIZE",
+                "memory for states of texts that later requests may begin with, as 800M or 4G; 0: none are kept");
+  line.add_int("checkpoint-every", &checkpoint_every, 64, INT32_MAX, "N",
+               "positions between such states while a long prompt is read");
+  line.add_text("slot-save-path", &slot_save_path, "DIR", "folder that POST /slots/N?action=save may write files to");
   line.add_float("timeout", &timeout_s, 1, 1e6, "SECONDS",
                  "time to send a request's body, and to take a part of the answer");
   line.add_float("drain", &drain_s, 0, 1e6, "SECONDS", "time that running answers have to end after SIGTERM");
@@ -58,6 +67,7 @@ bool ServeFlags::parse(int argc, const char* const* argv) {
   line.add_switch("metrics", &metrics, "answer /metrics; on unless --no-metrics is given");
   line.add_switch("no-metrics", &no_metrics, "do not answer /metrics");
   line.add_switch("no-slots", &no_slots, "do not answer /slots");
+  line.add_switch("no-webui", &no_webui, "do not answer / with the page to chat with");
   line.add_switch("log-prompts", &log_prompts, "put prompts and answers into the log");
   model.parallel = 4;
   model.mtp_text = "auto";
@@ -68,8 +78,11 @@ bool ServeFlags::parse(int argc, const char* const* argv) {
   mtp_given = line.given("mtp");
   seed_given = line.given("seed");
   if (no_metrics && metrics) throw UsageError("--metrics and --no-metrics: give one of them");
+  if (!slot_save_path.empty() && !std::filesystem::is_directory(slot_save_path))
+    throw UsageError(fmt::format("--slot-save-path {}: there is no such folder", slot_save_path));
   if (!chat_template.empty() && !chat_template_path.empty())
     throw UsageError("--chat-template and --chat-template-file: give one of them");
+  (void)cache_bytes();
   model.resolve(line);
   return true;
 }
@@ -120,9 +133,13 @@ class Listener {
 
 void describe_service(const ServeFlags& flags, const Service& service) {
   const Engine& engine = service.engine();
-  print_message("{}{}{} answers at a time, {} may wait; {} pages of {} positions for all\n",
-                describe_run(flags.model, service.model()), describe_engine(engine), engine.options().parallel,
-                flags.max_queue, engine.num_pages(), kPagePositions);
+  const auto cache_bytes = static_cast<double>(flags.cache_bytes());
+  const double all = static_cast<double>(service.model().file_bytes() + engine.memory().total()) + cache_bytes;
+  print_message(
+      "{}{}{} answers at a time, {} may wait; {} pages of {} positions for all\n"
+      "prefix cache: up to {} beside the pages; with weights and sessions {} at most\n",
+      describe_run(flags.model, service.model()), describe_engine(engine), engine.options().parallel, flags.max_queue,
+      engine.num_pages(), kPagePositions, format_bytes(cache_bytes), format_bytes(all));
 }
 
 // Answers that run get some time to end; then they are cut off.
@@ -143,6 +160,7 @@ int run_serve(int argc, const char* const* argv) {
   ServeState state(flags.log_prompts);
   state.offers_metrics = !flags.no_metrics;
   state.offers_slots = !flags.no_slots;
+  state.slot_save_path = flags.slot_save_path;
   HttpServer server(flags.http_options());
   server.set_gate([&state] {
     if (!state.is_ready) throw unavailable("Loading model");
@@ -150,7 +168,9 @@ int run_serve(int argc, const char* const* argv) {
   add_model_routes(server, state);
   add_text_routes(server, state);
   add_generation_routes(server, state);
+  add_slot_routes(server, state);
   add_unserved_routes(server);
+  if (!flags.no_webui) add_page(server);
   if (flags.port == 0) {
     flags.port = server.bind_to_any_port(flags.host);
   } else if (!server.bind_to_port(flags.host, flags.port)) {
@@ -171,6 +191,8 @@ int run_serve(int argc, const char* const* argv) {
   const DecodeOptions decoding = flags.model.decode_options();
   options.scheduler.generator = decoding.generator();
   options.scheduler.step_ms = flags.model.step_ms;
+  options.scheduler.cache_bytes = flags.cache_bytes();
+  options.scheduler.checkpoint_every = flags.checkpoint_every;
   options.max_queue = flags.max_queue;
   state.service = std::make_unique<Service>(*model, session, options);
   ServedModel& served = state.served;

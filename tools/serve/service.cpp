@@ -147,9 +147,18 @@ bool Service::take_in() {
   return !ends_;
 }
 
+// An answer that follows another one waits until that one has tokens or is over: what was read is then in the cache.
+bool Service::has_to_wait(const Running& running) const {
+  const int leader = running.answer->asked().follows;
+  return leader >= 0 && std::any_of(running_.begin(), running_.end(), [&](const Running& other) {
+           return other.job == running.job && other.answer != nullptr && other.answer->index() == leader &&
+                  !other.answer->was_read();
+         });
+}
+
 void Service::begin_answers() {
   for (Running& running : running_) {
-    if (running.answer->has_begun()) continue;
+    if (running.answer->has_begun() || has_to_wait(running)) continue;
     try {
       running.answer->begin(scheduler_);
     } catch (const std::exception& error) {
@@ -198,6 +207,7 @@ void Service::step() {
     scheduler_.admit();
     for (const Running& running : running_) running.answer->note_begin();
     if (scheduler_.step()) metrics_.count_step(scheduler_.last_step());
+    metrics_.set_cache(scheduler_.cache().num_checkpoints(), scheduler_.cache().bytes());
   } catch (const std::exception& error) {
     // Nobody can say which rows a broken pass has left behind: all of them go.
     end_all(StopReason::kFailed, error.what());
@@ -208,6 +218,7 @@ void Service::step() {
 void Service::finish_ended() {
   std::erase_if(running_, [&](Running& running) {
     Answer& answer = *running.answer;
+    if (!answer.has_begun()) return false;
     answer.report_prompt();
     if (!answer.request().is_finished()) return false;
     count(answer, *answer.end());

@@ -79,6 +79,7 @@ class Service {
   void check_fits(const AnswerRequest& answer) const;
   void run();
   [[nodiscard]] bool take_in();
+  [[nodiscard]] bool has_to_wait(const Running& running) const;
   void begin_answers();
   void cancel_left();
   void do_work();

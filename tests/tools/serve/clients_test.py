@@ -4,6 +4,7 @@
 """
 import sys
 
+import anthropic
 import openai
 import requests
 from prometheus_client.parser import text_string_to_metric_families
@@ -44,6 +45,49 @@ try:
     assert parts[-2].choices[0].finish_reason == "length" and parts[-1].usage.completion_tokens == 12
     stopped = client.chat.completions.create(model="any", messages=messages, max_tokens=200, stop=["e"])
     assert stopped.choices[0].finish_reason == "stop" and "e" not in stopped.choices[0].message.content
+
+    # the prefix cache: the second turn begins where the first one ended
+    long_text = "import os\nimport sys\n" * 40
+    first = client.chat.completions.create(model="any", messages=[{"role": "user", "content": long_text}], max_tokens=8)
+    turns = [{"role": "user", "content": long_text}, {"role": "assistant", "content": first.choices[0].message.content},
+             {"role": "user", "content": "go on"}]
+    second = client.chat.completions.create(model="any", messages=turns, max_tokens=8)
+    cold = client.chat.completions.create(model="any", messages=turns, max_tokens=8, extra_body={"cache_prompt": False})
+    assert second.usage.prompt_tokens_details.cached_tokens > 200, second.usage
+    assert cold.usage.prompt_tokens_details.cached_tokens == 0 and cold.choices[0].message.content == second.choices[0].message.content
+    several = client.chat.completions.create(model="any", messages=turns, max_tokens=8, n=3)
+    assert [choice.message.content for choice in several.choices] == [second.choices[0].message.content] * 3
+
+    # Responses
+    response = client.responses.create(model="any", instructions="Be brief.", input="def f():", max_output_tokens=12)
+    assert response.status == "incomplete" and response.usage.output_tokens == 12
+    last = None
+    text = ""
+    for event in client.responses.create(model="any", instructions="Be brief.", input="def f():", max_output_tokens=12, stream=True):
+        if event.type == "response.output_text.delta":
+            text += event.delta
+        last = event
+    assert last.type == "response.incomplete" and last.response.output_text == text == response.output_text
+    assert response.output_text == chat.choices[0].message.content
+
+    # Anthropic's messages
+    claude = anthropic.Anthropic(base_url=server.url, api_key="secret", max_retries=0)
+    asked = {"model": "any", "system": "Be brief.", "messages": [{"role": "user", "content": [{"type": "text", "text": "def f():"}]}]}
+    message = claude.messages.create(max_tokens=12, **asked)
+    assert message.stop_reason == "max_tokens" and message.content[0].text == response.output_text
+    with claude.messages.stream(max_tokens=12, **asked) as stream:
+        assert "".join(stream.text_stream) == message.content[0].text
+        final = stream.get_final_message()
+    assert final.usage.output_tokens == 12 and final.stop_reason == "max_tokens"
+    counted = claude.messages.count_tokens(**asked).input_tokens
+    assert counted == final.usage.input_tokens + final.usage.cache_read_input_tokens
+    stopped = claude.messages.create(max_tokens=200, stop_sequences=["e"], **asked)
+    assert stopped.stop_reason == "stop_sequence" and stopped.stop_sequence == "e"
+    try:
+        claude.messages.create(max_tokens=-3, **asked)
+        raise AssertionError("max_tokens -3 was taken")
+    except anthropic.BadRequestError as caught:
+        assert caught.body["error"]["type"] == "invalid_request_error", caught.body
 
     # errors as exceptions
     for wrong, error in (({"temperature": 7000}, openai.BadRequestError), ({"max_tokens": -5}, openai.BadRequestError)):

@@ -4,9 +4,12 @@ nothing is left behind. Then hostile requests, beside a stream that they must no
     load_test.py PROGRAM MODEL [requests]
 """
 import json
+import os
 import random
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 
@@ -143,7 +146,13 @@ bodies = [b"", b"{", b"[]", b"null", b"7", b'"x"', b"\xff\xfe", b"{}", b'{"promp
 chat_bodies = [b"{}", b'{"messages":{}}', b'{"messages":[]}', b'{"messages":[7]}', b'{"messages":[{}]}', b'{"messages":[{"role":"king","content":"x"}]}',
                b'{"messages":[{"role":"user","content":7}]}', b'{"messages":[{"role":"user","content":[{"type":"text"}]}]}',
                b'{"messages":[{"role":"user","content":"x"}],"chat_template_kwargs":[]}']
-unserved = [("/completion", {"prompt": "a", "image_data": [{}]}), ("/v1/embeddings", {"input": "x"}), ("/infill", {}),
+message_bodies = [b"{}", b'{"max_tokens":5}', b'{"max_tokens":5,"messages":[]}', b'{"max_tokens":5,"messages":[{"role":"system","content":"x"}]}',
+                  b'{"max_tokens":5,"messages":[{"role":"user"}]}', b'{"max_tokens":5,"messages":[{"role":"user","content":7}]}',
+                  b'{"max_tokens":5,"system":7,"messages":[{"role":"user","content":"x"}]}', b'{"max_tokens":"x","messages":[{"role":"user","content":"x"}]}',
+                  b'{"max_tokens":5,"tools":[{}],"messages":[{"role":"user","content":"x"}]}']
+response_bodies = [b"{}", b'{"input":7}', b'{"input":[]}', b'{"input":[7]}', b'{"input":[{"role":"king","content":"x"}]}', b'{"input":"x","text":[]}',
+                   b'{"input":"x","instructions":7}', b'{"input":"x","max_output_tokens":-5}']
+unserved = [("/v1/responses", {"input": "x", "previous_response_id": "resp_1"}), ("/completion", {"prompt": "a", "image_data": [{}]}), ("/v1/embeddings", {"input": "x"}), ("/infill", {}),
             ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]})]
 
 stream = server.stream("/completion", {"prompt": "def main():", "n_predict": 1500, "stream": True, "ignore_eos": True})
@@ -157,7 +166,7 @@ half.sendall(b"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r
 half.shutdown(1)
 
 for path, all_bodies in (("/completion", bodies), ("/v1/completions", bodies), ("/v1/chat/completions", chat_bodies), ("/tokenize", bodies[:12]),
-                         ("/detokenize", bodies[:8]), ("/apply-template", chat_bodies)):
+                         ("/detokenize", bodies[:8]), ("/apply-template", chat_bodies), ("/v1/messages", message_bodies), ("/v1/responses", response_bodies)):
     for body in all_bodies:
         status, answer = server.post(path, body)
         error = json.loads(answer).get("error", {})
@@ -189,10 +198,42 @@ for socket in slow:
 half.close()
 check(settled(server) == idle, f"(threads, open files) after hostile requests: {idle} before, {settled(server)} after")
 
-# ---- a full queue, and the end ----
-
 code = server.stop()
 check(code == 0, f"exit code {code} after SIGTERM")
+
+# ---- saved slots ----
+
+folder = tempfile.mkdtemp()
+plain = {"prompt": stem + "class Writer:\n", "n_predict": 40, "return_tokens": True}
+alone = decode_alone(program, model, plain["prompt"], 40)
+server = Server(program, model, "--parallel", "1", "--slot-save-path", folder)
+check(json.loads(server.post("/completion", plain)[1])["tokens"] == alone, "other ids than decode's")
+status, saved = server.post("/slots/0?action=save", {"filename": "writer.slot"})
+check(status == 200 and json.loads(saved)["n_saved"] > 100, f"save: {status} {saved}")
+check(os.listdir(folder) == ["writer.slot"], "a saved slot is one file")
+for name in ("../x", "/tmp/x", ".x", "a/b", "", "x" * 200, "a\0b", 7):
+    check(server.post("/slots/0?action=save", {"filename": name})[0] == 400, f"{name!r} was taken as a file's name")
+check(server.post("/slots/9?action=save", {"filename": "x"})[0] == 400 and server.post("/slots/0?action=x", {})[0] == 400, "no such slot or action")
+check(server.post("/slots/0?action=restore", {"filename": "nothing"})[0] == 400, "a missing file was restored")
+server.stop()
+server = Server(program, model, "--parallel", "2", "-t", "1", "--slot-save-path", folder)
+status, restored = server.post("/slots/1?action=restore", {"filename": "writer.slot"})
+check(status == 200 and json.loads(restored)["n_restored"] == json.loads(saved)["n_saved"], f"restore: {status} {restored}")
+said = json.loads(server.post("/tokenize", {"content": plain["prompt"]})[1])["tokens"] + alone
+warm = json.loads(server.post("/completion", {**plain, "prompt": said})[1])
+cold = json.loads(server.post("/completion", {**plain, "prompt": said, "cache_prompt": False})[1])
+check(warm["tokens"] == cold["tokens"] and cold["tokens_cached"] == 0, "other ids after a restore")
+check(warm["tokens_cached"] == len(said) - 1, f"after a restore: {warm['tokens_cached']} of {len(said)} cached")
+with open(os.path.join(folder, "writer.slot"), "r+b") as file:
+    file.seek(5000)
+    file.write(b"damage")
+check(server.post("/slots/1?action=restore", {"filename": "writer.slot"})[0] == 400, "a damaged file was restored")
+check(server.post("/slots/1?action=erase", {})[0] == 200, "erase")
+server.stop()
+shutil.rmtree(folder)
+
+# ---- a full queue, and the end ----
+
 server = Server(program, model, "--parallel", "1", "--max-queue", "1", "--drain", "20", "--api-key", "secret,other")
 check(server.get("/health")[0] == 200, "/health needs no key")
 for headers in ({}, {"Authorization": "Bearer wrong"}, {"x-api-key": "secre"}, {"Authorization": "Bearer"}):

@@ -51,6 +51,7 @@ class Subject {
     ServiceOptions options;
     options.scheduler.generator.mtp = true;
     options.scheduler.generator.max_drafts = 4;
+    options.scheduler.cache_bytes = size_t{64} << 20;
     options.max_queue = max_queue;
     return std::make_unique<Service>(model_, session, options);
   }
@@ -123,6 +124,7 @@ TEST_CASE("Answers are those that decode gives, whoever else asks and leaves", "
     CHECK(running.empty());
     CHECK(scheduler.num_active() == 0);
     CHECK(scheduler.num_waiting() == 0);
+    scheduler.cache().clear();
     CHECK(service->engine().free_pages() == pages);
     CHECK(service->engine().free_slots() == slots);
   });
