@@ -49,6 +49,15 @@ function(foretoken_library name)
   endif()
 endfunction()
 
+# Puts the server's page into the target, as page.cpp.in has it.
+function(foretoken_embed_page target)
+  set(page ${CMAKE_SOURCE_DIR}/tools/serve/page.html)
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${page})
+  file(READ ${page} FORETOKEN_PAGE)
+  configure_file(${CMAKE_SOURCE_DIR}/cmake/page.cpp.in ${CMAKE_BINARY_DIR}/page.cpp @ONLY)
+  target_sources(${target} PRIVATE ${CMAKE_BINARY_DIR}/page.cpp)
+endfunction()
+
 # Writes version.cpp.in with version and commit into the target.
 function(foretoken_embed_commit target)
   execute_process(COMMAND git -C ${CMAKE_SOURCE_DIR} rev-parse --short=12 HEAD

@@ -102,6 +102,8 @@ install(TARGETS foretoken)
 install(FILES ${man_page} DESTINATION ${CMAKE_INSTALL_MANDIR}/man1)
 install(FILES ${pages}/foretoken.bash DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions RENAME foretoken)
 install(FILES ${pages}/_foretoken DESTINATION ${zsh_folder})
+# The service starts where somebody has enabled it and named a model.
+install(FILES ${CMAKE_SOURCE_DIR}/cmake/foretoken.service DESTINATION lib/systemd/system)
 install(FILES ${documentation} ${changelog} ${pages}/copyright DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
 set(CPACK_GENERATOR DEB)

@@ -361,6 +361,49 @@ bool Sequence::copy(Sequence& from, int64_t mtp_length) {
   return true;
 }
 
+SequenceCheckpoint::~SequenceCheckpoint() {
+  for (const int32_t page : pages_) engine_.impl_->pages.drop(page);
+}
+
+std::unique_ptr<SequenceCheckpoint> Sequence::checkpoint(int64_t mtp_length) {
+  Engine::Impl& e = *engine_.impl_;
+  FT_CHECK(pending_ == 0 && mtp_length <= length());
+  e.backend->settle(state_);
+  const auto full = static_cast<size_t>((e.options().with_mtp ? mtp_length : length()) / kPagePositions);
+  const size_t used = used_pages(), page_bytes = e.backend->page_bytes(), state_bytes = e.backend->state_bytes();
+  std::unique_ptr<SequenceCheckpoint> checkpoint(new SequenceCheckpoint(engine_));
+  checkpoint->length_ = length();
+  checkpoint->num_copied_pages_ = used - full;
+  checkpoint->copy_.resize((used - full) * page_bytes + state_bytes);
+  const std::span<std::byte> copy = checkpoint->copy_;
+  for (size_t i = full; i < used; ++i)
+    e.backend->read_page(state_.pages[i], copy.subspan((i - full) * page_bytes, page_bytes));
+  e.backend->read_state(state_.slot, copy.subspan((used - full) * page_bytes, state_bytes));
+  checkpoint->pages_.assign(state_.pages.begin(), state_.pages.begin() + static_cast<std::ptrdiff_t>(full));
+  for (const int32_t page : checkpoint->pages_) e.pages.share(page);
+  return checkpoint;
+}
+
+bool Sequence::resume(const SequenceCheckpoint& checkpoint) {
+  Engine::Impl& e = *engine_.impl_;
+  FT_CHECK(&checkpoint.engine_ == &engine_ && length() == 0 && pending_ == 0 && state_.pages.empty());
+  if (checkpoint.num_copied_pages_ > static_cast<size_t>(e.pages.num_free())) return false;
+  const size_t page_bytes = e.backend->page_bytes();
+  const std::span<const std::byte> copy = checkpoint.copy_;
+  for (const int32_t page : checkpoint.pages_) {
+    e.pages.share(page);
+    state_.pages.push_back(page);
+  }
+  for (size_t i = 0; i < checkpoint.num_copied_pages_; ++i) {
+    state_.pages.push_back(e.pages.take());
+    e.backend->write_page(state_.pages.back(), copy.subspan(i * page_bytes, page_bytes));
+  }
+  e.backend->write_state(state_.slot, copy.subspan(checkpoint.num_copied_pages_ * page_bytes));
+  state_.turn.reset();
+  state_.length = checkpoint.length_;
+  return true;
+}
+
 std::vector<std::byte> Sequence::save() {
   Engine::Impl& e = *engine_.impl_;
   FT_CHECK_EQ(pending_, 0);

@@ -21,6 +21,7 @@ namespace foretoken {
 
 class DeviceCycle;
 class Sequence;
+class SequenceCheckpoint;
 
 /// A context nobody asked for: long enough for a chat, small enough for any machine.
 inline constexpr int64_t kDefaultContext = 4096;
@@ -132,6 +133,7 @@ class Engine {
 
  private:
   friend class Sequence;
+  friend class SequenceCheckpoint;
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
@@ -175,6 +177,13 @@ class Sequence {
   /// REQUIRES: this one is empty, without pages.
   [[nodiscard]] bool copy(Sequence& from, int64_t mtp_length);
 
+  /// Its state, kept beside the sequences: any number of others can begin from it. `mtp_length`: positions that the MTP
+  /// layer has followed, or will never write to.
+  [[nodiscard]] std::unique_ptr<SequenceCheckpoint> checkpoint(int64_t mtp_length);
+  /// Takes a checkpoint's state up. False, and nothing changed, if there are no pages for that. REQUIRES: this one is
+  /// empty, without pages.
+  [[nodiscard]] bool resume(const SequenceCheckpoint& checkpoint);
+
   /// All of its state as bytes, which restore() of any engine over the same model, on any device and with any number of
   /// threads, takes back.
   [[nodiscard]] std::vector<std::byte> save();
@@ -192,6 +201,34 @@ class Sequence {
   SequenceState state_;
   int pending_ = 0;
   bool pending_is_window_ = true;
+};
+
+/// The state of a sequence at a commit point. Full pages are shared with whoever else has them; what was not full, and
+/// the recurrent state, is a copy in the host's memory.
+///
+///   positions  [0, 256 * num_pages())          in shared pages
+///              [256 * num_pages(), length())   in the copy
+class SequenceCheckpoint {
+ public:
+  ~SequenceCheckpoint();
+  SequenceCheckpoint(const SequenceCheckpoint&) = delete;
+  SequenceCheckpoint& operator=(const SequenceCheckpoint&) = delete;
+
+  [[nodiscard]] int64_t length() const { return length_; }
+  [[nodiscard]] int num_pages() const { return static_cast<int>(pages_.size()); }
+  [[nodiscard]] std::span<const int32_t> pages() const { return pages_; }
+  /// Of the host's memory.
+  [[nodiscard]] size_t bytes() const { return sizeof *this + pages_.capacity() * sizeof(int32_t) + copy_.capacity(); }
+
+ private:
+  friend class Sequence;
+  explicit SequenceCheckpoint(Engine& engine) : engine_(engine) {}
+
+  Engine& engine_;
+  int64_t length_ = 0;
+  std::vector<int32_t> pages_;
+  size_t num_copied_pages_ = 0;
+  std::vector<std::byte> copy_;  // the pages that were not full, then the recurrent state
 };
 
 }  // namespace foretoken

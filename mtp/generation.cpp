@@ -66,7 +66,8 @@ int Generation::most_drafts(int64_t ctx_size) const {
   return static_cast<int>(std::clamp<int64_t>(room - 1, 0, options_.max_drafts));
 }
 
-bool Generation::emit(TokenId id, bool ends_text) {
+bool Generation::emit(TokenId id, const TokenOrigin& origin, bool ends_text) {
+  if (options_.on_origin) options_.on_origin(origin);
   if (ends_text && !options_.ignore_eos) {
     stop(StopReason::kEndOfGeneration);
     return false;

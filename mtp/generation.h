@@ -18,14 +18,26 @@
 
 namespace foretoken {
 
+/// How a new token came to be.
+struct TokenOrigin {
+  enum class Kind { kPlain, kDraft, kCorrected, kBonus };  // kPlain: nobody drafted
+  Kind kind = Kind::kPlain;
+  int index = 0;       // among the tokens of its window; of an accepted draft: its position in the draft
+  int num_drafts = 0;  // that its window had
+};
+
 /// What is asked of one text.
 struct GenerationOptions {
   int64_t max_new_tokens = 128;  // n-predict; the context's end stops a generation too
   int max_drafts = 0;            // most drafts a window; 0: off. 0 .. kMaxDraft
   SamplingOptions sampling;
   bool ignore_eos = false;
+  /// When it has ended, Generator::checkpoint() can take its state.
+  bool keeps_state = false;
   ForcedText forced;  // drafts come from here as far as it reaches; an empty continuation: from the drafter
 
+  /// Called before on_token(), also for a token that ends the text.
+  std::function<void(const TokenOrigin&)> on_origin;
   /// Called for each new token, in order; false ends the generation.
   std::function<bool(TokenId)> on_token;
   /// Called with the logits [vocab_size] at each position in order: positions 0 .. prompt-1 too if all_prompt_logits is
@@ -62,6 +74,11 @@ class Generation {
     return std::max<int64_t>(0, static_cast<int64_t>(prompt_.size()) - sequence_.length());
   }
   [[nodiscard]] bool is_finished() const { return stop_reason_ != StopReason::kNone; }
+  /// It has ended by itself, and its state is that of its text up to its last token but one.
+  [[nodiscard]] bool has_kept_state() const {
+    return options_.keeps_state && is_finished() && stop_reason_ != StopReason::kInterrupted &&
+           stop_reason_ != StopReason::kFailed;
+  }
   [[nodiscard]] StopReason stop_reason() const { return stop_reason_; }
   /// With StopReason::kFailed: one line that says why.
   [[nodiscard]] const std::string& failure() const { return failure_; }
@@ -77,7 +94,7 @@ class Generation {
   // Most drafts that the coming window may have: no token beyond those asked for, none beyond the context.
   [[nodiscard]] int most_drafts(int64_t ctx_size) const;
   // Hands one new token on; false ends the generation.
-  bool emit(TokenId id, bool ends_text);
+  bool emit(TokenId id, const TokenOrigin& origin, bool ends_text);
   void count_window(int num_accepted, int num_emitted);
 
   Sequence& sequence_;

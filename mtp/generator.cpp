@@ -24,6 +24,13 @@ DecodeBytes costs(const Engine& engine, const GeneratorOptions& options) {
   return bytes;
 }
 
+TokenOrigin origin_of(int index, int num_accepted, int num_drafts) {
+  using Kind = TokenOrigin::Kind;
+  if (num_drafts == 0) return {};
+  const Kind kind = index < num_accepted ? Kind::kDraft : num_accepted == num_drafts ? Kind::kBonus : Kind::kCorrected;
+  return {kind, index, num_drafts};
+}
+
 }  // namespace
 
 size_t drafter_bytes(const ModelConfig& config, const SessionOptions& engine, const GeneratorOptions& options) {
@@ -301,8 +308,8 @@ bool Generator::may_go_on(Generation& g) const {
   return !g.is_finished();
 }
 
-bool Generator::emit(Generation& g, TokenId id) {
-  return g.emit(id, engine_.model().tokenizer().is_end_of_generation(id));
+bool Generator::emit(Generation& g, TokenId id, const TokenOrigin& origin) {
+  return g.emit(id, origin, engine_.model().tokenizer().is_end_of_generation(id));
 }
 
 // A text in whose rows something is not finite ends there; nobody else's does.
@@ -342,7 +349,8 @@ void Generator::accept_windows(std::span<const Part> parts, const Step& step) {
       // After the tokens before it went out, as in plain decoding.
       if (!rows_are_finite(g, first_row + num_emitted, 1)) break;
       if (g.options_.on_logits) g.options_.on_logits(begin + num_emitted, engine_.logits(index + num_emitted));
-      going = emit(g, g.choices_[static_cast<size_t>(num_emitted)]);
+      going = emit(g, g.choices_[static_cast<size_t>(num_emitted)],
+                   origin_of(num_emitted, acceptance.num_accepted, num_rows - 1));
     }
     // What the pass computed beyond is taken back: the KV length moves to the accepted end, and the recurrent state,
     // which the pass left behind the window, is replayed over the accepted rows by the next one.
@@ -382,7 +390,7 @@ void Generator::end_prompts(std::span<const Part> parts, double pass_ms) {
     g.last_ = g.choices_[0];
     g.was_read_ = true;
     g.statistics_.time_to_first_token_ms = g.watch_.lap_ms();
-    if (g.options_.max_new_tokens > 0) (void)emit(g, g.last_);
+    if (g.options_.max_new_tokens > 0) (void)emit(g, g.last_, {});
     if (!g.is_finished()) (void)may_go_on(g);
   }
 }
@@ -434,7 +442,7 @@ void Generator::gather_known(std::span<const Part> parts) {
   hidden_.clear();
   for (size_t i = 0; i < parts.size(); ++i) {
     Generation& g = *parts[i].generation;
-    if (g.is_finished() || !g.drafts_) continue;
+    if (!g.drafts_ || (g.is_finished() && !g.has_kept_state())) continue;
     const int first = engine_.first_row(static_cast<int>(i));
     const size_t ids_begin = known_ids_.size(), hidden_begin = hidden_.size();
     if (parts[i].prompt_rows > 0) {
@@ -445,14 +453,21 @@ void Generator::gather_known(std::span<const Part> parts) {
         hidden_.push_back(g.previous_hidden_.data());
         for (int r = 0; r + 1 < parts[i].prompt_rows; ++r) hidden_.push_back(engine_.hidden(first + r));
       }
-      if (g.was_read_ && !g.on_device_) {
+      if (g.was_read_ && !g.is_finished() && !g.on_device_) {
         known_ids_.push_back(g.last_);
         if (drafter_->needs_hidden()) hidden_.push_back(engine_.hidden(first + parts[i].prompt_rows - 1));
       }
     } else {
-      known_ids_.insert(known_ids_.end(), g.choices_.begin(), g.choices_.end());
-      for (size_t r = 0; drafter_->needs_hidden() && r < g.choices_.size(); ++r)
+      // A text that has ended is kept as it stands in the trunk: without its last token, whose turn has not come.
+      const size_t num_known = g.choices_.size() - (g.is_finished() ? 1 : 0);
+      known_ids_.insert(known_ids_.end(), g.choices_.begin(),
+                        g.choices_.begin() + static_cast<std::ptrdiff_t>(num_known));
+      for (size_t r = 0; drafter_->needs_hidden() && r < num_known; ++r)
         hidden_.push_back(engine_.hidden(first + static_cast<int>(r)));
+      if (g.is_finished() && drafter_->needs_hidden())
+        std::copy_n(engine_.hidden(first + static_cast<int>(num_known)), g.previous_hidden_.size(),
+                    g.previous_hidden_.data());
+      if (num_known == 0) continue;
     }
     const auto produced = std::span(known_ids_).subspan(ids_begin);
     if (vocabulary_ && g.was_read_) vocabulary_->see(g.sequence_, produced);
@@ -468,14 +483,14 @@ void Generator::follow_known(std::span<const Part> parts) {
   bool with_prompts = false;
   for (size_t i = 0; i < parts.size(); ++i) {
     Generation& g = *parts[i].generation;
-    if (!g.drafts_ || g.is_finished()) continue;
+    if (!g.drafts_ || (g.is_finished() && !g.has_kept_state())) continue;
     stop_drafting_on_fault(g);
     DecodeStatistics& s = g.statistics_;
     if (parts[i].prompt_rows > 0) {
       with_prompts = true;
       s.prompt_ms += ms;
       s.prompt_mtp_ms += ms;
-      if (!g.was_read_ && drafter_->needs_hidden()) {
+      if ((!g.was_read_ || g.is_finished()) && drafter_->needs_hidden()) {
         const int last = engine_.first_row(static_cast<int>(i)) + parts[i].prompt_rows - 1;
         std::copy_n(engine_.hidden(last), g.previous_hidden_.size(), g.previous_hidden_.data());
       }
@@ -597,7 +612,8 @@ void Generator::read_device_window(Generation& g, const DeviceCycle::Outcome& ou
   const auto produced = std::span(verified.choices).first(static_cast<size_t>(verified.num_accepted) + 1);
   int num_emitted = 0;
   for (bool going = true; going && num_emitted <= verified.num_accepted; ++num_emitted)
-    going = emit(g, produced[static_cast<size_t>(num_emitted)]);
+    going =
+        emit(g, produced[static_cast<size_t>(num_emitted)], origin_of(num_emitted, verified.num_accepted, num_drafts));
   g.count_window(verified.num_accepted, num_emitted);
   controller_.observe_acceptance(g.history_, window.confidences, std::min(verified.num_accepted, num_emitted));
   g.last_ = produced.back();

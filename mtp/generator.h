@@ -14,6 +14,7 @@
 #include "mtp/drafter.h"
 #include "mtp/forced_drafter.h"
 #include "mtp/generation.h"
+#include "mtp/text_checkpoint.h"
 
 namespace foretoken {
 
@@ -81,6 +82,17 @@ class Generator {
   /// The same without bytes, within this generator: full pages are shared. nullptr if there are not enough free ones.
   [[nodiscard]] std::unique_ptr<Generation> copy(Generation& from, Sequence& sequence, GenerationOptions options);
 
+  // The state of a text, for others that begin with the same tokens: of one whose prompt is being read, or of one that
+  // has_kept_state(). What follows has the bits that it has without.
+
+  /// nullptr where a device runs the text's cycles by itself. REQUIRES: as above, before leave().
+  [[nodiscard]] std::unique_ptr<TextCheckpoint> checkpoint(Generation& generation);
+  /// A generation that takes the checkpoint up in `sequence`, which is empty, and enters it. nullptr if there are not
+  /// enough free pages. REQUIRES: the prompt begins with the checkpoint's tokens and is longer; it has a drafter's part
+  /// if options.max_drafts > 0.
+  [[nodiscard]] std::unique_ptr<Generation> resume(const TextCheckpoint& checkpoint, Sequence& sequence,
+                                                   std::vector<TokenId> prompt, GenerationOptions options);
+
   [[nodiscard]] DraftController& controller() { return controller_; }
   [[nodiscard]] Engine& engine() { return engine_; }
 
@@ -100,7 +112,7 @@ class Generator {
   void follow_known(std::span<const Part> parts);
   void report_prompt_logits(std::span<const Part> parts);
   [[nodiscard]] bool may_go_on(Generation& generation) const;
-  bool emit(Generation& generation, TokenId id);
+  bool emit(Generation& generation, TokenId id, const TokenOrigin& origin);
   void stop_drafting_on_fault(Generation& generation);
   bool rows_are_finite(Generation& generation, int first_row, int num_rows);
   [[nodiscard]] DraftingBatch batch_of(std::span<Generation* const> generations, std::span<const Part> parts);

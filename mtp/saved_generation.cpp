@@ -142,6 +142,38 @@ std::unique_ptr<Generation> Generator::restore(Sequence& sequence, std::span<con
   return generation;
 }
 
+std::unique_ptr<TextCheckpoint> Generator::checkpoint(Generation& g) {
+  FT_CHECK(g.unread() > 0 || g.has_kept_state());
+  if (on_device_ == &g) return nullptr;
+  auto checkpoint = std::make_unique<TextCheckpoint>();
+  checkpoint->drafts = drafter_ && g.drafts_;
+  // Without drafts nobody writes to the MTP layer's part of the pages.
+  checkpoint->sequence =
+      g.sequence_.checkpoint(checkpoint->drafts ? drafter_->settled_positions(g.sequence_) : g.sequence_.length());
+  if (checkpoint->drafts) {
+    drafter_->save(g.sequence_, checkpoint->drafter);
+    checkpoint->drafter.shrink_to_fit();
+    checkpoint->previous_hidden = g.previous_hidden_;
+  }
+  return checkpoint;
+}
+
+std::unique_ptr<Generation> Generator::resume(const TextCheckpoint& checkpoint, Sequence& sequence,
+                                              std::vector<TokenId> prompt, GenerationOptions options) {
+  FT_CHECK(static_cast<int64_t>(prompt.size()) > checkpoint.length());
+  FT_CHECK(checkpoint.drafts || options.max_drafts == 0 || !drafter_);
+  auto generation = std::make_unique<Generation>(sequence, std::move(prompt), std::move(options));
+  Generation& g = *generation;
+  if (!sequence.resume(*checkpoint.sequence)) return nullptr;
+  enter(g);
+  if (g.drafts_ && checkpoint.drafts) {
+    std::span<const std::byte> bytes = checkpoint.drafter;
+    drafter_->restore(sequence, bytes);
+    g.previous_hidden_ = checkpoint.previous_hidden;
+  }
+  return generation;
+}
+
 std::unique_ptr<Generation> Generator::copy(Generation& from, Sequence& sequence, GenerationOptions options) {
   prepare_to_save(from);
   auto generation = std::make_unique<Generation>(sequence, from.prompt_, std::move(options));

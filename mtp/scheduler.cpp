@@ -15,9 +15,23 @@ namespace {
 constexpr double kLearningRate = 0.3;
 // Prompt rows of a step before any was measured.
 constexpr int kFirstPromptRows = 16;
+// Prompts shorter than this are read again sooner than copied. The end of the last turn counts as a prompt's end if no
+// more tokens than that follow it: what opens the answer's turn.
+constexpr int64_t kLeastCached = 32;
 
 void learn(double& mean, double value) {
   mean = mean == 0 ? value : mean + kLearningRate * (value - mean);
+}
+
+/// Where the prompt's last checkpoint is worth most: behind its last turn, which the next request repeats, whatever it
+/// makes of the answer; without turns, at its last token but one.
+int64_t last_checkpoint(const Tokenizer& tokenizer, std::span<const TokenId> prompt) {
+  const auto tokens = static_cast<int64_t>(prompt.size());
+  if (tokens < kLeastCached) return 0;
+  for (int64_t end = tokens - 1; end > std::max<int64_t>(0, tokens - kLeastCached); --end) {
+    if (tokenizer.is_end_of_generation(prompt[static_cast<size_t>(end) - 1])) return end;
+  }
+  return tokens - 1;
 }
 
 }  // namespace
@@ -28,6 +42,10 @@ bool Scheduler::Request::is_finished() const {
 
 std::span<const TokenId> Scheduler::Request::prompt() const {
   return generation_ != nullptr ? generation_->prompt() : std::span<const TokenId>(prompt_);
+}
+
+int64_t Scheduler::Request::prompt_read() const {
+  return generation_ == nullptr ? 0 : static_cast<int64_t>(generation_->prompt().size()) - generation_->unread();
 }
 
 const std::vector<TokenId>& Scheduler::Request::ids() const {
@@ -46,9 +64,10 @@ const DecodeStatistics& Scheduler::Request::statistics() const {
 }
 
 Scheduler::Scheduler(Engine& engine, const SchedulerOptions& options)
-    : engine_(engine), options_(options), generator_(engine, options.generator) {
+    : engine_(engine), options_(options), generator_(engine, options.generator), cache_(options.cache_bytes) {
   const auto parallel = static_cast<size_t>(engine.options().parallel);
   active_.reserve(parallel);
+  slot_texts_.resize(parallel);
   parts_.reserve(parallel);
 }
 
@@ -56,7 +75,7 @@ Scheduler::~Scheduler() {
   for (Request* request : active_) generator_.leave(*request->generation_);
 }
 
-Scheduler::Request& Scheduler::add(std::vector<TokenId> prompt, GenerationOptions options) {
+Scheduler::Request& Scheduler::add(std::vector<TokenId> prompt, GenerationOptions options, bool uses_cache) {
   FT_CHECK(!prompt.empty());
   options.sampling.check();
   const int64_t ctx_size = engine_.options().ctx_size;
@@ -71,6 +90,9 @@ Scheduler::Request& Scheduler::add(std::vector<TokenId> prompt, GenerationOption
         prompt_tokens, request->positions_ - prompt_tokens, request->positions_,
         int64_t{engine_.num_pages()} * kPagePositions));
   }
+  request->uses_cache_ = uses_cache && options_.cache_bytes > 0;
+  if (request->uses_cache_) request->turn_end_ = last_checkpoint(engine_.model().tokenizer(), prompt);
+  options.keeps_state = request->uses_cache_;
   request->prompt_ = std::move(prompt);
   request->options_ = std::move(options);
   waiting_.push_back(request.get());
@@ -81,14 +103,80 @@ Scheduler::Request& Scheduler::add(std::vector<TokenId> prompt, GenerationOption
 void Scheduler::admit() {
   while (!waiting_.empty() && engine_.free_slots() > 0) {
     Request& request = *waiting_.front();
-    if (pages_of(request.positions_) > engine_.free_pages()) return;
-    request.sequence_ = std::make_unique<Sequence>(engine_);
-    FT_CHECK(request.sequence_->reserve(request.positions_));
-    request.generation_ =
-        std::make_unique<Generation>(*request.sequence_, std::move(request.prompt_), std::move(request.options_));
+    if (!begin(request)) return;
     waiting_.pop_front();
     active_.push_back(&request);
   }
+}
+
+// With nothing in the cache but `from`, there would be pages for it beside the running texts'.
+bool Scheduler::could_fit(const Request& request, const TextCheckpoint* from) const {
+  std::vector<bool> is_used(static_cast<size_t>(engine_.num_pages()));
+  for (const Request* running : active_) {
+    for (const int32_t page : running->sequence_->state().pages) is_used[static_cast<size_t>(page)] = true;
+  }
+  int64_t shared = 0;
+  if (from != nullptr) {
+    shared = from->sequence->num_pages();
+    for (const int32_t page : from->sequence->pages()) is_used[static_cast<size_t>(page)] = true;
+  }
+  return pages_of(request.positions_) - shared <= std::count(is_used.begin(), is_used.end(), false);
+}
+
+// Pages that only the cache has are free for whoever needs them.
+bool Scheduler::begin(Request& request) {
+  const TextCheckpoint* from = nullptr;
+  if (request.uses_cache_) from = cache_.find(request.prompt_, request.options_.max_drafts > 0);
+  const auto missing = [&] {
+    const int64_t shared = from == nullptr ? 0 : from->sequence->num_pages();
+    return pages_of(request.positions_) - shared > engine_.free_pages();
+  };
+  if (missing() && from != nullptr && !could_fit(request, from)) from = nullptr;
+  if (missing() && !could_fit(request, from)) return false;
+  while (missing()) FT_CHECK(cache_.drop_oldest(from));
+  request.sequence_ = std::make_unique<Sequence>(engine_);
+  if (from != nullptr) {
+    request.cached_tokens_ = from->length();
+    request.generation_ =
+        generator_.resume(*from, *request.sequence_, std::move(request.prompt_), std::move(request.options_));
+    FT_CHECK(request.generation_ != nullptr);
+  } else {
+    request.generation_ =
+        std::make_unique<Generation>(*request.sequence_, std::move(request.prompt_), std::move(request.options_));
+  }
+  FT_CHECK(request.sequence_->reserve(request.positions_));
+  return true;
+}
+
+// Position up to which the prompt is read in one go.
+int64_t Scheduler::next_checkpoint(const Request& request) const {
+  const int64_t at = request.generation_->sequence().length(), end = static_cast<int64_t>(request.prompt().size());
+  if (!request.uses_cache_) return end;
+  const int64_t every = (at / options_.checkpoint_every + 1) * options_.checkpoint_every;
+  return std::min({end, every, request.turn_end_ > at ? request.turn_end_ : end});
+}
+
+// Of prompts that have come to a position worth keeping.
+void Scheduler::take_checkpoints() {
+  for (Request* request : active_) {
+    const Generation& g = *request->generation_;
+    const int64_t at = g.sequence().length();
+    if (!request->uses_cache_ || g.is_finished() || g.unread() == 0 || at <= request->cached_tokens_) continue;
+    if (at == request->turn_end_ || at % options_.checkpoint_every == 0) keep(*request);
+  }
+}
+
+// The text as far as it stands in the trunk.
+void Scheduler::keep(Request& request) {
+  Generation& g = *request.generation_;
+  const auto length = static_cast<size_t>(g.sequence().length());
+  std::vector<TokenId> text(g.prompt().begin(), g.prompt().end());
+  text.insert(text.end(), g.ids().begin(), g.ids().end());
+  if (length == 0 || length > text.size()) return;
+  text.resize(length);
+  text_of(g.sequence().state().slot) = text;
+  if (cache_.has(text, g.options().max_drafts > 0)) return;
+  if (std::unique_ptr<TextCheckpoint> checkpoint = generator_.checkpoint(g)) cache_.insert(text, std::move(checkpoint));
 }
 
 bool Scheduler::step() {
@@ -108,7 +196,8 @@ bool Scheduler::step() {
   for (Request* request : active_) {
     const int64_t unread = request->generation_->unread();
     if (unread == 0 || rows <= 0) continue;
-    const int chunk = static_cast<int>(std::min<int64_t>(unread, rows));
+    const int64_t until = next_checkpoint(*request) - request->generation_->sequence().length();
+    const int chunk = static_cast<int>(std::min<int64_t>({unread, rows, until}));
     parts_.push_back({request->generation_.get(), chunk});
     rows -= chunk;
   }
@@ -119,6 +208,7 @@ bool Scheduler::step() {
     throw;
   }
   observe(last_step_);
+  take_checkpoints();
   retire();
   return true;
 }
@@ -144,6 +234,8 @@ void Scheduler::observe(const Generator::Step& step) {
 void Scheduler::retire() {
   std::erase_if(active_, [&](Request* request) {
     if (!request->generation_->is_finished()) return false;
+    if (request->generation_->has_kept_state() && request->generation_->sequence().length() >= kLeastCached)
+      keep(*request);
     generator_.leave(*request->generation_);
     request->sequence_.reset();
     return true;

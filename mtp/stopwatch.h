@@ -13,6 +13,10 @@ class Stopwatch {
     begin_ = now;
     return ms;
   }
+  /// The same, and the watch runs on.
+  [[nodiscard]] double elapsed_ms() const {
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin_).count();
+  }
 
  private:
   std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();

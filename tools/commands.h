@@ -8,6 +8,8 @@ namespace foretoken {
 // Each command stands in its own file. argv[0] is the command's name, the rest its arguments. The result is the exit
 // code: 0 done, 3 a check came out false, 130 interrupted. Throws UsageError (exit 2) and InputError (exit 1).
 [[nodiscard]] int run_decode(int argc, const char* const* argv);
+[[nodiscard]] int run_serve(int argc, const char* const* argv);
+[[nodiscard]] int run_chat(int argc, const char* const* argv);
 [[nodiscard]] int run_bench(int argc, const char* const* argv);
 [[nodiscard]] int run_eval(int argc, const char* const* argv);
 [[nodiscard]] int run_selfcheck(int argc, const char* const* argv);

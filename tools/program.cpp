@@ -24,8 +24,10 @@ namespace foretoken {
 
 namespace {
 
-constexpr std::array<Command, 8> kCommands = {{
+constexpr std::array<Command, 10> kCommands = {{
     {"decode", run_decode, "continue a prompt"},
+    {"chat", run_chat, "talk with a model at the terminal"},
+    {"serve", run_serve, "answer requests over HTTP: OpenAI's, Anthropic's and llama.cpp's API"},
     {"bench", run_bench, "measure arms (MTP off, on, grouped, per-token) against each other"},
     {"eval", run_eval, "perplexity and logits of a text"},
     {"selfcheck", run_selfcheck, "check that no setting changes a bit, on your model and machine"},

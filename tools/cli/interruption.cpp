@@ -113,4 +113,8 @@ const std::atomic<bool>& interrupted() {
   return interrupt_flag;
 }
 
+void clear_interrupt() {
+  interrupt_flag = false;
+}
+
 }  // namespace foretoken

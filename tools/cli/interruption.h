@@ -24,5 +24,7 @@ class PolledInterrupts {
 };
 
 [[nodiscard]] const std::atomic<bool>& interrupted();
+/// What the signal was for has been stopped: the next one is a first one again.
+void clear_interrupt();
 
 }  // namespace foretoken

@@ -1,0 +1,257 @@
+#!/usr/bin/env python3
+"""Many clients at once, a third of which hang up: every finished answer has the ids that `foretoken decode` gives alone, and afterwards
+nothing is left behind. Then hostile requests, beside a stream that they must not disturb.
+    load_test.py PROGRAM MODEL [requests]
+"""
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+
+from server import Server, decode_alone
+
+program, model = sys.argv[1:3]
+num_requests = int(sys.argv[3]) if len(sys.argv) > 3 else 144
+num_clients = 24
+
+failures = []
+
+
+def check(condition, what):
+    if not condition:
+        failures.append(what)
+        print("FAILED:", what, flush=True)
+
+
+# ---- exactness under load ----
+
+stem = "import os\nimport sys\n\n\ndef read_lines(path):\n    with open(path) as f:\n        return f.read().splitlines()\n\n\n" * 6
+texts = [("def main():", 40, {}), ("class A:\n    def f(self):\n", 64, {}), ("import os\n", 12, {"temperature": 0.8, "seed": 7}),
+         ("for i in range(10):\n", 80, {"temperature": 1.1, "top_k": 40, "top_p": 0.9, "seed": 3}), (stem, 24, {}),
+         (stem + "def write_lines(", 48, {"temperature": 0.7, "min_p": 0.05, "seed": 11}), (stem + "class Reader:\n", 30, {}),
+         ("x", 150, {})]
+
+
+def flags_of(sampling):
+    names = {"temperature": "--temp", "top_k": "--top-k", "top_p": "--top-p", "min_p": "--min-p", "seed": "--seed"}
+    return [part for name, value in sampling.items() for part in (names[name], str(value))]
+
+
+wanted = [decode_alone(program, model, prompt, tokens, *flags_of(sampling)) for prompt, tokens, sampling in texts]
+
+
+def client(server, seed, count, finished):
+    draw = random.Random(seed)
+    for _ in range(count):
+        index = draw.randrange(len(texts))
+        prompt, tokens, sampling = texts[index]
+        body = {"prompt": prompt, "n_predict": tokens, "return_tokens": True, "speculative.n_max": draw.choice([0, 1, 2, 4, 8]), **sampling}
+        fate = draw.randrange(3)
+        try:
+            if fate == 0:  # hangs up
+                socket = server.connect()
+                text = json.dumps({**body, "stream": draw.random() < 0.5, "n_predict": 1500}).encode()
+                socket.sendall(b"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(text) + text)
+                if draw.random() < 0.5:
+                    socket.recv(200)
+                else:
+                    time.sleep(draw.random() * 0.02)
+                socket.close()
+                continue
+            if fate == 1:
+                ids = [id for event in server.stream("/completion", {**body, "stream": True}) if not event["stop"] for id in event["tokens"]]
+            else:
+                status, answer = server.post("/completion", body)
+                check(status == 200, f"status {status}: {answer[:200]}")
+                ids = json.loads(answer)["tokens"]
+            check(ids == wanted[index], f"text {index}, k {body['speculative.n_max']}: other ids than decode's")
+            finished.append(index)
+        except Exception as error:  # noqa: BLE001
+            check(False, f"text {index}: {error!r}")
+
+
+def settled(server, seconds=20):
+    """Waits until no answer runs and no connection is left; the number of threads and files then."""
+    for _ in range(int(seconds / 0.05)):
+        status, text = server.get("/metrics")
+        idle = b"\nllamacpp:requests_processing 0\n" in text and b"\nllamacpp:requests_deferred 0\n" in text
+        if idle and all(not slot["is_processing"] for slot in json.loads(server.get("/slots")[1])):
+            break
+        time.sleep(0.05)
+    else:
+        check(False, "answers still run after their clients have gone")
+    counts = None
+    for _ in range(int(seconds / 0.1)):
+        before, counts = counts, (server.threads(), server.open_files())
+        if counts == before:
+            break
+        time.sleep(0.3)
+    return counts
+
+
+server = Server(program, model, "--parallel", "6", "--max-queue", "64", "-c", "2048", "--timeout", "2")
+server.get("/health")
+time.sleep(0.5)
+idle = settled(server)
+finished = []
+begin = time.time()
+threads = [threading.Thread(target=client, args=(server, seed, num_requests // num_clients, finished)) for seed in range(num_clients)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(f"{len(finished)} answers finished, {num_requests - len(finished)} clients hung up, {time.time() - begin:.1f} s", flush=True)
+check(len(finished) > num_requests // 3, "hardly anything finished")
+after = settled(server)
+check(after == idle, f"(threads, open files): {idle} before, {after} after")
+
+# ---- hostile requests, beside a stream ----
+
+
+def raw(request, wait=True):
+    """What comes back for these bytes."""
+    socket = server.connect()
+    try:
+        socket.sendall(request)
+        answer = b""
+        while wait:
+            piece = socket.recv(65536)
+            if not piece:
+                break
+            answer += piece
+        return answer
+    except OSError:
+        return answer
+    finally:
+        socket.close()
+
+
+def status_of(answer):
+    return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else None
+
+
+bodies = [b"", b"{", b"[]", b"null", b"7", b'"x"', b"\xff\xfe", b"{}", b'{"prompt":null}', b'{"prompt":{}}', b'{"prompt":[]}', b'{"prompt":[[]]}',
+          b'{"prompt":[1.5]}', b'{"prompt":[-1]}', b'{"prompt":[99999999999999999999]}', b'{"prompt":"a","n_predict":"7"}',
+          b'{"prompt":"a","n_predict":-7}', b'{"prompt":"a","n_predict":1e300}', b'{"prompt":"a","temperature":-1}', b'{"prompt":"a","top_p":2}',
+          b'{"prompt":"a","seed":1.5}', b'{"prompt":"a","n":0}', b'{"prompt":"a","n":100000}', b'{"prompt":"a","stop":[1]}',
+          b'{"prompt":"a","stop":{}}', b'{"prompt":"a","stream":"yes"}', b'{"prompt":"a","stream_options":[]}', b'{"prompt":"a","n_probs":100000}',
+          b'{"prompt":"a","speculative.n_max":-1}', b'{"prompt":"a","speculative.type":"psychic"}', b'{"prompt":"a","t_max_predict_ms":"x"}',
+          b'{"prompt":"' + b"a " * 9000 + b'"}', b"[" * 100000, b'{"a":' * 100000, b'{"prompt":' + b"[" * 70 + b"]" * 70 + b"}",
+          b'{"prompt":"a","stop":' + json.dumps(["x"] * 1000).encode() + b"}", b'{"prompt":"\\ud800"}', b'{"prompt":"a\x00b"}']
+chat_bodies = [b"{}", b'{"messages":{}}', b'{"messages":[]}', b'{"messages":[7]}', b'{"messages":[{}]}', b'{"messages":[{"role":"king","content":"x"}]}',
+               b'{"messages":[{"role":"user","content":7}]}', b'{"messages":[{"role":"user","content":[{"type":"text"}]}]}',
+               b'{"messages":[{"role":"user","content":"x"}],"chat_template_kwargs":[]}']
+message_bodies = [b"{}", b'{"max_tokens":5}', b'{"max_tokens":5,"messages":[]}', b'{"max_tokens":5,"messages":[{"role":"system","content":"x"}]}',
+                  b'{"max_tokens":5,"messages":[{"role":"user"}]}', b'{"max_tokens":5,"messages":[{"role":"user","content":7}]}',
+                  b'{"max_tokens":5,"system":7,"messages":[{"role":"user","content":"x"}]}', b'{"max_tokens":"x","messages":[{"role":"user","content":"x"}]}',
+                  b'{"max_tokens":5,"tools":[{}],"messages":[{"role":"user","content":"x"}]}']
+response_bodies = [b"{}", b'{"input":7}', b'{"input":[]}', b'{"input":[7]}', b'{"input":[{"role":"king","content":"x"}]}', b'{"input":"x","text":[]}',
+                   b'{"input":"x","instructions":7}', b'{"input":"x","max_output_tokens":-5}']
+unserved = [("/v1/responses", {"input": "x", "previous_response_id": "resp_1"}), ("/completion", {"prompt": "a", "image_data": [{}]}), ("/v1/embeddings", {"input": "x"}), ("/infill", {}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]})]
+
+stream = server.stream("/completion", {"prompt": "def main():", "n_predict": 1500, "stream": True, "ignore_eos": True})
+streamed = [id for _ in range(3) for id in next(stream)["tokens"]]
+
+slow = [server.connect() for _ in range(20)]
+for socket in slow:
+    socket.sendall(b"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Le")
+half = server.connect()
+half.sendall(b"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+half.shutdown(1)
+
+for path, all_bodies in (("/completion", bodies), ("/v1/completions", bodies), ("/v1/chat/completions", chat_bodies), ("/tokenize", bodies[:12]),
+                         ("/detokenize", bodies[:8]), ("/apply-template", chat_bodies), ("/v1/messages", message_bodies), ("/v1/responses", response_bodies)):
+    for body in all_bodies:
+        status, answer = server.post(path, body)
+        error = json.loads(answer).get("error", {})
+        check(400 <= status < 500 and error.get("message") and error.get("type"), f"{path} {body[:60]}: {status} {answer[:100]}")
+for path, body in unserved:
+    status, answer = server.post(path, body)
+    check(status == 501, f"{path}: {status} {answer[:100]}")
+status, answer = server.post("/completion", {"prompt": "a " * 3000})
+error = json.loads(answer)["error"]
+check(status == 400 and error["type"] == "exceed_context_size_error" and error["n_ctx"] == 2048 and error["n_prompt_tokens"] > 2048, "too long prompt")
+
+for request in (b"\r\n\r\n", b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n",
+                b"GET /health HTTP/1.1\r\nX: " + b"y" * 20000 + b"\r\n\r\n", b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * 50000 + b"\r\n",
+                b"POST /completion HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n{}", b"POST /completion HTTP/1.1\r\nContent-Length: x\r\n\r\n{}",
+                b"POST /completion HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n", b"POST /completion HTTP/1.1\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
+                b"POST /completion HTTP/1.1\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 2\r\n\r\n{}"):
+    status = status_of(raw(request))
+    check(status is None or 400 <= status < 500, f"{request[:50]}: {status}")
+
+answers = raw(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+check(answers.count(b'{"status":"ok"}') == 3, "three requests sent at once got " + str(answers.count(b'{"status":"ok"}')) + " answers")
+
+for event in stream:
+    if not event["stop"]:
+        streamed += event["tokens"]
+check(streamed == decode_alone(program, model, "def main():", 1500, "--ignore-eos", "-c", "2048"), "the stream beside them was disturbed")
+for socket in slow:
+    socket.close()
+half.close()
+check(settled(server) == idle, f"(threads, open files) after hostile requests: {idle} before, {settled(server)} after")
+
+code = server.stop()
+check(code == 0, f"exit code {code} after SIGTERM")
+
+# ---- saved slots ----
+
+folder = tempfile.mkdtemp()
+plain = {"prompt": stem + "class Writer:\n", "n_predict": 40, "return_tokens": True}
+alone = decode_alone(program, model, plain["prompt"], 40)
+server = Server(program, model, "--parallel", "1", "--slot-save-path", folder)
+check(json.loads(server.post("/completion", plain)[1])["tokens"] == alone, "other ids than decode's")
+status, saved = server.post("/slots/0?action=save", {"filename": "writer.slot"})
+check(status == 200 and json.loads(saved)["n_saved"] > 100, f"save: {status} {saved}")
+check(os.listdir(folder) == ["writer.slot"], "a saved slot is one file")
+for name in ("../x", "/tmp/x", ".x", "a/b", "", "x" * 200, "a\0b", 7):
+    check(server.post("/slots/0?action=save", {"filename": name})[0] == 400, f"{name!r} was taken as a file's name")
+check(server.post("/slots/9?action=save", {"filename": "x"})[0] == 400 and server.post("/slots/0?action=x", {})[0] == 400, "no such slot or action")
+check(server.post("/slots/0?action=restore", {"filename": "nothing"})[0] == 400, "a missing file was restored")
+server.stop()
+server = Server(program, model, "--parallel", "2", "-t", "1", "--slot-save-path", folder)
+status, restored = server.post("/slots/1?action=restore", {"filename": "writer.slot"})
+check(status == 200 and json.loads(restored)["n_restored"] == json.loads(saved)["n_saved"], f"restore: {status} {restored}")
+said = json.loads(server.post("/tokenize", {"content": plain["prompt"]})[1])["tokens"] + alone
+warm = json.loads(server.post("/completion", {**plain, "prompt": said})[1])
+cold = json.loads(server.post("/completion", {**plain, "prompt": said, "cache_prompt": False})[1])
+check(warm["tokens"] == cold["tokens"] and cold["tokens_cached"] == 0, "other ids after a restore")
+check(warm["tokens_cached"] == len(said) - 1, f"after a restore: {warm['tokens_cached']} of {len(said)} cached")
+with open(os.path.join(folder, "writer.slot"), "r+b") as file:
+    file.seek(5000)
+    file.write(b"damage")
+check(server.post("/slots/1?action=restore", {"filename": "writer.slot"})[0] == 400, "a damaged file was restored")
+check(server.post("/slots/1?action=erase", {})[0] == 200, "erase")
+server.stop()
+shutil.rmtree(folder)
+
+# ---- a full queue, and the end ----
+
+server = Server(program, model, "--parallel", "1", "--max-queue", "1", "--drain", "20", "--api-key", "secret,other")
+check(server.get("/health")[0] == 200, "/health needs no key")
+for headers in ({}, {"Authorization": "Bearer wrong"}, {"x-api-key": "secre"}, {"Authorization": "Bearer"}):
+    check(server.get("/v1/models", headers)[0] == 401, f"let in with {headers}")
+key = {"Authorization": "Bearer other"}
+check(server.get("/v1/models", {"x-api-key": "secret"})[0] == 200 and server.get("/v1/models", key)[0] == 200, "a right key was refused")
+results = []
+long_body = {"prompt": "x", "n_predict": 1900, "ignore_eos": True}
+threads = [threading.Thread(target=lambda: results.append(server.post("/completion", long_body, key))) for _ in range(6)]
+for thread in threads:
+    thread.start()
+time.sleep(0.1)
+code = server.stop(signal.SIGTERM)  # what runs may end
+for thread in threads:
+    thread.join()
+check(code == 0, f"exit code {code} after SIGTERM while answers ran")
+statuses = sorted(status for status, _ in results)
+check(statuses == [200, 200, 503, 503, 503, 503], f"of six clients one runs and one waits: {statuses}")
+
+print("passed" if not failures else f"{len(failures)} checks failed")
+sys.exit(1 if failures else 0)
