@@ -93,7 +93,7 @@ class TokenPrinter {
 };
 
 int run_prompts(DecodeFlags& flags, OutputFile& json_file) {
-  const std::vector<Prompt> prompts = read_prompts(flags.prompts_path, flags.prompt.parse_special, flags.prompt.chat);
+  const std::vector<Prompt> prompts = read_prompts(flags.prompts_path, flags.prompt);
   PromptsRun run;
   run.max_new_tokens = flags.max_new_tokens;
   run.ignore_eos = flags.ignore_eos;
