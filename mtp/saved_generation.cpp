@@ -63,6 +63,9 @@ void Generator::check_can_be_saved(Generation& g) {
 // Makes a generation that has entered what one with these new tokens is.
 void Generator::take_up(Generation& g, std::vector<TokenId> ids) {
   if (vocabulary_ && g.drafts_) vocabulary_->see(g.sequence_, ids);
+  if (g.ruled_) {
+    for (const TokenId id : ids) g.ruled_->push(id);
+  }
   g.ids_ = std::move(ids);
   g.was_read_ = !g.ids_.empty();
   if (g.was_read_) {
@@ -131,12 +134,12 @@ std::unique_ptr<Generation> Generator::restore(Sequence& sequence, std::span<con
       if (!previous_hidden.empty()) g.previous_hidden_ = std::move(previous_hidden);
       g.planned_ = drafts_next != 0 && drafter_->offers(sequence) ? 1 : 0;
     }
+    take_up(g, std::move(ids));
   } catch (...) {
     leave(g);
     sequence.reset();
     throw;
   }
-  take_up(g, std::move(ids));
   return generation;
 }
 
@@ -153,7 +156,13 @@ std::unique_ptr<Generation> Generator::copy(Generation& from, Sequence& sequence
     g.previous_hidden_ = from.previous_hidden_;
     g.planned_ = from.planned_;
   }
-  take_up(g, from.ids_);
+  try {
+    take_up(g, from.ids_);
+  } catch (...) {
+    leave(g);
+    sequence.reset();
+    throw;
+  }
   return generation;
 }
 
