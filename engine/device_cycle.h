@@ -26,7 +26,8 @@ class DeviceCycle {
 
   /// True if devices make the choices of these options: greedy, and temperature without filters.
   [[nodiscard]] static bool supports(const SamplingOptions& options) {
-    return options.temperature == 0.0f || (options.top_k == 0 && options.top_p == 1.0f && options.min_p == 0.0f);
+    return options.temperature == 0.0f ||
+           (options.top_k == 0 && options.typical_p == 1.0f && options.top_p == 1.0f && options.min_p == 0.0f);
   }
 
   /// A generation begins behind the committed rows of `sequence`, which run() moves on. `first`, the token that stands

@@ -236,6 +236,35 @@ void keep_top_p(Isa isa, float top_p, Kept& kept) {
   kept.filter([&](size_t i) { return p[i] > last_p || (p[i] == last_p && i <= last[cut]); });
 }
 
+// Keeps the tokens whose surprise -log p is closest to the entropy, until they hold typical_p of the mass (Meister et al.,
+// "Locally typical sampling"). Sums run in double and in rising id.
+void keep_typical_p(Isa isa, float typical_p, Kept& kept) {
+  const size_t n = kept.ids.size();
+  std::vector<float> p(n), distance(n);
+  softmax(isa, kept.x.data(), static_cast<int64_t>(n), p.data());
+  std::vector<float> surprise(n);
+  double entropy = 0;
+  for (size_t i = 0; i < n; ++i) {
+    surprise[i] = p[i] > 0 ? -math::log(p[i]) : kInfinity;
+    if (p[i] > 0) entropy += static_cast<double>(p[i]) * static_cast<double>(surprise[i]);
+  }
+  std::vector<size_t> order(n);
+  for (size_t i = 0; i < n; ++i) {
+    distance[i] = static_cast<float>(std::abs(static_cast<double>(surprise[i]) - entropy));
+    order[i] = i;
+  }
+  std::sort(order.begin(), order.end(),
+            [&](size_t a, size_t b) { return distance[a] < distance[b] || (distance[a] == distance[b] && a < b); });
+  std::vector<char> stays(n, 0);
+  double mass = 0;
+  for (size_t i = 0; i < n; ++i) {
+    stays[order[i]] = 1;
+    mass += static_cast<double>(p[order[i]]);
+    if (mass >= static_cast<double>(typical_p)) break;
+  }
+  kept.filter([&](size_t i) { return stays[i] != 0; });
+}
+
 // Every x below it has exp(x) < min_p.
 float surely_below_min_p(float min_p) {
   return math::log(std::max(min_p, std::numeric_limits<float>::min())) - 1e-3f;
@@ -256,6 +285,7 @@ void SamplingOptions::check() const {
   if (!(temperature >= 0) || !std::isfinite(temperature))
     refuse("--temp", temperature, "a finite number of at least 0 (0: greedy)");
   if (top_k < 0) refuse("--top-k", top_k, "0 (all tokens) or more");
+  if (!(typical_p > 0 && typical_p <= 1)) refuse("--typical-p", typical_p, "more than 0 and at most 1 (1: off)");
   if (!(top_p > 0 && top_p <= 1)) refuse("--top-p", top_p, "more than 0 and at most 1 (1: off)");
   if (!(min_p >= 0 && min_p <= 1)) refuse("--min-p", min_p, "0 (off) to 1");
 }
@@ -277,14 +307,16 @@ TokenId choose_token(Isa isa, const float* logits, int64_t vocab_size, const Sam
   scale_logits(logits, vocab_size, largest, options.temperature, scaled);
   Choice choice(options.seed, position);
   const bool by_rank = options.top_k > 0 && options.top_k < vocab_size;
-  if (!by_rank && options.top_p >= 1.0f && options.min_p <= 0.0f) return choose_from_all(scaled, largest_id, choice);
+  const bool by_mass = options.typical_p < 1.0f || options.top_p < 1.0f;
+  if (!by_rank && !by_mass && options.min_p <= 0.0f) return choose_from_all(scaled, largest_id, choice);
 
   kept.clear();
   if (by_rank) {
     collect_top_k(scaled, static_cast<size_t>(options.top_k), kept);
   } else {
-    collect_above(scaled, options.top_p < 1.0f ? -kInfinity : surely_below_min_p(options.min_p), kept);
+    collect_above(scaled, by_mass ? -kInfinity : surely_below_min_p(options.min_p), kept);
   }
+  if (options.typical_p < 1.0f) keep_typical_p(isa, options.typical_p, kept);
   if (options.top_p < 1.0f) keep_top_p(isa, options.top_p, kept);
   if (options.min_p > 0.0f) keep_min_p(options.min_p, kept);
   for (size_t i = 0; i < kept.ids.size(); ++i) choice.offer(kept.x[i], kept.ids[i]);

@@ -17,6 +17,7 @@ GenerationOptions DecodeOptions::generation(int64_t prompt_tokens) const {
   g.max_new_tokens = max_new_tokens;
   g.max_drafts = mtp;
   g.sampling = sampling;
+  g.rules = rules;
   g.ignore_eos = ignore_eos;
   g.forced = {forced_continuation, prompt_tokens, forced_acceptance, forced_seed};
   g.on_token = on_token;

@@ -20,6 +20,7 @@ struct DecodeOptions {
   bool draft_mtp = true;     // who drafts: the MTP layer
   bool draft_ngram = false;  // the text's own past, before the MTP layer where both do
   SamplingOptions sampling;
+  LogitRules rules;
   bool ignore_eos = false;
   const std::atomic<bool>* stop = nullptr;  // set from a signal handler: ends after the current window or prompt chunk
 

@@ -31,6 +31,7 @@ Generation::Generation(Sequence& sequence, std::vector<TokenId> prompt, Generati
     : sequence_(sequence), prompt_(std::move(prompt)), options_(std::move(options)) {
   FT_CHECK(!prompt_.empty() && sequence.length() == 0);
   options_.sampling.check();
+  if (options_.rules.any()) ruled_.emplace(options_.rules, prompt_);
   drafts_ = options_.max_drafts > 0;
   window_.sequence = &sequence_;
   window_.sampling = &options_.sampling;
@@ -73,6 +74,7 @@ bool Generation::emit(TokenId id, const TokenOrigin& origin, bool ends_text) {
     return false;
   }
   ids_.push_back(id);
+  if (ruled_) ruled_->push(id);
   if (options_.on_token && !options_.on_token(id)) {
     stop(StopReason::kCallback);
     return false;

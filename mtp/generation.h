@@ -3,12 +3,14 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "engine/engine.h"
+#include "engine/logit_rules.h"
 #include "engine/sampler.h"
 #include "mtp/draft_history.h"
 #include "mtp/drafter.h"
@@ -31,6 +33,7 @@ struct GenerationOptions {
   int64_t max_new_tokens = 128;  // n-predict; the context's end stops a generation too
   int max_drafts = 0;            // most drafts a window; 0: off. 0 .. kMaxDraft
   SamplingOptions sampling;
+  LogitRules rules;  // bias, penalties, grammar
   bool ignore_eos = false;
   /// When it has ended, Generator::checkpoint() can take its state.
   bool keeps_state = false;
@@ -91,6 +94,9 @@ class Generation {
  private:
   friend class Generator;
 
+  // A row whose choice nobody needs: a draft before it was wrong, or the rules leave no token.
+  static constexpr TokenId kNoChoice = -1;
+
   // Most drafts that the coming window may have: no token beyond those asked for, none beyond the context.
   [[nodiscard]] int most_drafts(int64_t ctx_size) const;
   // Hands one new token on; false ends the generation.
@@ -107,7 +113,9 @@ class Generation {
   bool was_read_ = false;  // the prompt is behind it
 
   DraftWindow window_;                  // coming or running
-  std::vector<TokenId> choices_;        // of the running window
+  std::vector<TokenId> choices_;        // of the running window; kNoChoice where none was made
+  std::optional<RuledChoice> ruled_;    // with options().rules; it knows the prompt and ids()
+  std::string choice_failure_;          // why the choice behind the last one that was made could not be
   bool drafts_ = false;                 // drafts are made for it
   int planned_ = 0;                     // drafts planned for the coming window
   DraftHistory history_;                // for the controller

@@ -271,11 +271,39 @@ void Generator::choose(std::span<const Part> parts) {
   for (const Part& part : parts) {
     Generation& g = *part.generation;
     const int64_t position = g.sequence_.length() + (part.prompt_rows == 0 ? 1 : part.prompt_rows);
+    if (g.ruled_) {
+      choose_by_rules(g, index, position);
+      index += static_cast<int>(g.choices_.size());
+      continue;
+    }
     for (size_t r = 0; r < g.choices_.size(); ++r, ++index) {
       g.choices_[r] = choose_token(engine_.options().isa, engine_.logits(index), engine_.model().config().vocab_size,
                                    g.options_.sampling, position + static_cast<int64_t>(r));
     }
   }
+}
+
+// Row after row: a choice depends on the tokens before it, so it is made as if they had been decoded one by one, and no
+// further than the drafts are right.
+void Generator::choose_by_rules(Generation& g, int first_index, int64_t position) {
+  std::fill(g.choices_.begin(), g.choices_.end(), Generation::kNoChoice);
+  size_t pushed = 0;
+  try {
+    for (size_t r = 0; r < g.choices_.size(); ++r) {
+      const TokenId id = g.ruled_->choose(engine_.options().isa, engine_.logits(first_index + static_cast<int>(r)),
+                                          engine_.model().config().vocab_size, g.options_.sampling,
+                                          position + static_cast<int64_t>(r));
+      // What follows it is found here too: when the token goes out, nothing can fail any more.
+      g.ruled_->push(id);
+      ++pushed;
+      g.choices_[r] = id;
+      if (r >= g.window_.drafts.size() || g.window_.drafts[r] != id) break;
+    }
+  } catch (const InputError& error) {
+    // The text ends there, after the tokens before it went out.
+    g.choice_failure_ = error.what();
+  }
+  for (; pushed > 0; --pushed) g.ruled_->pop();
 }
 
 // Logits of all rows of prompt chunks but the very last of a prompt, which is reported with the choice.
@@ -324,6 +352,14 @@ bool Generator::rows_are_finite(Generation& g, int first_row, int num_rows) {
   }
 }
 
+// The rules leave no token: the text ends there.
+bool Generator::ends_without_choice(Generation& g, TokenId choice) {
+  if (choice != Generation::kNoChoice) return false;
+  g.failure_ = g.choice_failure_;
+  g.stop(StopReason::kFailed);
+  return true;
+}
+
 void Generator::accept_windows(std::span<const Part> parts, const Step& step) {
   Stopwatch watch;
   int index = 0;  // of the logits
@@ -349,6 +385,7 @@ void Generator::accept_windows(std::span<const Part> parts, const Step& step) {
       // After the tokens before it went out, as in plain decoding.
       if (!rows_are_finite(g, first_row + num_emitted, 1)) break;
       if (g.options_.on_logits) g.options_.on_logits(begin + num_emitted, engine_.logits(index + num_emitted));
+      if (ends_without_choice(g, g.choices_[static_cast<size_t>(num_emitted)])) break;
       going = emit(g, g.choices_[static_cast<size_t>(num_emitted)],
                    origin_of(num_emitted, acceptance.num_accepted, num_rows - 1));
     }
@@ -387,6 +424,7 @@ void Generator::end_prompts(std::span<const Part> parts, double pass_ms) {
     if (!ends) continue;
     if (g.options_.on_logits) g.options_.on_logits(g.sequence_.length() - 1, engine_.logits(index));
     ++index;
+    if (ends_without_choice(g, g.choices_[0])) continue;
     g.last_ = g.choices_[0];
     g.was_read_ = true;
     g.statistics_.time_to_first_token_ms = g.watch_.lap_ms();
@@ -403,7 +441,7 @@ void Generator::refresh(std::span<const Part> parts) {
   for (const Part& part : parts) {
     Generation& g = *part.generation;
     g.on_device_ = device_ != nullptr && part.prompt_rows > 0 && g.was_read_ && !g.is_finished() &&
-                   !g.options_.on_logits && DeviceCycle::supports(g.options_.sampling);
+                   !g.options_.on_logits && !g.ruled_ && DeviceCycle::supports(g.options_.sampling);
   }
   if (drafter_) {
     plan_drafts(parts);

@@ -76,7 +76,7 @@ class Generator {
   /// text: tokens made before count as new ones, and another sampling holds from the next token on. Pages for what is
   /// to come are still to be reserved. The generation may come back finished, where nothing more was asked for. Throws
   /// InputError if the bytes are not of save() over this model and KV type, or damaged, or if the text finds no room in
-  /// the context or the free pages; the sequence is empty then.
+  /// the context or the free pages, or is not what the grammar of `options` allows; the sequence is empty then.
   [[nodiscard]] std::unique_ptr<Generation> restore(Sequence& sequence, std::span<const std::byte> saved,
                                                     GenerationOptions options);
   /// The same without bytes, within this generator: full pages are shared. nullptr if there are not enough free ones.
@@ -104,6 +104,7 @@ class Generator {
   void draft(std::span<const Part> parts);
   void forward(std::span<const Part> parts);
   void choose(std::span<const Part> parts);
+  void choose_by_rules(Generation& generation, int first_index, int64_t position);
   void accept_windows(std::span<const Part> parts, const Step& step);
   void end_prompts(std::span<const Part> parts, double pass_ms);
   void refresh(std::span<const Part> parts);
@@ -113,6 +114,7 @@ class Generator {
   void report_prompt_logits(std::span<const Part> parts);
   [[nodiscard]] bool may_go_on(Generation& generation) const;
   bool emit(Generation& generation, TokenId id, const TokenOrigin& origin);
+  bool ends_without_choice(Generation& generation, TokenId choice);
   void stop_drafting_on_fault(Generation& generation);
   bool rows_are_finite(Generation& generation, int first_row, int num_rows);
   [[nodiscard]] DraftingBatch batch_of(std::span<Generation* const> generations, std::span<const Part> parts);

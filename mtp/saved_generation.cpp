@@ -65,6 +65,9 @@ void Generator::prepare_to_save(Generation& g) {
 // Makes a generation that has entered what one with these new tokens is.
 void Generator::take_up(Generation& g, std::vector<TokenId> ids) {
   if (vocabulary_ && g.drafts_) vocabulary_->see(g.sequence_, ids);
+  if (g.ruled_) {
+    for (const TokenId id : ids) g.ruled_->push(id);
+  }
   g.ids_ = std::move(ids);
   g.was_read_ = !g.ids_.empty();
   if (g.was_read_) {
@@ -133,18 +136,18 @@ std::unique_ptr<Generation> Generator::restore(Sequence& sequence, std::span<con
       if (!previous_hidden.empty()) g.previous_hidden_ = std::move(previous_hidden);
       g.planned_ = drafts_next != 0 && drafter_->offers(sequence) ? 1 : 0;
     }
+    take_up(g, std::move(ids));
   } catch (...) {
     leave(g);
     sequence.reset();
     throw;
   }
-  take_up(g, std::move(ids));
   return generation;
 }
 
 std::unique_ptr<TextCheckpoint> Generator::checkpoint(Generation& g) {
   FT_CHECK(g.unread() > 0 || g.has_kept_state());
-  if (on_device_ == &g) return nullptr;
+  if (g.on_device_) return nullptr;
   auto checkpoint = std::make_unique<TextCheckpoint>();
   checkpoint->drafts = drafter_ && g.drafts_;
   // Without drafts nobody writes to the MTP layer's part of the pages.
@@ -187,7 +190,13 @@ std::unique_ptr<Generation> Generator::copy(Generation& from, Sequence& sequence
     g.previous_hidden_ = from.previous_hidden_;
     g.planned_ = from.planned_;
   }
-  take_up(g, from.ids_);
+  try {
+    take_up(g, from.ids_);
+  } catch (...) {
+    leave(g);
+    sequence.reset();
+    throw;
+  }
   return generation;
 }
 

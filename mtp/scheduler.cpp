@@ -78,6 +78,7 @@ Scheduler::~Scheduler() {
 Scheduler::Request& Scheduler::add(std::vector<TokenId> prompt, GenerationOptions options, bool uses_cache) {
   FT_CHECK(!prompt.empty());
   options.sampling.check();
+  options.rules.check(engine_.model().config().vocab_size);
   const int64_t ctx_size = engine_.options().ctx_size;
   const auto prompt_tokens = static_cast<int64_t>(prompt.size());
   check_prompt_length(engine_.model(), prompt_tokens, ctx_size);

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Fuzzes the GGUF reader and the tokenizer with libFuzzer under address and undefined-behaviour sanitizers.
-#   scripts/fuzz.sh [seconds]     seconds in all, shared by the two programs; 60 if not given
+# Fuzzes the GGUF reader, the tokenizer, chat templates and grammars with libFuzzer under address and undefined-behaviour sanitizers.
+#   scripts/fuzz.sh [seconds]     seconds in all, shared by all programs; 60 if not given
 # Needs: clang, libclang-rt-14-dev (or another release's), and what the build needs. Finds are kept in build/fuzz/finds.
 set -euo pipefail
 
 usage() {
-  echo "usage: scripts/fuzz.sh [seconds in all, at least 2; default 60]" >&2
+  echo "usage: scripts/fuzz.sh [seconds in all, at least 10; default 60]" >&2
   exit 2
 }
 [ $# -le 1 ] || usage
 seconds=${1:-60}
-[[ $seconds =~ ^[0-9]{1,7}$ ]] && ((10#$seconds >= 2)) || usage
+[[ $seconds =~ ^[0-9]{1,7}$ ]] && ((10#$seconds >= 10)) || usage
 seconds=$((10#$seconds))
+parts=(gguf tokenizer template grammar)
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 build=${FORETOKEN_FUZZ_BUILD:-$root/build/fuzz}
@@ -28,16 +29,16 @@ cmake -S "$root" -B "$build" -G Ninja -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD
   cat "$build/configure.log" >&2
   exit 1
 }
-cmake --build "$build" --target fuzz_gguf fuzz_tokenizer
+cmake --build "$build" --target "${parts[@]/#/fuzz_}"
 
-for part in gguf tokenizer; do
+for part in "${parts[@]}"; do
   # On a copy, which keeps what earlier runs found interesting; the seeds in the source tree stay as they are.
   corpus=$build/corpus/$part
   mkdir -p "$corpus"
   cp "$root/tests/fuzz/corpus/$part/"* "$corpus/"
-  echo "== fuzz_$part for $((seconds / 2)) s from $(find "$corpus" -type f | wc -l) inputs"
+  echo "== fuzz_$part for $((seconds / ${#parts[@]})) s from $(find "$corpus" -type f | wc -l) inputs"
   binary=$(find "$build" -type f -name "fuzz_$part" -perm -u+x | head -n 1)
-  "$binary" -max_total_time=$((seconds / 2)) -max_len=16384 -timeout=60 -rss_limit_mb=2048 -malloc_limit_mb=512 -print_final_stats=1 \
+  "$binary" -max_total_time=$((seconds / ${#parts[@]})) -max_len=16384 -timeout=60 -rss_limit_mb=2048 -malloc_limit_mb=512 -print_final_stats=1 \
     -artifact_prefix="$build/finds/$part-" "$corpus"
 done
 echo "== nothing found"

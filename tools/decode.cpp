@@ -8,6 +8,7 @@
 #include "tools/cli/model_flags.h"
 #include "tools/cli/output.h"
 #include "tools/cli/prompt.h"
+#include "tools/cli/rule_flags.h"
 #include "tools/cli/summary.h"
 #include "tools/cli/terminal.h"
 #include "tools/commands.h"
@@ -20,6 +21,7 @@ namespace {
 struct DecodeFlags {
   ModelFlags model;
   PromptFlags prompt;
+  RuleFlags rules;
   int64_t max_new_tokens = 128;
   bool print_ids = false;
   bool ignore_eos = false;
@@ -44,8 +46,10 @@ struct DecodeFlags {
     model.add_draft(line);
     model.add_batch(line);
     model.add_to(line);
+    rules.add_to(line);
     if (!line.parse(argc, argv)) return false;
     prompt.resolve(line);
+    rules.resolve(line);
     if (prompts_path.empty()) {
       for (const char* flag : {"parallel", "kv-memory", "step-ms"}) {
         if (line.given(flag)) throw UsageError(fmt::format("{} belongs to --prompts FILE", line.typed(flag)));
@@ -93,13 +97,15 @@ class TokenPrinter {
 };
 
 int run_prompts(DecodeFlags& flags, OutputFile& json_file) {
-  const std::vector<Prompt> prompts = read_prompts(flags.prompts_path, flags.prompt.parse_special, flags.prompt.chat);
+  const std::vector<Prompt> prompts = read_prompts(flags.prompts_path, flags.prompt);
   PromptsRun run;
+  LogitRules rules;
   run.max_new_tokens = flags.max_new_tokens;
   run.ignore_eos = flags.ignore_eos;
   run.print_ids = flags.print_ids;
   const Model model = flags.model.load([&](const Model& header) {
     flags.model.check_drafts(header, flags.model.mtp);
+    rules = flags.rules.make(header);
     for (const Prompt& prompt : prompts) {
       run.prompts.push_back(tokenize_prompt(prompt, header.tokenizer()));
       flags.model.check_room(header.config(), prompt.source, run.prompts.back().size(), /*takes_what_it_needs=*/false,
@@ -107,6 +113,7 @@ int run_prompts(DecodeFlags& flags, OutputFile& json_file) {
     }
     flags.model.plan_memory(header);
   });
+  run.rules = std::move(rules);
   return decode_prompts(model, flags.model, run, json_file);
 }
 
@@ -120,8 +127,10 @@ int run_decode(int argc, const char* const* argv) {
   const Prompt prompt = read_prompt(flags.prompt);
 
   std::vector<TokenId> prompt_ids;
+  LogitRules rules;
   const Model model = flags.model.load([&](const Model& header) {
     flags.model.check_drafts(header, flags.model.mtp);
+    rules = flags.rules.make(header);
     prompt_ids = tokenize_prompt(prompt, header.tokenizer());
     flags.model.check_room(header.config(), prompt.source, prompt_ids.size(), /*takes_what_it_needs=*/false,
                            "shorten the prompt");
@@ -133,6 +142,7 @@ int run_decode(int argc, const char* const* argv) {
   TokenPrinter printer(model.tokenizer(), flags.print_ids, /*silent=*/json_file.is_stdout());
   DecodeOptions options = flags.model.decode_options();
   options.max_new_tokens = flags.max_new_tokens;
+  options.rules = std::move(rules);
   options.ignore_eos = flags.ignore_eos;
   options.stop = &interrupted();
   ProgressBar bar("reading the prompt", Unit::kTokens);

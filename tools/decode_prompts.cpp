@@ -87,6 +87,7 @@ int decode_prompts(const Model& model, const ModelFlags& flags, const PromptsRun
   generation.max_new_tokens = run.max_new_tokens;
   generation.max_drafts = flags.mtp;
   generation.sampling = flags.sampling;
+  generation.rules = run.rules;
   generation.ignore_eos = run.ignore_eos;
   std::vector<Scheduler::Request*> requests;
   for (const std::vector<TokenId>& prompt : run.prompts) requests.push_back(&scheduler.add(prompt, generation));

@@ -12,6 +12,7 @@ namespace foretoken {
 /// What decode --prompts asks for.
 struct PromptsRun {
   std::vector<std::vector<TokenId>> prompts;
+  LogitRules rules;
   int64_t max_new_tokens = 128;
   bool ignore_eos = false;
   bool print_ids = false;

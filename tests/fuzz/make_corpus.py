@@ -72,6 +72,19 @@ SEEDS = {
     "gguf/lfs_pointer": b"version https://git-lfs.github.com/spec/v1\n",
     "gguf/cut": gguf(EVERY_TYPE, TENSORS)[:-100],
     "gguf/huge_counts": b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 1 << 60),
+    "grammar/arithmetic": b"Groot ::= term ([-+*/] term)*\nterm ::= [a-z]+ | \"(\" root \")\" | [0-9]{1,3}\0a+(b*12)",
+    "grammar/classes": b"Groot ::= [^\\x00-\\x1f\\u00e9-\\U0001F600]* . \"\\n\" # end\0ab\n",
+    "grammar/schema_object": b'S{"type": "object", "properties": {"a": {"type": "integer", "minimum": -12, "maximum": 340}, "ab": {"type": ["string", "null"]}},'
+    b' "required": ["ab"], "additionalProperties": {"enum": [1, "x"]}}\0{"a": 12, "ab": null}',
+    "grammar/schema_others": b'S{"$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}, "maxItems": 2}}, "anyOf": [{"$ref": "#/$defs/n"},'
+    b' {"type": "string", "pattern": "^[a-c]{2}(x|y)?$"}, {"type": "string", "format": "date"}, {"allOf": [{"properties": {"k": {}}}]}]}\0[[],[[]]]',
+    "template/chatml": b"{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content | trim }}\n{% endfor %}",
+    "template/macro": b"{% macro f(a, b=2) %}{{ a }}{{ caller() }}{% endmacro %}{% call f(1) %}x{% endcall %}{% set ns = namespace(n=0) %}"
+    b"{% for i in range(3) if i is odd %}{% set ns.n = ns.n + loop.index %}{% endfor %}{{ ns.n }}",
+    "template/filters": b"{{ tools | tojson(indent=2) }}{{ messages | map(attribute='role') | join(',') }}{{ 'a b'.split() | sort(reverse=true) | list }}"
+    b"{{ messages[1:] | selectattr('role', 'equalto', 'user') | list | length }}{{ '%s-%05.1f' % ('x', 2) }}{{ '{:>4}'.format('x') }}",
+    "template/recursive": b"{%- for x in [[1, [2]]] recursive -%}{{ loop(x) if x is iterable else x }}{%- endfor -%}{% raw %}{{ }}{% endraw %}{# c #}",
+    "template/conversation": b"{{ messages }}\0" + b'[{"role": "user", "content": "caf\\u00e9"}]',
     "tokenizer/qwen2": gguf(vocabulary()),
     "tokenizer/qwen35_unused": gguf(vocabulary("qwen35", extra=["", "", "\xff"])),
     "tokenizer/unknown_merge": gguf(vocabulary(merges=("a zz",))),

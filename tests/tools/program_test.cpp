@@ -464,8 +464,23 @@ TEST_CASE("Flag --chat renders the file's template or refuses it", "[program][te
   const Outcome thinks = with_template(loop + "<|im_start|>assistant\n<think>\n\n");
   CHECK(text_of(thinks) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n<think>\n");
   CHECK(thinks.err.find("the prompt ends in") != std::string::npos);
-  check_refused(with_template("{% for m in messages %}{{ m.content | trim }}{% endfor %}"), 1,
-                {"--chat", "template", "m.content | trim", "--parse-special"});
+  check_refused(with_template("a\n{% for m in messages %}{{ m.content | trim }}"), 1, {"--chat", "line 2", "endfor"});
+  check_refused(with_template("{{ raise_exception('no system message') }}"), 1, {"--chat", "no system message"});
+
+  const std::string form =
+      write_file(folder, "form.jinja", "<|im_start|>{{ messages[0].content }}{% if quiet %}!{% endif %}");
+  const auto with_flags = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> all = {"--chat", "-p", "<|im_start|>", "--chat-template-file", form};
+    all.insert(all.end(), more.begin(), more.end());
+    return run(demo(all, "tokenize"));
+  };
+  const Outcome own = with_flags({"--chat-template-kwargs", "{\"quiet\": true}"});
+  CHECK(text_of(own) == "<|im_start|><|im_start|>!");
+  CHECK(text_of(with_flags({})) == "<|im_start|><|im_start|>");
+  CHECK(std::count(own.out.begin(), own.out.end(), '\n') > 3);  // the user's is not one token
+  check_refused(with_flags({"--chat-template-kwargs", "[1]"}), 2, {"--chat-template-kwargs", "object"});
+  check_refused(run(demo({"-p", "x", "--chat-template-file", form}, "tokenize")), 2,
+                {"--chat-template-file", "--chat"});
   const Outcome none = run(demo({"--chat", "-p", "hi"}, "tokenize"));
   CHECK(text_of(none) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
   CHECK(none.err.find("no chat template") != std::string::npos);
@@ -579,9 +594,9 @@ TEST_CASE("What the header decides is refused before the weights are read", "[pr
   refused(with("decode", {"--ids", write_file(folder, "ids", "5000000")}), {"outside the vocabulary"});
   refused(with("decode", {"-p", "x", "--device", "cuda"}), {"--device cuda"});
 
-  file.set_string("tokenizer.chat_template", "{{ messages[0].content }}");
+  file.set_string("tokenizer.chat_template", "{{ messages[0].content }");
   file.write(model);
-  refused(with("decode", {"-p", "x", "--chat"}), {"--chat", "messages[0].content"});
+  refused(with("decode", {"-p", "x", "--chat"}), {"--chat", "line 1"});
 
   foretoken::test::RandomModel random;
   random.mtp = false;

@@ -113,7 +113,11 @@ std::vector<TokenId> BenchFlags::ids_of(const Prompt& text, const Model& loaded)
 }
 
 std::vector<Prompt> prompts_of(const BenchFlags& flags) {
-  if (!flags.prompts_path.empty()) return read_prompts(flags.prompts_path, flags.parse_special, /*chat=*/false);
+  if (!flags.prompts_path.empty()) {
+    PromptFlags form;
+    form.parse_special = flags.parse_special;
+    return read_prompts(flags.prompts_path, form);
+  }
   std::vector<Prompt> prompts;
   for (std::string_view text : kDefaultPrompts) {
     Prompt prompt;

@@ -57,7 +57,7 @@ constexpr std::array kHabits = {
           "--adaptive-target --adaptive-decay",
           kSampling},
     Habit{"--grammar --grammar-file -j --json-schema -jf --json-schema-file",
-          "text is not bound to a grammar; leave it out"},
+          "decode alone binds its text to a grammar: --grammar GBNF, --grammar-file FILE, --json-schema JSON"},
     Habit{"-e --escape --no-escape",
           "a prompt is taken as it is typed; a shell writes a line end as $'first\\nsecond', or use -f FILE"},
     Habit{"-r --rounds", "--rounds N sets how often each arm runs", "bench"},

@@ -112,6 +112,8 @@ void ModelFlags::add_sampling(CommandLine& line) {
   line.section("Sampling");
   line.add_float("temp", &sampling.temperature, 0, 1e3, "X", "temperature; 0: greedy");
   line.add_int("top-k", &sampling.top_k, 0, INT32_MAX, "N", "keep the N most likely tokens; 0: all");
+  line.add_float("typical-p", &sampling.typical_p, 1e-6, 1, "X",
+                 "keep the tokens of most typical surprise that reach this probability together");
   line.add_float("top-p", &sampling.top_p, 1e-6, 1, "X",
                  "keep the likeliest tokens that reach this probability together");
   line.add_float("min-p", &sampling.min_p, 0, 1, "X", "keep tokens with this share of the likeliest one's probability");

@@ -62,26 +62,42 @@ void drop_byte_order_mark(std::string_view source, std::string& text) {
   print_message("note: {}: the UTF-8 byte order mark at its start is left out\n", source);
 }
 
-/// The text as the user's turn in the chat template of the model.
+/// The text as the user's turn in the chat template of the model or of --chat-template-file.
 std::vector<TokenId> tokenize_chat(const Prompt& prompt, const Tokenizer& tokenizer) {
-  const std::string_view source = tokenizer.chat_template();
+  const bool own_template = prompt.chat_template.empty();
+  const std::string_view source = own_template ? tokenizer.chat_template() : std::string_view(prompt.chat_template);
   if (source.empty()) {
     for (std::string_view mark : {"<|im_start|>", "<|im_end|>"}) {
       if (tokenizer.find_control_token(mark) == mark) continue;
-      throw InputError(fmt::format(
-          "--chat: the file has no chat template, and no {} token for the usual one (ChatML); leave --chat out", mark));
+      throw InputError(
+          fmt::format("--chat: the file has no chat template, and no {} token for the usual one (ChatML); leave --chat "
+                      "out, or give "
+                      "--chat-template-file",
+                      mark));
     }
     print_message("note: the file has no chat template; --chat uses ChatML\n");
   }
-  const ChatTemplate form = source.empty() ? ChatTemplate::chatml() : ChatTemplate::parse(source);
-  const auto name_of = [&](TokenId id) { return id < 0 ? std::string_view() : tokenizer.piece(id, true); };
-  const ChatMessage turn{"user", prompt.text};
-  const std::vector<TextPart> parts = form.render({&turn, 1}, name_of(tokenizer.bos()), name_of(tokenizer.eos()));
+  const auto name_of = [&](TokenId id) { return std::string(id < 0 ? std::string_view() : tokenizer.piece(id, true)); };
+  ChatInput input;
+  input.messages.push_back({{"role", "user"}, {"content", prompt.text}});
+  if (!prompt.chat_template_kwargs.empty())
+    input.variables = nlohmann::ordered_json::parse(prompt.chat_template_kwargs);
+  input.bos_token = name_of(tokenizer.bos());
+  input.eos_token = name_of(tokenizer.eos());
+  input.now = std::time(nullptr);
+  std::vector<TextPart> parts;
+  try {
+    const ChatTemplate form = source.empty() ? ChatTemplate::chatml() : ChatTemplate::parse(source);
+    parts = form.render(input);
+  } catch (const InputError& error) {
+    throw InputError(fmt::format("--chat: {}", error.what()));
+  }
+  if (parts.empty()) throw InputError("--chat: the chat template makes no text of the prompt");
   if (!parts.back().parse_special) {
-    print_message("note: the file's chat template does not open the answer's turn\n");
+    print_message("note: the chat template does not open the answer's turn\n");
   } else if (!source.empty()) {
     const std::string_view end = parts.back().text;
-    print_message("chat template of the file: the prompt ends in \"{}\"\n",
+    print_message("chat template of the {}: the prompt ends in \"{}\"\n", own_template ? "file" : "flag",
                   printable(end.substr(end.size() - std::min<size_t>(end.size(), 60))));
   }
   return tokenizer.encode(parts);
@@ -94,7 +110,13 @@ void PromptFlags::add_to(CommandLine& line) {
   line.add_text("file,f", &text_path, "FILE", "read the prompt from a file");
   line.add_text("ids", &ids_path, "FILE", "read the prompt as token ids, separated by white space; -: standard input");
   line.add_switch("parse-special", &parse_special, "text that spells a special token (<|im_end|>) becomes that token");
-  if (offers_chat) line.add_switch("chat", &chat, "make the prompt a user's turn in the file's chat template");
+  if (offers_chat) {
+    line.add_switch("chat", &chat, "make the prompt a user's turn in the file's chat template");
+    line.add_text("chat-template-file", &chat_template_path, "FILE",
+                  "with --chat: a Jinja template in place of the file's");
+    line.add_text("chat-template-kwargs", &chat_template_kwargs, "JSON",
+                  "with --chat: an object of the template's variables, as {\"enable_thinking\": false}");
+  }
 }
 
 void PromptFlags::resolve(const CommandLine& line) {
@@ -111,6 +133,13 @@ void PromptFlags::resolve(const CommandLine& line) {
   if (chat && line.given("ids")) throw UsageError("--chat: needs a prompt as text, not as ids");
   if (chat && parse_special)
     throw UsageError("--chat and --parse-special: a user's turn is plain text, the template's tokens are read anyway");
+  for (const char* flag : {"chat-template-file", "chat-template-kwargs"}) {
+    if (offers_chat && !chat && line.given(flag))
+      throw UsageError(fmt::format("{} belongs to --chat", line.typed(flag)));
+  }
+  if (!chat_template_kwargs.empty() &&
+      !nlohmann::ordered_json::parse(chat_template_kwargs, nullptr, /*allow_exceptions=*/false).is_object())
+    throw UsageError("--chat-template-kwargs: a JSON object is needed, as {\"enable_thinking\": false}");
   if (line.given("ids") && ids_path.empty()) throw UsageError("--ids: the file's name is empty");
 }
 
@@ -146,14 +175,29 @@ std::vector<std::string> split_at_blank_lines(std::string_view text) {
   return parts;
 }
 
-std::vector<Prompt> read_prompts(const std::string& path, bool parse_special, bool chat) {
+namespace {
+
+// How the text of a prompt is to be read.
+void set_form(const PromptFlags& flags, Prompt& prompt) {
+  prompt.parse_special = flags.parse_special;
+  prompt.chat = flags.chat;
+  prompt.chat_template_kwargs = flags.chat_template_kwargs;
+  if (flags.chat_template_path.empty()) return;
+  prompt.chat_template = read_file(flags.chat_template_path);
+  if (prompt.chat_template.empty())
+    throw InputError(fmt::format("{}: the template is empty", flags.chat_template_path));
+}
+
+}  // namespace
+
+std::vector<Prompt> read_prompts(const std::string& path, const PromptFlags& flags) {
   std::vector<Prompt> prompts;
+  Prompt form;
+  set_form(flags, form);
   for (std::string& part : split_at_blank_lines(read_file(path))) {
-    Prompt prompt;
+    Prompt prompt = form;
     prompt.text = std::move(part);
     prompt.source = fmt::format("{}: prompt {}", path, prompts.size() + 1);
-    prompt.parse_special = parse_special;
-    prompt.chat = chat;
     check_prompt_text(prompt);
     prompts.push_back(std::move(prompt));
   }
@@ -193,8 +237,7 @@ std::vector<TokenId> parse_ids(std::string_view source, std::string_view text) {
 
 Prompt read_prompt(const PromptFlags& flags) {
   Prompt prompt;
-  prompt.parse_special = flags.parse_special;
-  prompt.chat = flags.chat;
+  set_form(flags, prompt);
   if (!flags.ids_path.empty()) {
     const bool from_stdin = flags.ids_path == "-";
     prompt.source = from_stdin ? "standard input" : flags.ids_path;

@@ -15,7 +15,8 @@ struct PromptFlags {
   bool text_given = false;
   std::string text_flag = "-p";  // as it was typed
   bool parse_special = false, chat = false;
-  bool offers_chat = false;  // there is a flag --chat
+  std::string chat_template_path, chat_template_kwargs;
+  bool offers_chat = false;  // there are flags --chat, --chat-template-file, --chat-template-kwargs
 
   void add_to(CommandLine& line);
   /// REQUIRES: line.parse() was called. Throws UsageError if more than one source was given, or ids for a chat.
@@ -31,6 +32,9 @@ struct Prompt {
   bool is_ids = false;
   bool parse_special = false;  // text that spells a control token becomes that token
   bool chat = false;           // the text is a user's turn
+  // With chat:
+  std::string chat_template;         // empty: the model file's own
+  std::string chat_template_kwargs;  // a JSON object of the template's variables; empty: none
 };
 
 /// Reads the prompt; standard input where no flag names another source. Throws InputError: unreadable, empty, text that
@@ -38,7 +42,7 @@ struct Prompt {
 [[nodiscard]] Prompt read_prompt(const PromptFlags& flags);
 
 /// The prompts of a file, separated by blank lines. Throws InputError: as read_prompt, and no prompt in it.
-[[nodiscard]] std::vector<Prompt> read_prompts(const std::string& path, bool parse_special, bool chat);
+[[nodiscard]] std::vector<Prompt> read_prompts(const std::string& path, const PromptFlags& flags);
 
 /// Takes a byte order mark off the text, with a note. Throws InputError if the text is empty or not UTF-8; UTF-16 and
 /// UTF-32 are named.
@@ -55,7 +59,7 @@ void check_prompt_text(Prompt& prompt);
 
 /// Ids of a prompt, the token that begins a text included where the file asks for one. chat: the text becomes a user's
 /// turn in the file's chat template, with the answer's turn opened; what it spells stays plain text.
-/// Throws InputError: a template that is not rendered here, ids outside the vocabulary, nothing left.
+/// Throws InputError: a template that is wrong or refuses the prompt, ids outside the vocabulary, nothing left.
 [[nodiscard]] std::vector<TokenId> tokenize_prompt(const Prompt& prompt, const Tokenizer& tokenizer);
 
 }  // namespace foretoken

@@ -1,99 +1,173 @@
 #include "engine/text/chat_template.h"
 
+#include <algorithm>
 #include <catch2/catch.hpp>
+#include <fstream>
 
+#include "engine/gguf/gguf.h"
 #include "kernels/base/error.h"
 
 namespace foretoken {
 namespace {
 
-std::string render(std::string_view source, std::string_view content = "hi") {
-  const ChatMessage message{"user", content};
+using Json = nlohmann::ordered_json;
+
+std::string render(std::string_view source, const ChatInput& input) {
   std::string text;
-  for (const TextPart& part : ChatTemplate::parse(source).render({&message, 1}, "<s>", "</s>")) text += part.text;
+  for (const TextPart& part : ChatTemplate::parse(source).render(input)) text += part.text;
   return text;
 }
 
-constexpr const char* kChatml = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n";
+ChatInput hello() {
+  ChatInput input;
+  input.messages = Json::parse(R"([{"role": "user", "content": "hi"}])");
+  input.variables = Json::parse(R"({"m": {"role": "user", "content": "hi"}})");
+  return input;
+}
 
-TEST_CASE("ChatML is rendered from every spelling of it", "[chat]") {
-  for (const char* source : {
-           "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
-           "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-           "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-           "{%- for message in messages -%}\n  {{- \"<|im_start|>\" ~ message[\"role\"] ~ \"\\n\" -}}\n"
-           "  {{- message.content + '<|im_end|>\\n' -}}\n{%- endfor -%}\n"
-           "{%- if add_generation_prompt -%}\n  {{- '<|im_start|>assistant\\n' -}}\n{%- endif -%}\n",
-           "{# ChatML #}\n{% for message in messages %}\n    {{ '<|im_start|>' + message.role }}\n"
-           "{{ message.content }}<|im_end|>\n    {% endfor %}\n{% if add_generation_prompt %}\n"
-           "<|im_start|>assistant\n\n{% else %}\nnothing {{ eos_token }}{% endif %}",
-       }) {
+// Each construct of the language, with what Python's jinja2 makes of it (tests/data/README.md).
+TEST_CASE("Templates are rendered as jinja2 renders them", "[chat]") {
+  std::ifstream file(FORETOKEN_TEST_DATA "/template_vectors.json");
+  const Json cases = Json::parse(file);
+  REQUIRE(cases.size() > 150);
+  for (const Json& one : cases) {
+    const auto source = one["template"].get<std::string>();
     INFO(source);
-    // The indentation of an output stays, that of a block does not.
-    std::string text = render(source);
-    if (text.starts_with("    <|im_start|>user")) {
-      CHECK(text == "    <|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n\n");
+    if (one.contains("error")) {
+      CHECK_THROWS_AS(render(source, hello()), InputError);
     } else {
-      CHECK(text == kChatml);
+      CHECK(render(source, hello()) == one["text"].get<std::string>());
     }
   }
 }
 
-// Expected texts by Jinja2 3.1 with trim_blocks and lstrip_blocks.
-TEST_CASE("White space goes by trim_blocks and lstrip_blocks", "[chat]") {
-  const std::string body = "{{ m.content }}";
-  CHECK(render("{% for m in messages %}\n" + body + "\n{% endfor %}\nend\n") == "hi\nend");
-  CHECK(render("  {% for m in messages %}  " + body + "  {% endfor %}  \nend") == "  hi    \nend");
-  CHECK(render("a  {% for m in messages %}" + body + "{% endfor %}") == "a  hi");
-  CHECK(render("a\n  {% for m in messages %}\n  " + body + "\n\t{% endfor %}\n\n") == "a\n  hi\n");
-  CHECK(render("a\n  {%+ for m in messages %}" + body + "{% endfor +%}\nb") == "a\n  hi\nb");
-  CHECK(render("a \n {%- for m in messages -%} \n " + body + " {%- endfor %} b") == "ahi b");
-  CHECK(render("x {# {{ no }} #}\n{% for m in messages %}" + body + "{% endfor %}") == "x hi");
-  CHECK(render("{% for m in messages %}{{- ' a ' -}} " + body + "{% endfor %}") == " a hi");
-  CHECK(render("{% for m in messages %}{{ '%}' + \"}}\" }}" + body + "{% endfor %}") == "%}}}hi");
-  CHECK(render("{{ bos_token }}{% for m in messages %}" + body + "{{ eos_token }}{% endfor %}") == "<s>hi</s>");
-  CHECK(render("{% for m in messages %}" + body + "{% endfor %}<think>\n") == "hi<think>");
-  CHECK(render("{% for m in messages %}" + body + "{% endfor %}<think>\n\n") == "hi<think>\n");
+TEST_CASE("What a conversation holds is plain text, the template's own is not", "[chat]") {
+  ChatInput input;
+  input.messages = Json::parse(R"([{"role": "user", "content": "{{ x }}<|im_end|>"}])");
+  const auto parts = ChatTemplate::chatml().render(input);
+  std::string text, user;
+  for (const TextPart& part : parts) {
+    text += part.text;
+    if (!part.parse_special) user += "[" + part.text + "]";
+  }
+  CHECK(text == "<|im_start|>user\n{{ x }}<|im_end|><|im_end|>\n<|im_start|>assistant\n");
+  CHECK(user == "[user][{{ x }}<|im_end|>]");
 }
 
-TEST_CASE("What a message holds is plain text, the template's own is not", "[chat]") {
-  const ChatMessage message{"user", "{{ x }}<|im_end|>"};
-  const auto parts = ChatTemplate::chatml().render({&message, 1}, "", "");
-  REQUIRE(parts.size() == 3);
-  CHECK((parts[0].parse_special && !parts[1].parse_special && parts[2].parse_special));
-  CHECK(parts[1].text == "{{ x }}<|im_end|>");
-  CHECK(parts[2].text == "<|im_end|>\n<|im_start|>assistant\n");
-}
-
-TEST_CASE("A template that does more is refused, and the message quotes what", "[chat]") {
-  const std::string loop = "{% for m in messages %}{{ m.content }}{% endfor %}";
-  const auto refused = [](const std::string& source, const std::string& quoted) {
-    INFO(source);
-    CHECK_THROWS_WITH(ChatTemplate::parse(source),
-                      Catch::StartsWith("--chat: the file's chat template has ") && Catch::Contains(quoted));
+// Every way in which a template may handle a string keeps its origin.
+TEST_CASE("A user's bytes stay the user's through all that a template does with them", "[chat]") {
+  const auto user_part = [](std::string_view expression) {
+    ChatInput input;
+    input.messages =
+        Json::parse(R"([{"role": "user", "content": " <|im_end|>, <|im_end|> ", "k": {"<|im_end|>": 1}}])");
+    std::string user, own;
+    const std::string source =
+        "{% set c = messages[0].content %}{% set t = '<|im_end|>' %}{{ " + std::string(expression) + " }}";
+    for (const TextPart& part : ChatTemplate::parse(source).render(input))
+      (part.parse_special ? own : user) += part.text;
+    return std::pair(user, own);
   };
-  refused("{% for m in messages %}{{ m.content | trim }}{% endfor %}", "m.content | trim");  // Qwen3.5
-  refused("{%- if tools %}{{ 'x' }}{%- endif %}" + loop, "{%- if tools %}");                 // Qwen2.5, QwQ
-  refused("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}", "loop.first");
-  refused("{% set content = 'x' %}" + loop, "{% set content");
-  refused("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", "m.role == 'user'");
-  refused("{{ raise_exception('no') }}" + loop, "raise_exception");
-  refused("{% for m in messages %}{{ m.content.strip() }}{% endfor %}", "m.content.strip()");
-  refused("{% for m in messages[1:] %}{{ m.content }}{% endfor %}", "messages[1:]");
-  refused("{% for m in messages %}{{ '\\u2581' + m.content }}{% endfor %}", "u2581");
-  refused("{% for m in messages %}{{ m['content'][0] }}{% endfor %}", "m['content'][0]");
-  refused("{% for m in messages %}{{ m.content }}", "end tag");
-  refused("{% raw %}{{ x }}{% endraw %}" + loop, "raw");
-  refused("{% for m in messages %}{{ m.content }}{% else %}{% endfor %}", "else");
-  refused("{% for m in messages %}{{ m.role }}{% endfor %}", "no place for a message's content");
-  refused("hello", "no place");
-  refused(loop + "{{ 'open", "'open");
-  refused(loop + "{{ enable_thinking }}", "enable_thinking");
-  refused("{% if not add_generation_prompt %}x{% endif %}" + loop, "not add_generation_prompt");
-  refused("{% for m in messages %}{{ m.contents }}{% endfor %}", "m.contents");
-  refused("a\r\n" + loop, "carriage");
-  CHECK_THROWS_WITH(ChatTemplate::parse("{{ bos_token }}" + loop).render({}, "", ""), Catch::Contains("bos_token"));
+  const std::string mark = "<|im_end|>";
+  using Parts = std::pair<std::string, std::string>;
+  CHECK(user_part("c | trim") == Parts(mark + ", " + mark, ""));
+  CHECK(user_part("t + c.strip()[:10]") == Parts(mark, mark));
+  CHECK(user_part("c.split(',')[0].strip() ~ t") == Parts(mark, mark));
+  CHECK(user_part("c.replace(',', t).replace(' ', '')") == Parts(mark + mark, mark));
+  CHECK(user_part("t.join([c.strip()[:2], c.strip()[2:10]])") == Parts(mark, mark));
+  CHECK(user_part("[c.strip()[:10]]") == Parts(mark, "['']"));
+  CHECK(user_part("[c.strip()[:10]] | tojson") == Parts(mark, "[\"\"]"));
+  CHECK(user_part("messages[0].k") == Parts(mark, "{'': 1}"));
+  CHECK(user_part("messages[0].k | tojson") == Parts(mark, "{\"\": 1}"));
+  CHECK(user_part("'%s%s' % (t, c.strip()[:10])") == Parts(mark, mark));
+  CHECK(user_part("'{}{}'.format(t, c.strip()[:10])") == Parts(mark, mark));
+  CHECK(user_part("c.strip()[:10].upper()") == Parts("<|IM_END|>", ""));
+  CHECK(user_part("c.strip()[:10] | title") == Parts(mark, ""));
+  CHECK(user_part("c.strip()[:10] | indent(1, true)") == Parts(mark, " "));
+  CHECK(user_part("c.strip()[:10] * 2") == Parts(mark + mark, ""));
+  CHECK(user_part("(c.strip()[:10] | list) | join") == Parts(mark, ""));
+  CHECK(user_part("c.strip()[9::-1]") == Parts(">|dne_mi|<", ""));
+  // Tokens that only both together would spell are nobody's.
+  CHECK(user_part("'<|im_' + c.strip()[5:10]") == Parts("end|>", "<|im_"));
+}
+
+TEST_CASE("A special token in a user's text is not that token", "[chat]") {
+  const Tokenizer tokenizer = Tokenizer::load(GgufFile::open(FORETOKEN_SOURCE_DIR "/models/foretoken-demo.gguf"));
+  const auto named = [&](std::string_view name) {
+    const auto ids = tokenizer.encode(name);
+    REQUIRE(ids.size() == 1);
+    return ids[0];
+  };
+  REQUIRE_FALSE(tokenizer.special_ids().empty());
+  const std::string mark(tokenizer.piece(tokenizer.special_ids()[0], true));
+  const TokenId id = named(mark);
+  ChatInput input;
+  input.messages = Json::array({{{"role", "user"}, {"content", "a " + mark + " b"}}});
+  const auto ids = tokenizer.encode(ChatTemplate::parse("{{ messages[0].content }}" + mark).render(input));
+  CHECK(std::count(ids.begin(), ids.end(), id) == 1);
+  CHECK(ids.back() == id);
+  CHECK(tokenizer.decode(ids, /*keep_special=*/true) == "a " + mark + " b" + mark);
+}
+
+TEST_CASE("An answer that has begun is continued", "[chat]") {
+  ChatInput input;
+  input.messages =
+      Json::parse(R"([{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two and "}])");
+  input.add_generation_prompt = false;
+  input.continue_final_message = true;
+  const std::string source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}";
+  CHECK(render(source, input) == "<user>One?</s><assistant>Two and ");
+  const std::string trimming = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</s>{% endfor %}";
+  CHECK(render(trimming, input) == "<user>One?</s><assistant>Two and");
+  CHECK_THROWS_WITH(render("nothing", input), Catch::Contains("cannot be continued"));
+  input.messages[1]["content"] = nullptr;
+  CHECK_THROWS_AS(render(source, input), InputError);
+}
+
+TEST_CASE("A template's time and memory are bounded", "[chat]") {
+  const auto refused = [](const std::string& source, const std::string& why) {
+    INFO(source.substr(0, 200));
+    CHECK_THROWS_WITH(render(source, hello()), Catch::Contains(why));
+  };
+  const auto repeated = [](const std::string& text, size_t n) {
+    std::string out;
+    for (size_t i = 0; i < n; ++i) out += text;
+    return out;
+  };
+  const std::string loop = "{% for i in range(99999) %}";
+  refused(loop + loop + "{% endfor %}{% endfor %}", "too m");
+  refused("{{ 'a' * 1000000000000 }}", "too much text");
+  refused("{{ [0] * 9000000000000000000 }}", "too much text");
+  refused("{% set ns = namespace(x='ab') %}" + loop + "{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "too much text");
+  refused("{% set ns = namespace(x=[]) %}" + loop + "{% set ns.x = [ns.x] %}{% endfor %}", "nested too deeply");
+  refused("{% set ns = namespace(x=[]) %}" + loop + "{% set ns.x = [ns.x.count] %}{% endfor %}", "nested too deeply");
+  refused("{% set ns = namespace(x=[]) %}{% for i in range(150) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+          "too");
+  refused(
+      "{% set ns = namespace(x=[]) %}{% for i in range(150) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x == ns.x "
+      "}}",
+      "too");
+  refused("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "nested too deeply");
+  refused("{{ " + repeated("(", 5000) + "1" + repeated(")", 5000) + " }}", "nested too deeply");
+  refused("{{ " + repeated("-", 5000) + "1 }}", "nested too deeply");
+  refused("{{ 1" + repeated(" + 1", 5000) + " }}", "too many operators");
+  refused("{{ m" + repeated(".x", 5000) + " }}", "too many operators");
+  refused(repeated("{% if 1 %}", 5000), "nested too deeply");
+  refused("{% if 1 %}" + repeated("{% elif 1 %}", 5000) + "{% endif %}", "too many elif");
+  refused("{{ '%9999999d' % 1 }}", "too wide");
+  refused("{{ 'a'.ljust(1000000000000) }}", "too much text");
+  refused("{{ 2 ** 100 }}", "too large");
+  // What holds itself is taken apart all the same.
+  CHECK(render("{% set ns = namespace() %}{% set ns.me = ns %}{% macro m() %}{% endmacro %}{% set ns.m = m %}x",
+               hello()) == "x");
+  CHECK(render("{% set ns = namespace() %}{% for i in [1] %}{% set ns.l = loop %}{% endfor %}{{ ns.l.index }}",
+               hello()) == "1");
+}
+
+TEST_CASE("An error names the template and the line", "[chat]") {
+  CHECK_THROWS_WITH(ChatTemplate::parse("a\nb {% if %}"), Catch::StartsWith("chat template: line 2: "));
+  CHECK_THROWS_WITH(render("{{ raise_exception('only users') }}", hello()), Catch::Equals("chat template: only users"));
+  CHECK_THROWS_WITH(ChatTemplate::parse("{% include 'x' %}"), Catch::Contains("'include' is not supported"));
+  CHECK_THROWS_WITH(ChatTemplate::parse("\xff"), Catch::Contains("UTF-8"));
 }
 
 }  // namespace

@@ -1,0 +1,380 @@
+#include "engine/text/chat/answer_parser.h"
+
+#include <algorithm>
+
+#include "kernels/base/error.h"
+
+namespace foretoken {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr std::string_view kSpace = " \t\r\n";
+constexpr std::string_view kThinkBegin = "<think>", kThinkEnd = "</think>";
+constexpr std::string_view kCallBegin = "<tool_call>", kCallEnd = "</tool_call>";
+constexpr std::string_view kChannel = "<|channel|>", kMessage = "<|message|>";
+// What ends a harmony message.
+constexpr std::string_view kMessageEnds[] = {"<|end|>", "<|call|>", "<|return|>", "<|start|>"};
+// A header longer than this is none.
+constexpr size_t kMostHeader = 512;
+
+std::string_view trimmed(std::string_view text) {
+  const size_t begin = text.find_first_not_of(kSpace);
+  if (begin == std::string_view::npos) return {};
+  return text.substr(begin, text.find_last_not_of(kSpace) - begin + 1);
+}
+
+// Where `mark` may begin at the very end of the text; the text's size if it does not.
+size_t partial_mark(std::string_view text, std::string_view mark) {
+  for (size_t length = std::min(text.size(), mark.size() - 1); length > 0; --length) {
+    if (text.ends_with(mark.substr(0, length))) return text.size() - length;
+  }
+  return text.size();
+}
+
+bool may_begin(std::string_view text, std::string_view mark) {
+  return text.size() < mark.size() ? mark.starts_with(text) : text.starts_with(mark);
+}
+
+}  // namespace
+
+AnswerForm detect_answer_form(std::string_view source) {
+  const auto has = [&](std::string_view mark) { return source.find(mark) != std::string_view::npos; };
+  if (has("<|channel|>") && has("<|message|>")) return AnswerForm::kHarmony;
+  if (has("<arg_key>") && has(kCallBegin)) return AnswerForm::kGlm;
+  if (has("<function=") && has(kCallBegin)) return AnswerForm::kQwenXml;
+  if (has(kCallBegin)) return AnswerForm::kHermes;
+  return AnswerForm::kPlain;
+}
+
+bool prompt_opens_thought(std::string_view prompt) {
+  const std::string_view end = trimmed(prompt);
+  return end.ends_with(kThinkBegin);
+}
+
+AnswerParser::AnswerParser(Options options) : options_(std::move(options)) {
+  if (options_.in_thought && options_.parse_reasoning && options_.form != AnswerForm::kHarmony)
+    state_ = State::kThought;
+}
+
+AnswerDelta AnswerParser::push(std::string_view text) {
+  buffer_ += text;
+  AnswerDelta delta;
+  run(delta, false);
+  return delta;
+}
+
+AnswerDelta AnswerParser::finish() {
+  AnswerDelta delta;
+  run(delta, true);
+  // White space at the end of the content is its own.
+  if (state_ == State::kContent && !at_begin_) delta.content += blanks_;
+  blanks_.clear();
+  return delta;
+}
+
+void AnswerParser::run(AnswerDelta& delta, bool is_end) {
+  while (options_.form == AnswerForm::kHarmony ? run_harmony(delta, is_end) : run_tagged(delta, is_end)) continue;
+}
+
+// White space is held back until something follows it; at a part's begin it goes.
+void AnswerParser::add_content(AnswerDelta& delta, std::string_view text) {
+  const size_t last = text.find_last_not_of(kSpace);
+  if (last == std::string_view::npos) {
+    if (!at_begin_) blanks_ += text;
+    return;
+  }
+  if (at_begin_) text.remove_prefix(text.find_first_not_of(kSpace));
+  at_begin_ = false;
+  const size_t end = text.find_last_not_of(kSpace) + 1;
+  delta.content += blanks_;
+  delta.content += text.substr(0, end);
+  blanks_ = text.substr(end);
+}
+
+void AnswerParser::add_reasoning(AnswerDelta& delta, std::string_view text) {
+  AnswerDelta part;
+  add_content(part, text);
+  delta.reasoning += part.content;
+}
+
+bool AnswerParser::pass_until(std::string_view mark, bool is_end, std::string& out) {
+  const size_t found = buffer_.find(mark);
+  const bool is_found = found != std::string::npos;
+  const size_t end = is_found ? found : is_end ? buffer_.size() : partial_mark(buffer_, mark);
+  out = buffer_.substr(0, end);
+  buffer_.erase(0, is_found ? end + mark.size() : end);
+  return is_found;
+}
+
+// One step; false where nothing more can be decided.
+bool AnswerParser::run_tagged(AnswerDelta& delta, bool is_end) {
+  std::string text;
+  const auto begin_part = [&](State state) {
+    state_ = state;
+    blanks_.clear();
+    at_begin_ = true;
+  };
+  switch (state_) {
+    case State::kStart: {
+      // A thought stands at the very beginning or nowhere.
+      const size_t begin = std::min(buffer_.find_first_not_of(kSpace), buffer_.size());
+      const std::string_view rest = std::string_view(buffer_).substr(begin);
+      if (options_.parse_reasoning && !is_end && rest.size() < kThinkBegin.size() && may_begin(rest, kThinkBegin))
+        return false;
+      if (options_.parse_reasoning && rest.starts_with(kThinkBegin)) {
+        buffer_.erase(0, begin + kThinkBegin.size());
+        begin_part(State::kThought);
+        return true;
+      }
+      if (buffer_.empty() && !is_end) return false;
+      state_ = State::kContent;
+      at_begin_ = false;
+      return !buffer_.empty();
+    }
+    case State::kThought: {
+      const bool is_over = pass_until(kThinkEnd, is_end, text);
+      add_reasoning(delta, text);
+      if (is_over) begin_part(State::kContent);
+      return is_over;
+    }
+    case State::kContent: {
+      if (options_.form == AnswerForm::kPlain || !options_.parse_calls) {
+        add_content(delta, std::exchange(buffer_, ""));
+        return false;
+      }
+      const bool is_call = pass_until(kCallBegin, is_end, text);
+      add_content(delta, text);
+      if (is_call) state_ = State::kCall;
+      return is_call;
+    }
+    case State::kCall: {
+      const size_t end = call_end();
+      if (end == std::string::npos && !is_end) return false;
+      const std::string body = buffer_.substr(0, end);
+      const bool is_closed = end != std::string::npos;
+      buffer_.erase(0, is_closed ? end + kCallEnd.size() : buffer_.size());
+      if (add_call(delta, body)) {
+        begin_part(State::kContent);
+      } else {
+        state_ = State::kContent;
+        add_content(delta, std::string(kCallBegin) + body + std::string(is_closed ? kCallEnd : ""));
+      }
+      return !buffer_.empty();
+    }
+    default:
+      return false;
+  }
+}
+
+// The closing mark of the call in the buffer. In JSON it does not count within a string.
+size_t AnswerParser::call_end() const {
+  const bool is_json = trimmed(buffer_).starts_with('{');
+  const size_t first = buffer_.find(kCallEnd);
+  if (!is_json || first == std::string::npos) return first;
+  bool in_string = false;
+  for (size_t i = 0; i < buffer_.size(); ++i) {
+    if (in_string && buffer_[i] == '\\') {
+      ++i;
+    } else if (buffer_[i] == '"') {
+      in_string = !in_string;
+    } else if (!in_string && buffer_.compare(i, kCallEnd.size(), kCallEnd) == 0) {
+      return i;
+    }
+  }
+  return std::string::npos;
+}
+
+bool AnswerParser::add_call(AnswerDelta& delta, std::string_view body) {
+  body = trimmed(body);
+  if (body.starts_with('{')) return options_.form != AnswerForm::kGlm && parse_json_call(delta, body);
+  if (options_.form == AnswerForm::kQwenXml) return parse_xml_call(delta, body);
+  if (options_.form == AnswerForm::kGlm) return parse_glm_call(delta, body);
+  return false;
+}
+
+bool AnswerParser::add_call(AnswerDelta& delta, const std::string& name, const Json& arguments) {
+  if (name.empty() || !arguments.is_object()) return false;
+  try {
+    delta.calls.push_back({num_calls_, name, arguments.dump()});
+  } catch (const Json::exception&) {  // bytes that are no UTF-8
+    return false;
+  }
+  ++num_calls_;
+  return true;
+}
+
+bool AnswerParser::parse_json_call(AnswerDelta& delta, std::string_view body) {
+  const Json call = Json::parse(body, nullptr, /*allow_exceptions=*/false);
+  if (!call.is_object() || !call.contains("name") || !call["name"].is_string()) return false;
+  Json arguments = Json::object();
+  for (const char* key : {"arguments", "parameters"}) {
+    if (!call.contains(key)) continue;
+    arguments = call[key];
+    break;
+  }
+  if (arguments.is_string()) arguments = Json::parse(arguments.get<std::string>(), nullptr, false);
+  return add_call(delta, call["name"].get<std::string>(), arguments);
+}
+
+// A value that stands as bare text: JSON where the tool's schema has no string there, and it is JSON.
+Json AnswerParser::value_of(const std::string& tool, const std::string& key, const std::string& text) const {
+  for (const Json& entry : options_.tools.is_array() ? options_.tools : Json::array()) {
+    if (!entry.is_object()) continue;
+    const Json& function = entry.contains("function") ? entry["function"] : entry;
+    if (!function.is_object() || !function.contains("name") || function["name"] != tool) continue;
+    const char* schema = function.contains("parameters") ? "parameters" : "input_schema";
+    if (!function.contains(schema) || !function[schema].is_object() || !function[schema].contains("properties")) break;
+    const Json& properties = function[schema]["properties"];
+    if (!properties.is_object() || !properties.contains(key) || !properties[key].is_object()) break;
+    const Json& property = properties[key];
+    const bool is_string = property.contains("type") &&
+                           (property["type"] == "string" ||
+                            (property["type"].is_array() && std::find(property["type"].begin(), property["type"].end(),
+                                                                      "string") != property["type"].end()));
+    if (is_string) return text;
+    Json value = Json::parse(trimmed(text), nullptr, /*allow_exceptions=*/false);
+    if (value.is_discarded() && trimmed(text) == "True") return true;
+    if (value.is_discarded() && trimmed(text) == "False") return false;
+    if (value.is_discarded() && trimmed(text) == "None") return nullptr;
+    return value.is_discarded() ? Json(text) : value;
+  }
+  return text;
+}
+
+bool AnswerParser::parse_xml_call(AnswerDelta& delta, std::string_view body) {
+  constexpr std::string_view kFunction = "<function=", kFunctionEnd = "</function>";
+  constexpr std::string_view kParameter = "<parameter=", kParameterEnd = "</parameter>";
+  if (!body.starts_with(kFunction) || !body.ends_with(kFunctionEnd)) return false;
+  body.remove_suffix(kFunctionEnd.size());
+  const size_t name_end = body.find('>');
+  if (name_end == std::string_view::npos) return false;
+  const std::string name(trimmed(body.substr(kFunction.size(), name_end - kFunction.size())));
+  body.remove_prefix(name_end + 1);
+  Json arguments = Json::object();
+  for (body = trimmed(body); !body.empty(); body = trimmed(body)) {
+    if (!body.starts_with(kParameter)) return false;
+    const size_t key_end = body.find('>');
+    if (key_end == std::string_view::npos) return false;
+    const std::string key(trimmed(body.substr(kParameter.size(), key_end - kParameter.size())));
+    const size_t end = body.find(kParameterEnd, key_end);
+    if (end == std::string_view::npos || key.empty()) return false;
+    // The line ends next to the marks are theirs.
+    std::string_view value = body.substr(key_end + 1, end - key_end - 1);
+    if (value.starts_with('\n')) value.remove_prefix(1);
+    if (value.ends_with('\n')) value.remove_suffix(1);
+    arguments[key] = value_of(name, key, std::string(value));
+    body.remove_prefix(end + kParameterEnd.size());
+  }
+  return add_call(delta, name, arguments);
+}
+
+bool AnswerParser::parse_glm_call(AnswerDelta& delta, std::string_view body) {
+  constexpr std::string_view kKey = "<arg_key>", kKeyEnd = "</arg_key>", kValue = "<arg_value>",
+                             kValueEnd = "</arg_value>";
+  const size_t name_end = std::min(body.find(kKey), body.size());
+  const std::string name(trimmed(body.substr(0, name_end)));
+  if (name.find_first_of("<>{}\n\"") != std::string::npos) return false;
+  Json arguments = Json::object();
+  for (body = trimmed(body.substr(name_end)); !body.empty(); body = trimmed(body)) {
+    const size_t key_end = body.find(kKeyEnd);
+    if (!body.starts_with(kKey) || key_end == std::string_view::npos) return false;
+    const std::string key(trimmed(body.substr(kKey.size(), key_end - kKey.size())));
+    body = trimmed(body.substr(key_end + kKeyEnd.size()));
+    const size_t value_end = body.find(kValueEnd);
+    if (!body.starts_with(kValue) || value_end == std::string_view::npos || key.empty()) return false;
+    arguments[key] = value_of(name, key, std::string(body.substr(kValue.size(), value_end - kValue.size())));
+    body.remove_prefix(value_end + kValueEnd.size());
+  }
+  return add_call(delta, name, arguments);
+}
+
+bool AnswerParser::run_harmony(AnswerDelta& delta, bool is_end) {
+  const auto begin_message = [&](std::string channel, std::string recipient) {
+    state_ = State::kMessage;
+    channel_ = std::move(channel);
+    recipient_ = std::move(recipient);
+    blanks_.clear();
+    at_begin_ = channel_ == "analysis";
+  };
+  const bool is_thought = channel_ == "analysis" && options_.parse_reasoning;
+  switch (state_) {
+    case State::kStart:
+      if (buffer_.empty()) return false;
+      // "<|start|>assistant" has been written by the template; a text without a header is content.
+      if (!may_begin(buffer_, kChannel) && !may_begin(buffer_, "<|start|>") && !buffer_.starts_with(' ')) {
+        begin_message("final", "");
+        return true;
+      }
+      state_ = State::kHeader;
+      return true;
+    case State::kHeader: {
+      const size_t end = buffer_.find(kMessage);
+      if (end == std::string::npos) {
+        if (!is_end && buffer_.size() < kMostHeader) return false;
+        const bool is_header =
+            is_end && (may_begin(trimmed(buffer_), kChannel) || may_begin(trimmed(buffer_), "<|start|>"));
+        if (is_header) {  // a header that was cut off says nothing
+          buffer_.clear();
+          return false;
+        }
+        begin_message("final", "");
+        return !buffer_.empty();
+      }
+      const std::string header = buffer_.substr(0, end);
+      buffer_.erase(0, end + kMessage.size());
+      const size_t mark = header.find(kChannel);
+      std::string channel, recipient;
+      if (mark != std::string::npos) {
+        const std::string_view rest = trimmed(std::string_view(header).substr(mark + kChannel.size()));
+        channel = rest.substr(0, rest.find_first_of(" <\n"));
+      }
+      if (const size_t to = header.find("to="); to != std::string::npos) {
+        const std::string_view rest = std::string_view(header).substr(to + 3);
+        recipient = rest.substr(0, rest.find_first_of(" <\n"));
+        if (recipient.starts_with("functions.")) recipient.erase(0, 10);
+      }
+      begin_message(channel.empty() ? "final" : channel, recipient);
+      return true;
+    }
+    case State::kMessage: {
+      // The first of the marks that end a message, or what may be one at the end.
+      size_t end = std::string::npos, length = 0, safe = buffer_.size();
+      for (const std::string_view mark : kMessageEnds) {
+        const size_t found = buffer_.find(mark);
+        if (found < end) {
+          end = found;
+          length = mark.size();
+        }
+        if (!is_end) safe = std::min(safe, partial_mark(buffer_, mark));
+      }
+      const bool is_over = end != std::string::npos;
+      if (!recipient_.empty() && options_.parse_calls) {
+        if (!is_over && !is_end) return false;
+        const std::string body = buffer_.substr(0, end);
+        const Json arguments = Json::parse(trimmed(body).empty() ? "{}" : body, nullptr, /*allow_exceptions=*/false);
+        if (!add_call(delta, recipient_, arguments)) add_content(delta, body);
+        buffer_.erase(0, is_over ? end + length : buffer_.size());
+      } else {
+        const std::string text = buffer_.substr(0, is_over ? end : safe);
+        buffer_.erase(0, is_over ? end + length : text.size());
+        if (is_thought) {
+          add_reasoning(delta, text);
+        } else {
+          delta.content += text;
+        }
+      }
+      if (is_over) {
+        state_ = State::kHeader;
+        channel_.clear();
+        recipient_.clear();
+      }
+      return is_over && !buffer_.empty();
+    }
+    default:
+      return false;
+  }
+}
+
+}  // namespace foretoken

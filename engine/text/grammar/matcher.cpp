@@ -1,0 +1,204 @@
+#include "engine/text/grammar/matcher.h"
+
+#include <algorithm>
+#include <set>
+
+#include "kernels/base/error.h"
+
+namespace foretoken {
+
+namespace {
+
+constexpr int32_t kNotYet = -2;
+// Masks that are kept; of 248,320 tokens each has 31 KB.
+constexpr size_t kMostMasks = 512;
+constexpr size_t kMostLocalMasks = 512;
+
+[[noreturn]] void too_large(const char* what) {
+  throw InputError(std::string("grammar: it has too many ") + what +
+                   " on this text; make it less ambiguous or less nested");
+}
+
+}  // namespace
+
+GrammarMatcher::GrammarMatcher(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const TokenTrie> tokens)
+    : grammar_(std::move(grammar)), tokens_(std::move(tokens)) {
+  const std::vector<Grammar::Node>& nodes = grammar_->nodes();
+  // A call whose return leads nowhere but to the rule's end leaves nothing on the stack, or lists would grow it.
+  tail_.assign(nodes.size(), 0);
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    size_t at = i;
+    for (size_t n = 0; n < nodes.size() && !tail_[i]; ++n) {
+      const Grammar::Node& x = nodes[at];
+      if (!x.edges.empty() || !x.calls.empty() || n > 64) break;
+      if (x.is_end && x.silent.empty()) tail_[i] = 1;
+      if (x.is_end || x.silent.size() != 1) break;
+      at = static_cast<size_t>(x.silent[0]);
+    }
+  }
+  path_.resize(static_cast<size_t>(tokens_->most_depth()) + 1);
+  start_ = close({{grammar_->root(), kBottom}});
+}
+
+int32_t GrammarMatcher::push(int32_t back, int32_t below) {
+  if (tail_[static_cast<size_t>(back)] != 0) return below;
+  const uint64_t key = (static_cast<uint64_t>(static_cast<uint32_t>(back)) << 32) | static_cast<uint32_t>(below);
+  const auto [found, is_new] = by_stack_.try_emplace(key, static_cast<int32_t>(stacks_.size()));
+  if (is_new) {
+    if (stacks_.size() >= kMostStacks) too_large("nested rules");
+    stacks_.push_back({back, below});
+  }
+  return found->second;
+}
+
+// The state of all places that are reached from these without a byte.
+GrammarMatcher::State GrammarMatcher::close(std::vector<Place> work) {
+  StateData data;
+  std::set<Place> seen(work.begin(), work.end());
+  const auto reach = [&](Place place) {
+    if (!seen.insert(place).second) return;
+    if (seen.size() > 16 * kMostPlaces) too_large("ways to go on");
+    work.push_back(place);
+  };
+  while (!work.empty()) {
+    const Place place = work.back();
+    work.pop_back();
+    const Grammar::Node& node = grammar_->nodes()[static_cast<size_t>(place.node)];
+    if (!node.edges.empty()) data.places.push_back(place);
+    for (const int32_t to : node.silent) reach({to, place.stack});
+    for (const Grammar::Call& call : node.calls) reach({call.start, push(call.back, place.stack)});
+    if (!node.is_end) continue;
+    if (place.stack == kBottom) {
+      data.is_complete = true;
+    } else if (place.stack == kUnknown) {
+      data.is_left = true;
+    } else {
+      const StackNode top = stacks_[static_cast<size_t>(place.stack)];
+      reach({top.back, top.below});
+    }
+  }
+  if (data.places.empty() && !data.is_complete && !data.is_left) return kDead;
+  if (data.places.size() > kMostPlaces) too_large("ways to go on");
+  std::sort(data.places.begin(), data.places.end());
+  uint64_t hash = data.is_complete ? 1 : data.is_left ? 2 : 0;
+  for (const Place& place : data.places) {
+    hash = (hash ^ static_cast<uint32_t>(place.node)) * 0x9e3779b97f4a7c15u;
+    hash = (hash ^ (hash >> 29) ^ static_cast<uint32_t>(place.stack)) * 0xbf58476d1ce4e5b9u;
+  }
+  const auto [begin, end] = by_places_.equal_range(hash);
+  for (auto known = begin; known != end; ++known) {
+    const StateData& other = states_[static_cast<size_t>(known->second)];
+    if (other.is_complete == data.is_complete && other.is_left == data.is_left && other.places == data.places)
+      return known->second;
+  }
+  const auto classes = static_cast<size_t>(grammar_->num_byte_classes());
+  if (states_.size() >= kMostStates || (states_.size() + 1) * classes * sizeof(int32_t) > kMostStepBytes)
+    too_large("states");
+  const auto state = static_cast<State>(states_.size());
+  states_.push_back(std::move(data));
+  steps_.resize(states_.size() * classes, kNotYet);
+  by_places_.emplace(hash, state);
+  return state;
+}
+
+GrammarMatcher::State GrammarMatcher::step(State state, uint8_t byte) {
+  const size_t slot =
+      static_cast<size_t>(state) * static_cast<size_t>(grammar_->num_byte_classes()) + grammar_->byte_classes()[byte];
+  if (steps_[slot] != kNotYet) return steps_[slot];
+  std::vector<Place> next;
+  for (const Place& place : states_[static_cast<size_t>(state)].places) {
+    for (const Grammar::Edge& edge : grammar_->nodes()[static_cast<size_t>(place.node)].edges) {
+      if (edge.first <= byte && byte <= edge.last) next.push_back({edge.to, place.stack});
+    }
+  }
+  const State to = next.empty() ? kDead : close(std::move(next));
+  steps_[slot] = to;
+  return to;
+}
+
+GrammarMatcher::State GrammarMatcher::accept_bytes(State state, std::string_view bytes) {
+  for (size_t i = 0; i < bytes.size() && state != kDead; ++i) state = step(state, static_cast<uint8_t>(bytes[i]));
+  return state;
+}
+
+GrammarMatcher::State GrammarMatcher::accept(State state, TokenId id) {
+  const std::string_view bytes = tokens_->bytes(id);
+  if (!bytes.empty()) return accept_bytes(state, bytes);
+  const bool ends = std::find(tokens_->end_ids().begin(), tokens_->end_ids().end(), id) != tokens_->end_ids().end();
+  return ends && is_complete(state) ? state : kDead;
+}
+
+void GrammarMatcher::allow_tokens(int32_t node, std::vector<uint64_t>& allowed) const {
+  const auto i = static_cast<size_t>(node);
+  for (int32_t t = tokens_->nodes()[i].tokens_begin; t < tokens_->nodes()[i + 1].tokens_begin; ++t) {
+    const auto id = static_cast<size_t>(tokens_->tokens()[static_cast<size_t>(t)]);
+    allowed[id / 64] |= uint64_t{1} << (id % 64);
+  }
+}
+
+void GrammarMatcher::walk(State state, int32_t begin, int32_t end, int depth, std::vector<uint64_t>& allowed,
+                          std::vector<int32_t>* exits) {
+  path_[0] = state;
+  const std::vector<TokenTrie::Node>& nodes = tokens_->nodes();
+  for (int32_t i = begin; i < end;) {
+    const TokenTrie::Node& node = nodes[static_cast<size_t>(i)];
+    const auto level = static_cast<size_t>(node.depth - depth);
+    const State next = step(path_[level], node.byte);
+    if (next == kDead) {
+      i = node.end;
+      continue;
+    }
+    path_[level + 1] = next;
+    const StateData& data = states_[static_cast<size_t>(next)];
+    if (exits != nullptr && data.is_left) exits->push_back(i);
+    if (!data.places.empty() || data.is_complete) allow_tokens(i, allowed);
+    ++i;
+  }
+}
+
+const GrammarMatcher::LocalMask& GrammarMatcher::local_mask(int32_t node) {
+  const auto found = local_masks_.find(node);
+  if (found != local_masks_.end()) return found->second;
+  if (local_masks_.size() >= kMostLocalMasks) local_masks_.clear();
+  LocalMask local;
+  local.allowed.assign(static_cast<size_t>((tokens_->vocab_size() + 63) / 64), 0);
+  const State state = close({{node, kUnknown}});
+  if (state != kDead) walk(state, 0, tokens_->num_nodes(), 0, local.allowed, &local.exits);
+  return local_masks_.emplace(node, std::move(local)).first->second;
+}
+
+std::span<const uint64_t> GrammarMatcher::mask(State state) {
+  const auto found = masks_.find(state);
+  if (found != masks_.end()) return found->second;
+  if (masks_.size() >= kMostMasks) masks_.clear();
+  std::vector<uint64_t> allowed(static_cast<size_t>((tokens_->vocab_size() + 63) / 64), 0);
+  // By value: what is found on the way may move the states.
+  const std::vector<Place> places = states_[static_cast<size_t>(state)].places;
+  constexpr size_t kFewPlaces = 16;
+  if (places.size() > kFewPlaces) {
+    walk(state, 0, tokens_->num_nodes(), 0, allowed, nullptr);
+  } else {
+    for (const Place& place : places) {
+      const LocalMask& local = local_mask(place.node);
+      for (size_t i = 0; i < allowed.size(); ++i) allowed[i] |= local.allowed[i];
+      if (place.stack == kBottom) {
+        for (const int32_t exit : local.exits) allow_tokens(exit, allowed);
+        continue;
+      }
+      const StackNode top = stacks_[static_cast<size_t>(place.stack)];
+      const State around = close({{top.back, top.below}});
+      for (const int32_t exit : local.exits) {
+        if (around == kDead) break;
+        allow_tokens(exit, allowed);
+        const TokenTrie::Node& node = tokens_->nodes()[static_cast<size_t>(exit)];
+        if (exit + 1 < node.end) walk(around, exit + 1, node.end, node.depth + 1, allowed, nullptr);
+      }
+    }
+  }
+  if (is_complete(state)) {
+    for (const TokenId id : tokens_->end_ids()) allowed[static_cast<size_t>(id) / 64] |= uint64_t{1} << (id % 64);
+  }
+  return masks_.emplace(state, std::move(allowed)).first->second;
+}
+
+}  // namespace foretoken

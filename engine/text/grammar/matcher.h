@@ -1,0 +1,97 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/text/grammar/grammar.h"
+#include "engine/text/grammar/token_trie.h"
+
+namespace foretoken {
+
+/// What of a vocabulary a grammar allows behind what has been read. A state is a number: it is copied and gone back to by
+/// keeping it, which is what drafts need. Equal sets of stacks are the same state, and steps and masks once found are kept:
+/// a deterministic automaton that is made as texts need it.
+///
+///   state   set of (node, stack): a place within a rule, and the places where the rules around it go on
+///   step    (state, byte) -> state
+///   mask    a walk over the tokens' tree. What a place allows whatever is around its rule is found once for all stacks;
+///           only tokens that go beyond the rule's end are looked at again.
+///
+/// Memory is bounded: caches are emptied when they are full, and a text that needs more states or stacks than the limits
+/// is an InputError. One thread at a time may call it; several texts over one grammar may share it.
+class GrammarMatcher {
+ public:
+  using State = int32_t;
+  static constexpr State kDead = -1;  // nothing that the grammar allows begins so
+
+  GrammarMatcher(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const TokenTrie> tokens);
+
+  [[nodiscard]] State start() const { return start_; }
+  /// The state behind a token. An end token keeps a complete state as it is. REQUIRES: state is not kDead.
+  [[nodiscard]] State accept(State state, TokenId id);
+  [[nodiscard]] State accept_bytes(State state, std::string_view bytes);
+  /// The text may end here.
+  [[nodiscard]] bool is_complete(State state) const { return states_[static_cast<size_t>(state)].is_complete; }
+
+  /// Bit id % 64 of word id / 64: the token is allowed. Tokens that end a text are where is_complete(). Valid until the
+  /// next call of mask(). REQUIRES: state is not kDead.
+  [[nodiscard]] std::span<const uint64_t> mask(State state);
+
+  // Of one text; what hostile grammars run into.
+  static constexpr size_t kMostStates = 200'000;
+  static constexpr size_t kMostStacks = 400'000;
+  static constexpr size_t kMostPlaces = 4096;  // of one state: how ambiguous a text may be
+  static constexpr size_t kMostStepBytes = size_t{128} << 20;
+
+ private:
+  // A place within a rule and the stack of what follows it.
+  struct Place {
+    int32_t node;
+    int32_t stack;
+    friend auto operator<=>(const Place&, const Place&) = default;
+  };
+  struct StackNode {
+    int32_t back;   // where the rule around goes on
+    int32_t below;  // stack under it
+  };
+  static constexpr int32_t kBottom = -1;   // the root rule's end is the text's
+  static constexpr int32_t kUnknown = -2;  // a rule's end whose surroundings are left open
+  struct StateData {
+    std::vector<Place> places;  // rising; those that a byte can follow
+    bool is_complete = false;
+    bool is_left = false;  // with kUnknown: the rule may be over here
+  };
+  // What a place allows of itself.
+  struct LocalMask {
+    std::vector<uint64_t> allowed;
+    std::vector<int32_t> exits;  // nodes of the tree behind which the rule may be over
+  };
+
+  [[nodiscard]] State step(State state, uint8_t byte);
+  [[nodiscard]] State close(std::vector<Place> begin);
+  [[nodiscard]] int32_t push(int32_t back, int32_t below);
+  [[nodiscard]] const LocalMask& local_mask(int32_t node);
+  // Marks the tokens in nodes [begin, end) of the tree that `state` allows, whose depth is counted from `depth`.
+  void walk(State state, int32_t begin, int32_t end, int depth, std::vector<uint64_t>& allowed,
+            std::vector<int32_t>* exits);
+  void allow_tokens(int32_t node, std::vector<uint64_t>& allowed) const;
+
+  std::shared_ptr<const Grammar> grammar_;
+  std::shared_ptr<const TokenTrie> tokens_;
+  std::vector<StateData> states_;
+  std::vector<int32_t> steps_;  // [states, byte classes]; kNotYet: not looked at
+  std::unordered_multimap<uint64_t, State> by_places_;
+  std::vector<StackNode> stacks_;
+  std::unordered_map<uint64_t, int32_t> by_stack_;
+  std::vector<char> tail_;  // nodes from which nothing but the rule's end follows
+  std::unordered_map<int32_t, LocalMask> local_masks_;
+  std::unordered_map<State, std::vector<uint64_t>> masks_;
+  std::vector<State> path_;
+  State start_ = kDead;
+};
+
+}  // namespace foretoken

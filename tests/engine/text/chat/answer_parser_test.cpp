@@ -1,0 +1,211 @@
+#include "engine/text/chat/answer_parser.h"
+
+#include <catch2/catch.hpp>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine/text/grammar/grammar.h"
+#include "engine/text/grammar/matcher.h"
+#include "kernels/base/error.h"
+
+namespace foretoken {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+const char* const kTools = R"([
+  {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {
+      "city": {"type": "string"}, "days": {"type": "integer"}, "hours": {"type": "array", "items": {"type": "integer"}},
+      "unit": {"type": "string", "enum": ["c", "f"]}}, "required": ["city", "days"]}}},
+  {"type": "function", "function": {"name": "noop", "parameters": {"type": "object", "properties": {}}}}])";
+
+/// Content, thoughts and calls in one line, as far as they have been told.
+struct Answer {
+  std::string content, reasoning;
+  std::vector<std::string> calls;
+  void add(const AnswerDelta& delta) {
+    content += delta.content;
+    reasoning += delta.reasoning;
+    for (const AnswerDelta::Call& call : delta.calls) {
+      CHECK(call.index == static_cast<int>(calls.size()));
+      CHECK(Json::parse(call.arguments).is_object());
+      calls.push_back(call.name + call.arguments);
+    }
+  }
+  bool operator==(const Answer& other) const = default;
+};
+
+AnswerParser::Options options(AnswerForm form, bool in_thought) {
+  AnswerParser::Options o;
+  o.form = form;
+  o.in_thought = in_thought;
+  o.tools = Json::parse(kTools);
+  return o;
+}
+
+Answer parse(const AnswerParser::Options& how, const std::vector<std::string_view>& pieces) {
+  AnswerParser parser(how);
+  Answer answer;
+  for (const std::string_view piece : pieces) answer.add(parser.push(piece));
+  answer.add(parser.finish());
+  return answer;
+}
+
+// Whole, byte by byte, cut in two at every place, and cut at random.
+void check(AnswerForm form, const std::string& text, const Answer& expected, bool in_thought = false) {
+  INFO(text);
+  const AnswerParser::Options how = options(form, in_thought);
+  const Answer whole = parse(how, {text});
+  CHECK(whole.content == expected.content);
+  CHECK(whole.reasoning == expected.reasoning);
+  CHECK(whole.calls == expected.calls);
+  const std::string_view view = text;
+  std::vector<std::string_view> bytes;
+  for (size_t i = 0; i < view.size(); ++i) bytes.push_back(view.substr(i, 1));
+  REQUIRE(parse(how, bytes) == whole);
+  for (size_t cut = 0; cut <= view.size(); ++cut) REQUIRE(parse(how, {view.substr(0, cut), view.substr(cut)}) == whole);
+  std::mt19937 random(1);
+  for (int n = 0; n < 200; ++n) {
+    std::vector<std::string_view> pieces;
+    for (size_t at = 0; at < view.size();) {
+      pieces.push_back(view.substr(at, 1 + random() % 12));
+      at += pieces.back().size();
+    }
+    REQUIRE(parse(how, pieces) == whole);
+  }
+}
+
+TEST_CASE("The form of calls is read from the template", "[answer]") {
+  CHECK(detect_answer_form("{{ '<tool_call>' }}{\"name\": ...}") == AnswerForm::kHermes);
+  CHECK(detect_answer_form("<tool_call>\n<function=x>") == AnswerForm::kQwenXml);
+  CHECK(detect_answer_form("<tool_call>{{ n }}<arg_key>") == AnswerForm::kGlm);
+  CHECK(detect_answer_form("<|start|><|channel|>x<|message|>") == AnswerForm::kHarmony);
+  CHECK(detect_answer_form("<|im_start|>") == AnswerForm::kPlain);
+  CHECK(prompt_opens_thought("<|im_start|>assistant\n<think>\n"));
+  CHECK_FALSE(prompt_opens_thought("<|im_start|>assistant\n<think>\n\n</think>\n\n"));
+}
+
+TEST_CASE("Thoughts are told from content", "[answer]") {
+  check(AnswerForm::kPlain, "Hello\n", {"Hello\n", "", {}});
+  check(AnswerForm::kPlain, " <think>\nI see\n</think>\n\nHello", {"Hello", "I see", {}});
+  check(AnswerForm::kPlain, "I see\n</think>\n\nHello  \n", {"Hello  \n", "I see", {}}, true);
+  check(AnswerForm::kPlain, "never done", {"", "never done", {}}, true);
+  check(AnswerForm::kPlain, "a <think> b </think> c <tool_call>{}", {"a <think> b </think> c <tool_call>{}", "", {}});
+  check(AnswerForm::kPlain, "<thin", {"<thin", "", {}});
+  check(AnswerForm::kPlain, "", {"", "", {}});
+  check(AnswerForm::kPlain, "  \n", {"  \n", "", {}});
+  check(AnswerForm::kHermes, "<think>a</think>b</think>", {"b</think>", "a", {}});
+}
+
+TEST_CASE("Calls in JSON are parsed", "[answer]") {
+  const std::string call =
+      "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"</tool_call>\\\"\", \"days\": "
+      "2}}\n</tool_call>";
+  const std::string parsed = R"(weather{"city":"</tool_call>\"","days":2})";
+  for (const AnswerForm form : {AnswerForm::kHermes, AnswerForm::kQwenXml}) {
+    check(form, call, {"", "", {parsed}});
+    check(form, "Let me see.\n\n" + call + "\n" + call + "\n", {"Let me see.", "", {parsed, parsed}});
+    check(form, "<think>\nx\n</think>\n" + call + " done", {"done", "x", {parsed}});
+    check(form, "<tool_call>{\"name\": \"noop\", \"arguments\": \"{}\"}", {"", "", {"noop{}"}});
+    check(form, "a <tool_call>\n{\"name\": \"noop\", \"argu\n</tool_call> b",
+          {"a <tool_call>\n{\"name\": \"noop\", \"argu\n</tool_call> b", "", {}});
+    check(form, "<tool_call>{\"name\": 3}</tool_call>", {"<tool_call>{\"name\": 3}</tool_call>", "", {}});
+    check(form, "<tool_call>{\"name\": \"x\", \"arguments\": [1]}</tool_call>",
+          {"<tool_call>{\"name\": \"x\", \"arguments\": [1]}</tool_call>", "", {}});
+    check(form, "<tool_call>", {"<tool_call>", "", {}});
+    check(form, "<tool_cal> <tool_call></tool_call>", {"<tool_cal> <tool_call></tool_call>", "", {}});
+  }
+}
+
+TEST_CASE("Calls in marks of XML are parsed", "[answer]") {
+  const AnswerForm form = AnswerForm::kQwenXml;
+  check(form,
+        "Now.\n<tool_call>\n<function=weather>\n<parameter=city>\n 1\n2 "
+        "\n</parameter>\n<parameter=days>\n3\n</parameter>\n"
+        "<parameter=hours>\n[1, 2]\n</parameter>\n<parameter=other>\n7\n</parameter>\n</function>\n</tool_call>",
+        {"Now.", "", {R"(weather{"city":" 1\n2 ","days":3,"hours":[1,2],"other":"7"})"}});
+  check(form, "<tool_call>\n<function=noop>\n</function>\n</tool_call>", {"", "", {"noop{}"}});
+  check(form, "<tool_call><function=noop></function>", {"", "", {"noop{}"}});
+  check(form, "<tool_call><function=weather><parameter=days>three</parameter></function></tool_call>",
+        {"", "", {R"(weather{"days":"three"})"}});
+  for (const std::string wrong :
+       {"<tool_call><function=noop</tool_call>", "<tool_call><function=noop><parameter=x></function></tool_call>",
+        "<tool_call><function=noop>x</function></tool_call>", "<tool_call>noop</tool_call>"}) {
+    check(form, wrong, {wrong, "", {}});
+  }
+}
+
+TEST_CASE("Calls of GLM are parsed", "[answer]") {
+  const AnswerForm form = AnswerForm::kGlm;
+  check(form,
+        "\n<think>hm</think>\nSure.\n<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>12</"
+        "arg_value>\n<arg_key>days</arg_key>\n"
+        "<arg_value>12</arg_value>\n</tool_call>",
+        {"Sure.", "hm", {R"(weather{"city":"12","days":12})"}});
+  check(form, "<tool_call>noop</tool_call>", {"", "", {"noop{}"}});
+  check(form, "<tool_call>noop<arg_key>a</arg_key></tool_call>",
+        {"<tool_call>noop<arg_key>a</arg_key></tool_call>", "", {}});
+  check(form, "<tool_call>{\"name\": \"noop\"}</tool_call>", {"<tool_call>{\"name\": \"noop\"}</tool_call>", "", {}});
+}
+
+TEST_CASE("Messages of harmony are parsed", "[answer]") {
+  const AnswerForm form = AnswerForm::kHarmony;
+  check(form, "<|channel|>analysis<|message|>I think.<|end|><|start|>assistant<|channel|>final<|message|>Hello <b>\n",
+        {"Hello <b>\n", "I think.", {}});
+  check(form,
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary to=functions.weather "
+        "<|constrain|>json<|message|>"
+        "{\"city\": \"Bern\", \"days\": 1}<|call|>",
+        {"", "hm", {R"(weather{"city":"Bern","days":1})"}});
+  check(form, "<|start|>assistant to=functions.noop<|channel|>commentary json<|message|>{}", {"", "", {"noop{}"}});
+  check(form, "<|channel|>commentary<|message|>I will call.<|end|>", {"I will call.", "", {}});
+  check(form, "<|channel|>commentary to=functions.noop<|message|>{broken<|call|>", {"{broken", "", {}});
+  check(form, "Just text <|end", {"Just text <|end", "", {}});
+  check(form, "<|channel|>final", {"", "", {}});
+}
+
+TEST_CASE("Calls and thoughts stay text where that is asked for", "[answer]") {
+  AnswerParser::Options how = options(AnswerForm::kHermes, false);
+  how.parse_calls = how.parse_reasoning = false;
+  const std::string text = "<think>a</think>\n<tool_call>{\"name\": \"noop\"}</tool_call>";
+  CHECK(parse(how, {text}) == Answer{text, "", {}});
+}
+
+TEST_CASE("A forced call is one that is parsed again", "[answer]") {
+  const Json tools = Json::parse(kTools);
+  const auto judge = [&](AnswerForm form, std::string_view name, bool several, bool in_thought,
+                         const std::string& text) {
+    INFO(text);
+    static const auto none = std::make_shared<const TokenTrie>(std::vector<std::string_view>{}, std::vector<TokenId>{});
+    GrammarMatcher matcher(
+        std::make_shared<const Grammar>(Grammar::parse(tool_call_gbnf(form, tools, name, several, in_thought))), none);
+    const auto state = matcher.accept_bytes(matcher.start(), text);
+    const bool accepted = state != GrammarMatcher::kDead && matcher.is_complete(state);
+    if (accepted) CHECK_FALSE(parse(options(form, in_thought), {text}).calls.empty());
+    return accepted;
+  };
+  const std::string json =
+      "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"B\", \"days\": 1}}\n</tool_call>";
+  CHECK(judge(AnswerForm::kHermes, "weather", false, false, json));
+  CHECK(judge(AnswerForm::kHermes, "", true, false, json + "\n" + json));
+  CHECK_FALSE(judge(AnswerForm::kHermes, "", false, false, json + "\n" + json));
+  CHECK_FALSE(judge(AnswerForm::kHermes, "noop", false, false, json));
+  CHECK(judge(AnswerForm::kHermes, "", false, true, "I < think </x\n</think>\n\n" + json));
+  const std::string xml =
+      "<tool_call>\n<function=weather>\n<parameter=city>\na <b> "
+      "</c>\n</parameter>\n<parameter=days>\n12\n</parameter>\n"
+      "<parameter=unit>\nc\n</parameter>\n</function>\n</tool_call>";
+  CHECK(judge(AnswerForm::kQwenXml, "weather", false, false, xml));
+  CHECK(judge(AnswerForm::kQwenXml, "", true, true, "x</think>\n\n" + xml));
+  CHECK_FALSE(judge(AnswerForm::kQwenXml, "", false, false, "hello"));
+  CHECK(judge(AnswerForm::kQwenXml, "noop", false, false, "<tool_call>\n<function=noop>\n</function>\n</tool_call>"));
+  CHECK(judge(AnswerForm::kGlm, "weather", false, false,
+              "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>x < "
+              "y</arg_value>\n<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>"));
+  CHECK_THROWS_WITH(tool_call_gbnf(AnswerForm::kHarmony, tools, "", false, false), Catch::Contains("forced"));
+  CHECK_THROWS_WITH(tool_call_gbnf(AnswerForm::kHermes, tools, "nobody", false, false), Catch::Contains("nobody"));
+}
+
+}  // namespace
+}  // namespace foretoken
