@@ -24,7 +24,7 @@ namespace foretoken {
 
 namespace {
 
-constexpr std::array<Command, 8> kCommands = {{
+constexpr std::array<Command, 9> kCommands = {{
     {"decode", run_decode, "continue a prompt"},
     {"bench", run_bench, "measure arms (MTP off, on, grouped, per-token) against each other"},
     {"eval", run_eval, "perplexity and logits of a text"},
@@ -32,6 +32,7 @@ constexpr std::array<Command, 8> kCommands = {{
     {"inspect", run_inspect, "what is in a GGUF file, what a token costs, what MTP can gain"},
     {"tokenize", run_tokenize, "text to token ids and back"},
     {"requantise", run_requantise, "write a model file again with other weight types"},
+    {"repack", run_repack, "write a model file that loads in a fraction of the time"},
     {"synth", run_synth, "make a model file with real shapes and random weights"},
 }};
 
