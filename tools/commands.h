@@ -17,6 +17,7 @@ namespace foretoken {
 [[nodiscard]] int run_tokenize(int argc, const char* const* argv);
 [[nodiscard]] int run_requantise(int argc, const char* const* argv);
 [[nodiscard]] int run_synth(int argc, const char* const* argv);
+[[nodiscard]] int run_repack(int argc, const char* const* argv);
 
 // Exit codes beside 0; docs/commands.md has the list.
 inline constexpr int kExitInput = 1;        // the input or the machine could not serve it

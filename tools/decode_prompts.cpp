@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -94,14 +95,17 @@ int decode_prompts(const Model& model, const ModelFlags& flags, const PromptsRun
 
   const PolledInterrupts polled;  // what has ended is worth keeping
   Results results(model, flags, run, json);
-  Stopwatch watch;
+  Stopwatch watch, since_step;
   double decode_ms = 0;
+  double longest_wait_ms = 0;  // of a running text for its next token
   int64_t steps = 0, rows = 0, new_tokens = 0;
   std::string failure;
   try {
     while (!interrupted() && !results.reader_gone() && scheduler.step()) {
       ++steps;
       rows += scheduler.last_step().window_rows;
+      const double step_ms = since_step.lap_ms();
+      if (scheduler.last_step().num_windows > 0) longest_wait_ms = std::max(longest_wait_ms, step_ms);
       for (size_t i = 0; i < requests.size(); ++i) {
         if (requests[i] == nullptr || !requests[i]->is_finished()) continue;
         new_tokens += static_cast<int64_t>(requests[i]->ids().size());
@@ -115,9 +119,12 @@ int decode_prompts(const Model& model, const ModelFlags& flags, const PromptsRun
   } catch (const Interrupted&) {
   }
   decode_ms = watch.lap_ms();
-  print_message("\n{:<22} {} tokens of {} prompts, {:.2f} tok/s in all\n{:<22} {}, {:.2f} window rows each\n", "decode",
-                new_tokens, run.prompts.size(), decode_ms > 0 ? 1e3 * static_cast<double>(new_tokens) / decode_ms : 0.0,
-                "steps", steps, steps > 0 ? static_cast<double>(rows) / static_cast<double>(steps) : 0.0);
+  print_message(
+      "\n{:<22} {} tokens of {} prompts, {:.2f} tok/s in all\n{:<22} {}, {:.2f} window rows each\n{:<22} {:.0f} ms "
+      "between two tokens of a text; --step-ms {:g}\n",
+      "decode", new_tokens, run.prompts.size(), decode_ms > 0 ? 1e3 * static_cast<double>(new_tokens) / decode_ms : 0.0,
+      "steps", steps, steps > 0 ? static_cast<double>(rows) / static_cast<double>(steps) : 0.0, "longest wait",
+      longest_wait_ms, flags.step_ms);
   model.check_unchanged();
   json.commit();
   if (interrupted()) return kExitInterrupted;

@@ -165,7 +165,7 @@ std::string describe_tensors(const Inspection& inspection) {
   std::string text;
   std::map<std::string, std::pair<int64_t, double>> by_type;
   for (const GgufTensor& tensor : inspection.file.tensors()) {
-    const std::string type(gguf_type_name(tensor.type_id));
+    const std::string type = tensor_type_name(tensor.type_id);
     text += fmt::format("{:<{}}  {:<8} {:>24}  {:>9}  {}\n", tensor.name, width, type, shape_text(tensor.shape),
                         tensor.type() ? format_bytes(static_cast<double>(tensor.size_bytes)) : "?",
                         use_name(use_of(inspection.file, tensor)));
@@ -358,6 +358,7 @@ Json file_json(const Inspection& inspection, const std::string& architecture) {
   object["path"] = inspection.file.path();
   object["model_sha256"] = inspection.file.fingerprint();
   object["file_bytes"] = inspection.file.size_bytes();
+  object["repack_version"] = inspection.file.is_repacked() ? Json(kRepackVersion) : Json(nullptr);
   object["architecture"] = architecture;
   object["can_run"] = inspection.refusal.empty();
   object["refusal"] = inspection.refusal.empty() ? Json(nullptr) : Json(inspection.refusal);
@@ -378,7 +379,7 @@ Json file_json(const Inspection& inspection, const std::string& architecture) {
   for (const GgufTensor& tensor : inspection.file.tensors()) {
     Json item;
     item["name"] = tensor.name;
-    item["type"] = gguf_type_name(tensor.type_id);
+    item["type"] = tensor_type_name(tensor.type_id);
     item["shape"] = tensor.shape;
     item["bytes"] = tensor.size_bytes;
     item["supported"] = tensor.type().has_value();
@@ -414,6 +415,10 @@ int run_inspect(int argc, const char* const* argv) {
                                    inspection.config && !inspection.config->name.empty() ? ", " : "",
                                    inspection.config ? inspection.config->name : "",
                                    format_bytes(static_cast<double>(file.size_bytes())), file.tensors().size());
+    if (file.is_repacked()) {
+      text += fmt::format("repacked for this program, layout version {}, from a file with model_sha256 {}\n",
+                          kRepackVersion, file.fingerprint());
+    }
     if (inspection.config) text += describe_config(*inspection.config);
     if (!opened.mtp_path.empty()) text += fmt::format("MTP layer: {}\n", opened.mtp_path);
     if (!opened.passed.empty()) text += fmt::format("MTP layer: {}\n", opened.passed);

@@ -24,7 +24,8 @@ namespace foretoken {
 
 namespace {
 
-constexpr std::array<Command, 10> kCommands = {{
+<<<<<<< HEAD
+constexpr std::array<Command, 11> kCommands = {{
     {"decode", run_decode, "continue a prompt"},
     {"chat", run_chat, "talk with a model at the terminal"},
     {"serve", run_serve, "answer requests over HTTP: OpenAI's, Anthropic's and llama.cpp's API"},
@@ -34,6 +35,7 @@ constexpr std::array<Command, 10> kCommands = {{
     {"inspect", run_inspect, "what is in a GGUF file, what a token costs, what MTP can gain"},
     {"tokenize", run_tokenize, "text to token ids and back"},
     {"requantise", run_requantise, "write a model file again with other weight types"},
+    {"repack", run_repack, "write a model file that loads in a fraction of the time"},
     {"synth", run_synth, "make a model file with real shapes and random weights"},
 }};
 

@@ -238,6 +238,11 @@ struct GgufFile::Impl {
   }
 };
 
+std::string tensor_type_name(uint32_t id) {
+  if (id >> 16 != kInterleavedTypeIds >> 16) return std::string(gguf_type_name(id));
+  return fmt::format("{} x{}", gguf_type_name(id - kInterleavedTypeIds), kInterleave);
+}
+
 GgufFile::GgufFile() : impl_(std::make_unique<Impl>()) {}
 GgufFile::~GgufFile() = default;
 GgufFile::GgufFile(GgufFile&&) noexcept = default;
@@ -250,6 +255,7 @@ GgufFile GgufFile::open(const std::string& path) {
   file.impl_->index_tensors();
   file.impl_->index_metadata();
   file.impl_->check_split_tensor_count();
+  file.check_repack();
   return file;
 }
 
@@ -407,6 +413,39 @@ const std::vector<std::string_view>& GgufFile::get_string_array(std::string_view
   impl_->fail_key(key, fmt::format("{}; an array of strings is needed", kind_of(*value)));
 }
 
+bool GgufFile::is_repacked() const {
+  return find(kRepackVersionKey) != nullptr;
+}
+
+void GgufFile::check_repack() const {
+  constexpr std::string_view kRemedy = "repack the original file with this program";
+  if (is_repacked()) {
+    const auto version = as_int(*find(kRepackVersionKey));
+    if (version != kRepackVersion) {
+      impl_->fail_key(kRepackVersionKey,
+                      fmt::format("{}; this program reads version {}; {}",
+                                  version ? std::to_string(*version) : "no integer", kRepackVersion, kRemedy));
+    }
+    const std::string_view source = get_string(kRepackSourceKey);
+    if (source.size() != 64 || source.find_first_not_of("0123456789abcdef") != std::string_view::npos)
+      impl_->fail_key(kRepackSourceKey, fmt::format("is no SHA-256; {}", kRemedy));
+    return;
+  }
+  for (const GgufTensor& tensor : tensors()) {
+    if (tensor.layout() != Layout::kInterleaved) continue;
+    fail(path(), fmt::format("tensor {}: its type {} belongs to repacked files, and there is no metadata key {}; {}",
+                             printable(tensor.name), tensor_type_name(tensor.type_id), kRepackVersionKey, kRemedy));
+  }
+}
+
+void GgufFile::prefer_huge_pages() const {
+  for (const Part& part : impl_->parts) foretoken::prefer_huge_pages(part.file.bytes());
+}
+
+void GgufFile::populate(const std::byte* begin, size_t size_bytes) const {
+  populate_pages(begin, size_bytes);
+}
+
 void GgufFile::release(const GgufTensor& tensor) const {
   if (tensor.data != nullptr) release(tensor.data, tensor.size_bytes);
 }
@@ -416,6 +455,7 @@ void GgufFile::release(const std::byte* begin, size_t size_bytes) const {
 }
 
 std::string GgufFile::fingerprint() const {
+  if (is_repacked()) return std::string(get_string(kRepackSourceKey));
   constexpr size_t kNumSamples = 64;
   constexpr size_t kSampleBytes = 4096;
   Sha256 hash;

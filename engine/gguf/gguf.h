@@ -12,6 +12,7 @@
 #include <variant>
 #include <vector>
 
+#include "kernels/formats/matrix.h"
 #include "kernels/formats/weight_type.h"
 
 namespace foretoken {
@@ -27,6 +28,17 @@ struct GgufArray {
   [[nodiscard]] size_t size() const;
 };
 
+/// A file that `foretoken repack` has written holds matrices in the layout that the kernels read (see interleave.h),
+/// under type ids of their own, at which every other reader stops: this plus the id of the weights' type.
+inline constexpr uint32_t kInterleavedTypeIds = 0x46540000;  // "FT"
+/// It says in which version of that layout, and which file it was made from.
+inline constexpr std::string_view kRepackVersionKey = "foretoken.repack.version";
+inline constexpr std::string_view kRepackSourceKey = "foretoken.repack.source_sha256";
+inline constexpr int64_t kRepackVersion = 1;
+
+/// Name of any type id of a file: that of gguf_type_name, with "x16" behind it for interleaved matrices ("Q4_K x16").
+[[nodiscard]] std::string tensor_type_name(uint32_t id);
+
 /// One tensor: its description and its bytes in the mapped file.
 struct GgufTensor {
   std::string_view name;
@@ -38,7 +50,13 @@ struct GgufTensor {
   size_t file_offset = 0;  // of data, from the start of its file
   int file_idx = 0;        // of a split model
 
-  [[nodiscard]] std::optional<WeightType> type() const { return weight_type_from_id(type_id); }
+  /// The rows of an interleaved tensor, shape[1], are a multiple of 16.
+  [[nodiscard]] Layout layout() const {
+    return type_id >> 16 == kInterleavedTypeIds >> 16 ? Layout::kInterleaved : Layout::kRows;
+  }
+  [[nodiscard]] std::optional<WeightType> type() const {
+    return weight_type_from_id(layout() == Layout::kRows ? type_id : type_id - kInterleavedTypeIds);
+  }
   [[nodiscard]] int64_t num_values() const;
 };
 
@@ -95,12 +113,19 @@ class GgufFile {
   /// Throws InputError if a part was written to, or made longer or shorter, since it was opened. `doing`: "loaded".
   void check_unchanged(std::string_view doing) const;
 
+  /// True for a file that `foretoken repack` has written.
+  [[nodiscard]] bool is_repacked() const;
+  /// See prefer_huge_pages and populate_pages.
+  void prefer_huge_pages() const;
+  void populate(const std::byte* begin, size_t size_bytes) const;
+
   /// SHA-256 over header, metadata and tensor directory of every part plus the part sizes and 4 KiB at 64 places of the
-  /// data: names the model in reports without reading 20 GB.
+  /// data: names the model in reports without reading 20 GB. Of a repacked file: that of the file it was made from.
   [[nodiscard]] std::string fingerprint() const;
 
  private:
   GgufFile();
+  void check_repack() const;
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

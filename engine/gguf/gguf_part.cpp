@@ -10,6 +10,7 @@
 
 #include "engine/text/utf8.h"
 #include "kernels/base/error.h"
+#include "kernels/formats/interleave.h"
 
 namespace foretoken {
 
@@ -341,6 +342,11 @@ class Parser {
     if (tensor.shape[0] % info.block_size != 0) {
       fail(fmt::format("a row has {} values, not a multiple of the {} values of one {} block; the file is damaged",
                        tensor.shape[0], info.block_size, info.name));
+    }
+    if (tensor.layout() == Layout::kInterleaved &&
+        (tensor.shape.size() < 2 || !can_interleave(*type, tensor.shape[1], tensor.shape[0]))) {
+      fail(fmt::format("shape {} of {} cannot lie in groups of {} rows; the file is damaged", shape_text(tensor.shape),
+                       info.name, kInterleave));
     }
     size_t size_bytes = 0;
     if (__builtin_mul_overflow(tensor.num_values() / info.block_size, info.block_bytes, &size_bytes)) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <cstring>
 #include <exception>
 #include <mutex>
 #include <thread>
@@ -18,8 +19,9 @@ static_assert(std::endian::native == std::endian::little, "GGUF files are writte
 
 namespace {
 
-constexpr size_t kAlignment = 32;               // the format's default, so general.alignment need not be written
-constexpr size_t kPartBytes = size_t{4} << 20;  // asked of a fill at a time: memory is this times the threads
+// Written at a time, from multiples of itself on: a file system that can then holds the file in huge pages, which
+// whoever maps it gets. Memory is twice this times the threads.
+constexpr size_t kPartBytes = size_t{4} << 20;
 
 // Ids of metadata value types in the file.
 constexpr uint32_t kUint32 = 4;
@@ -39,10 +41,6 @@ void append_string(std::string& out, std::string_view text) {
   out += text;
 }
 
-size_t align_up(size_t n) {
-  return (n + kAlignment - 1) / kAlignment * kAlignment;
-}
-
 int64_t num_rows(const std::vector<int64_t>& shape) {
   int64_t rows = 1;
   for (size_t i = 1; i < shape.size(); ++i) rows *= shape[i];
@@ -53,13 +51,6 @@ size_t row_bytes(WeightType type, const std::vector<int64_t>& shape) {
   const WeightTypeInfo& info = weight_type_info(type);
   return static_cast<size_t>(shape[0] / info.block_size) * info.block_bytes;
 }
-
-// Some whole rows of one tensor.
-struct Piece {
-  size_t tensor_idx;
-  int64_t row_begin;
-  int64_t row_end;
-};
 
 }  // namespace
 
@@ -124,12 +115,20 @@ void GgufWriter::add_raw(std::string_view key, std::span<const std::byte> type_a
   ++num_keys_;
 }
 
-void GgufWriter::add_tensor(std::string_view name, WeightType type, std::vector<int64_t> shape, Fill fill) {
+void GgufWriter::set_alignment(uint32_t alignment) {
+  FT_CHECK(std::has_single_bit(alignment) && alignment >= 8);
+  alignment_ = alignment;
+  add_uint32("general.alignment", alignment);
+}
+
+void GgufWriter::add_tensor(std::string_view name, WeightType type, std::vector<int64_t> shape, Fill fill,
+                            Layout layout) {
   FT_CHECK(!name.empty() && name.size() <= kMaxTensorNameBytes);
   FT_CHECK(shape.size() >= 1 && shape.size() <= 4);
   for (int64_t dim : shape) FT_CHECK(dim > 0);
   FT_CHECK_EQ(shape[0] % weight_type_info(type).block_size, 0);
-  tensors_.push_back({std::string(name), type, std::move(shape), std::move(fill)});
+  FT_CHECK(layout == Layout::kRows || num_rows(shape) % kInterleave == 0);
+  tensors_.push_back({std::string(name), type, std::move(shape), std::move(fill), layout});
 }
 
 size_t GgufWriter::data_bytes() const {
@@ -152,7 +151,7 @@ size_t GgufWriter::write(const std::string& path, const std::function<void(size_
     append_string(head, tensor.name);
     append(head, static_cast<uint32_t>(tensor.shape.size()));
     for (int64_t dim : tensor.shape) append(head, static_cast<uint64_t>(dim));
-    append(head, static_cast<uint32_t>(tensor.type));
+    append(head, static_cast<uint32_t>(tensor.type) + (tensor.layout == Layout::kRows ? 0 : kInterleavedTypeIds));
     append<uint64_t>(head, data_size);
     offsets.push_back(data_size);
     data_size += align_up(row_bytes(tensor.type, tensor.shape) * num_rows(tensor.shape));
@@ -160,37 +159,56 @@ size_t GgufWriter::write(const std::string& path, const std::function<void(size_
   head.resize(align_up(head.size()));  // with zeros
 
   PartFile file(path);
-  file.resize(head.size() + data_size);  // what lies between the tensors reads as zeros
-  file.write_at(0, head);
+  const size_t file_bytes = head.size() + data_size, num_parts = (file_bytes + kPartBytes - 1) / kPartBytes;
+  file.resize(file_bytes);
 
-  std::vector<Piece> pieces;
-  for (size_t tensor_idx = 0; tensor_idx < tensors_.size(); ++tensor_idx) {
+  // Copies what of [from, from + size) lies in the part [begin, begin + part.size()) of the file.
+  const auto copy_overlap = [](size_t from, const void* bytes, size_t size, size_t begin,
+                               std::vector<std::byte>& part) {
+    const size_t first = std::max(from, begin), last = std::min(from + size, begin + part.size());
+    if (first < last)
+      std::memcpy(part.data() + (first - begin), static_cast<const std::byte*>(bytes) + (first - from), last - first);
+  };
+  // What of a tensor lies in the part, made in whole units of rows.
+  const auto fill_part = [&](size_t tensor_idx, size_t begin, std::vector<std::byte>& part,
+                             std::vector<std::byte>& rows) {
     const Tensor& tensor = tensors_[tensor_idx];
-    const int64_t rows = num_rows(tensor.shape);
-    const int64_t step = std::max<int64_t>(1, static_cast<int64_t>(kPartBytes / row_bytes(tensor.type, tensor.shape)));
-    for (int64_t row = 0; row < rows; row += step) pieces.push_back({tensor_idx, row, std::min(rows, row + step)});
-  }
+    const int64_t unit = tensor.layout == Layout::kRows ? 1 : kInterleave;
+    const size_t unit_bytes = row_bytes(tensor.type, tensor.shape) * static_cast<size_t>(unit);
+    const auto num_units = static_cast<size_t>(num_rows(tensor.shape) / unit);
+    const size_t from = head.size() + offsets[tensor_idx];
+    const size_t first = begin > from ? (begin - from) / unit_bytes : 0;
+    const size_t last = std::min(num_units, (begin + part.size() - from + unit_bytes - 1) / unit_bytes);
+    rows.resize((last - first) * unit_bytes);
+    tensor.fill(static_cast<int64_t>(first) * unit, static_cast<int64_t>(last) * unit, rows.data());
+    copy_overlap(from + first * unit_bytes, rows.data(), rows.size(), begin, part);
+  };
 
-  std::atomic<size_t> next_piece = 0;
+  std::atomic<size_t> next_part = 0;
   std::mutex mutex;  // guards the next two and the calls of progress
   size_t bytes_done = 0;
   std::exception_ptr error;
   const auto work = [&] {
-    std::vector<std::byte> buffer;
-    for (size_t i; (i = next_piece.fetch_add(1)) < pieces.size();) {
+    std::vector<std::byte> part, rows;
+    for (size_t i; (i = next_part.fetch_add(1)) < num_parts;) {
       try {
-        const auto [tensor_idx, row_begin, row_end] = pieces[i];
-        const Tensor& tensor = tensors_[tensor_idx];
-        const size_t bytes_per_row = row_bytes(tensor.type, tensor.shape);
-        buffer.resize(bytes_per_row * static_cast<size_t>(row_end - row_begin));
-        tensor.fill(row_begin, row_end, buffer.data());
-        file.write_at(head.size() + offsets[tensor_idx] + bytes_per_row * static_cast<size_t>(row_begin),
-                      {reinterpret_cast<const char*>(buffer.data()), buffer.size()});
+        const size_t begin = i * kPartBytes, end = std::min(file_bytes, begin + kPartBytes);
+        part.assign(end - begin, std::byte{0});  // what lies between tensors
+        copy_overlap(0, head.data(), head.size(), begin, part);
+        // The last tensor that begins at or before the part, then those within it.
+        const size_t in_data = begin > head.size() ? begin - head.size() : 0;
+        auto t = static_cast<size_t>(std::upper_bound(offsets.begin(), offsets.end(), in_data) - offsets.begin());
+        for (t = t == 0 ? 0 : t - 1; t < tensors_.size() && head.size() + offsets[t] < end; ++t) {
+          const Tensor& tensor = tensors_[t];
+          const size_t size = row_bytes(tensor.type, tensor.shape) * static_cast<size_t>(num_rows(tensor.shape));
+          if (head.size() + offsets[t] + size > begin) fill_part(t, begin, part, rows);
+        }
+        file.write_at(begin, {reinterpret_cast<const char*>(part.data()), part.size()});
         const std::lock_guard lock(mutex);
-        bytes_done += buffer.size();
-        if (progress) progress(bytes_done, data_size);
+        bytes_done += end - std::min(end, std::max(begin, head.size()));
+        if (progress && bytes_done > 0) progress(bytes_done, data_size);
       } catch (...) {
-        next_piece = pieces.size();
+        next_part = num_parts;
         const std::lock_guard lock(mutex);
         if (!error) error = std::current_exception();
         return;
@@ -199,16 +217,15 @@ size_t GgufWriter::write(const std::string& path, const std::function<void(size_
   };
   {
     std::vector<std::jthread> helpers;
-    // What is written in place takes the pieces in their order.
+    // What is written in place takes the parts in their order.
     const size_t most_threads = file.is_in_place() ? 1 : std::max(1u, std::thread::hardware_concurrency());
-    const size_t num_threads = std::min<size_t>(most_threads, pieces.size());
+    const size_t num_threads = std::min<size_t>(most_threads, num_parts);
     for (size_t i = 1; i < num_threads; ++i) helpers.emplace_back(work);
     work();
   }
   if (error) std::rethrow_exception(error);
-  if (file.is_in_place()) file.write_at(head.size() + data_size, {});  // the padding behind the last tensor
   file.commit();
-  return head.size() + data_size;
+  return file_bytes;
 }
 
 }  // namespace foretoken

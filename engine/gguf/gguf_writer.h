@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/gguf/gguf.h"
 #include "kernels/formats/weight_type.h"
 
 namespace foretoken {
@@ -28,10 +29,15 @@ class GgufWriter {
   /// A key of another file: type and value as GgufFile::raw_value() gives them. REQUIRES: they are not empty.
   void add_raw(std::string_view key, std::span<const std::byte> type_and_value);
 
-  /// Rows of a tensor as file bytes: fill(row_begin, row_end, out) with rows counted over all dimensions but the first.
+  /// Where tensors begin: at multiples of this power of two, which also becomes general.alignment. REQUIRES: once.
+  void set_alignment(uint32_t alignment);
+
+  /// Rows of a tensor as file bytes: fill(row_begin, row_end, out) with rows counted over all dimensions but the first,
+  /// both multiples of kInterleave for an interleaved tensor. Rows may be asked for more than once.
   using Fill = std::function<void(int64_t row_begin, int64_t row_end, std::byte* out)>;
   /// shape in ggml order (shape[0] contiguous).
-  void add_tensor(std::string_view name, WeightType type, std::vector<int64_t> shape, Fill fill);
+  void add_tensor(std::string_view name, WeightType type, std::vector<int64_t> shape, Fill fill,
+                  Layout layout = Layout::kRows);
 
   [[nodiscard]] size_t data_bytes() const;  // of all tensors declared, padding included
   /// Writes to `path` as PartFile does, and returns the file's size. progress(bytes_done, bytes_all) may be
@@ -45,10 +51,13 @@ class GgufWriter {
     WeightType type;
     std::vector<int64_t> shape;
     Fill fill;
+    Layout layout;
   };
+  [[nodiscard]] size_t align_up(size_t n) const { return (n + alignment_ - 1) / alignment_ * alignment_; }
   void add_key(std::string_view key, uint32_t type);
   std::string metadata_;
   uint64_t num_keys_ = 0;
+  size_t alignment_ = 32;  // the format's default
   std::vector<Tensor> tensors_;
 };
 

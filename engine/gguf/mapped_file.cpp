@@ -130,6 +130,21 @@ size_t MappedFile::Mapping::size_now() const {
   return ::fstat(fd, &status) == 0 ? static_cast<size_t>(status.st_size) : 0;
 }
 
+void prefer_huge_pages(std::span<const std::byte> bytes) {
+  // Of the whole mapping at once: advice for a part of it would cut the mapping there, and the huge page with it.
+  (void)::madvise(const_cast<std::byte*>(bytes.data()), bytes.size(), MADV_HUGEPAGE);
+}
+
+void populate_pages(const std::byte* begin, size_t size_bytes) {
+  const auto page_bytes = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const uintptr_t first = reinterpret_cast<uintptr_t>(begin) / page_bytes * page_bytes;
+  const size_t bytes = reinterpret_cast<uintptr_t>(begin) + size_bytes - first;
+  // Whatever the system refuses happens when the pages are touched.
+#ifdef MADV_POPULATE_READ
+  (void)::madvise(reinterpret_cast<void*>(first), bytes, MADV_POPULATE_READ);
+#endif
+}
+
 void release_pages(const std::byte* begin, size_t size_bytes) {
   // Both ends are rounded down: pieces released in rising order then leave no page behind between them.
   const auto page_bytes = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));

@@ -43,6 +43,13 @@ class MappedFile {
   std::unique_ptr<Opened> opened_;
 };
 
+/// Asks for huge pages, where the system has them for files: its page cache then holds the file so for the next process
+/// too. `bytes`: a whole mapping.
+void prefer_huge_pages(std::span<const std::byte> bytes);
+
+/// Brings the pages of [begin, begin + size_bytes) of a mapping into memory.
+void populate_pages(const std::byte* begin, size_t size_bytes);
+
 /// Drops the pages of [begin, begin + size_bytes) of a mapping from this process; they are read again when touched.
 void release_pages(const std::byte* begin, size_t size_bytes);
 

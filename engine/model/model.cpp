@@ -71,6 +71,7 @@ ModelOutline Model::outline(const GgufFile& file) {
   WeightLoader loader(file, LoadOptions(), outline.weights);
   declare_model(loader, file, outline.config, tokenizer, outline.weights);
   check_unread_tensors(file, outline.config, loader.declared());
+  outline.interleaved = loader.interleaved();
   return outline;
 }
 
@@ -100,6 +101,10 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
   Model model;
   model.impl_ = std::make_unique<Impl>(open_model(path, options.mtp_path));
   Impl& m = *model.impl_;
+  if (m.file.is_repacked() && !options.repack) {
+    throw UsageError(fmt::format(
+        "--no-repack: {} is repacked and holds no other layout; leave the flag out, or name the original file", path));
+  }
   m.fingerprint = m.file.fingerprint();
   ModelWeights& w = m.weights;
   WeightLoader loader(m.file, options, w);
@@ -152,6 +157,9 @@ size_t Model::file_bytes() const {
 }
 void Model::check_unchanged() const {
   impl_->file.check_unchanged("in use");
+}
+bool Model::is_repacked() const {
+  return impl_->file.is_repacked();
 }
 double Model::load_seconds() const {
   return impl_->load_seconds;

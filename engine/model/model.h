@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -18,13 +19,15 @@ namespace foretoken {
 struct ModelOutline {
   ModelConfig config;
   ModelWeights weights;
+  std::set<std::string, std::less<>> interleaved;  // tensors that load() interleaves and needs in no other form
 };
 
 /// A model in memory: configuration, tokenizer, weights. Immutable after loading; any number of sessions may read it.
 class Model {
  public:
-  /// Loads and checks a GGUF file as open_model() opens it. Throws InputError: unsupported architecture or tensor type, missing tensor, wrong
-  /// shape, NaN scale, too little memory (checked before anything is allocated).
+  /// Loads and checks a GGUF file as open_model() opens it. Throws InputError: unsupported architecture or tensor type,
+  /// missing tensor, wrong shape, NaN scale, too little memory (checked before anything is allocated). Throws UsageError
+  /// if a repacked file is asked for without repacking.
   [[nodiscard]] static Model load(const std::string& path, const LoadOptions& options);
   /// What load() does before it reads any weights: throws the same InputError, from the headers alone.
   [[nodiscard]] static ModelOutline outline(const GgufFile& file);
@@ -44,6 +47,8 @@ class Model {
   /// Throws InputError if the file was written to since it was opened: what was computed from it cannot be trusted.
   void check_unchanged() const;
   [[nodiscard]] double load_seconds() const;  // reading, checking and repacking
+  /// The file was written by `foretoken repack`: its matrices are used where they are mapped.
+  [[nodiscard]] bool is_repacked() const;
   /// What the file says to its user and no part of the program applies: recommended sampling and the like, a line each.
   [[nodiscard]] std::vector<std::string> notes() const;
   /// Why the file has no MTP layer; empty if it has one.

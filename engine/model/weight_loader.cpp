@@ -30,6 +30,12 @@ double gib(size_t bytes) {
   return static_cast<double>(bytes) / (1 << 30);
 }
 
+// A matrix in whose rows zeros are looked for: an interleaved one's are its groups.
+MatrixView zero_view(const MatrixView& m) {
+  if (m.layout == Layout::kRows) return m;
+  return {m.data, m.num_rows / kInterleave, m.num_cols * kInterleave, m.type, Layout::kRows};
+}
+
 // Norms that are all zero would leave nothing of a layer; biases and gates may be zero.
 bool must_not_be_zero(std::string_view name) {
   return name.ends_with("norm.weight") || name.ends_with("ssm_conv1d.weight") || name.ends_with("ssm_a");
@@ -63,7 +69,7 @@ const GgufTensor& WeightLoader::find(const std::string& name, const std::vector<
   if (!tensor->type()) {
     fail(name, fmt::format(
                    "type {} is not supported; `foretoken inspect` lists the tensors, convert the file to another type",
-                   gguf_type_name(tensor->type_id)));
+                   tensor_type_name(tensor->type_id)));
   }
   std::vector<int64_t> found = tensor->shape;
   while (found.size() > shape.size() && found.back() == 1) found.pop_back();
@@ -78,13 +84,17 @@ WeightLoader::Job& WeightLoader::declare(const GgufTensor& tensor, int64_t num_r
                                          int64_t num_cols, bool in_place, std::vector<MatrixView*> to) {
   Job job;
   job.tensor = &tensor;
-  job.from = {tensor.data, num_rows, num_cols, *tensor.type(), Layout::kRows};
+  job.from = {tensor.data, num_rows, num_cols, *tensor.type(), tensor.layout()};
+  const bool interleaved = tensor.layout() == Layout::kInterleaved;
+  if (interleaved && (in_place || !can_interleave(job.from.type, granule_rows, num_cols)))
+    fail(std::string(tensor.name), "is interleaved, and single rows of it are needed; repack the original file again");
   job.to = std::move(to);
   job.unit_rows = granule_rows;
   const bool aligned =
       reinterpret_cast<uintptr_t>(tensor.data) % kInPlaceAlignment == 0 || !weight_type_info(*tensor.type()).is_float();
-  job.in_place = in_place || (!options_.repack && aligned);
-  job.interleave = !job.in_place && options_.repack && can_interleave(job.from.type, granule_rows, num_cols);
+  job.in_place = in_place || (interleaved ? options_.nodes.count() == 1 : !options_.repack && aligned);
+  job.interleave =
+      !interleaved && !job.in_place && options_.repack && can_interleave(job.from.type, granule_rows, num_cols);
   for (MatrixView* view : job.to) {
     *view = job.from;
     if (!job.in_place) view->data = nullptr;
@@ -124,6 +134,8 @@ void WeightLoader::picked_rows(const std::string& name, int64_t tensor_rows, int
     int64_t num_rows = 0;
     for (const RowRange& range : rows) num_rows += range.end - range.begin;
     Job& job = declare(find(name, {num_cols, tensor_rows}), num_rows, num_rows, num_cols, /*in_place=*/false, {&to});
+    if (job.from.layout == Layout::kInterleaved)
+      fail(name, "is interleaved, and some rows of it are needed by themselves; repack the original file again");
     job.picked = std::move(rows);
   });
 }
@@ -158,7 +170,8 @@ const GgufTensor& WeightLoader::find_vector(const std::string& name, int64_t cou
   const GgufTensor* named = file_.find_tensor(name);
   if (named == nullptr) fail(name, "is missing; the file does not hold the whole model that its metadata describes");
   declared_.insert(named->name);
-  if (!named->type()) fail(name, fmt::format("type {} is not supported", gguf_type_name(named->type_id)));
+  if (!named->type() || named->layout() != Layout::kRows)
+    fail(name, fmt::format("type {} is not supported", tensor_type_name(named->type_id)));
   if (named->num_values() != count) {
     fail(name, fmt::format("shape [{}], {} values; the metadata asks for {}", fmt::join(named->shape, ", "),
                            named->num_values(), count));
@@ -205,6 +218,17 @@ void WeightLoader::load_vectors() {
   }
 }
 
+std::set<std::string, std::less<>> WeightLoader::interleaved() const {
+  std::set<std::string, std::less<>> names;
+  for (const Job& job : jobs_) {
+    if (job.interleave && job.picked.empty()) names.emplace(job.tensor->name);
+  }
+  for (const Job& job : jobs_) {
+    if (!job.interleave || !job.picked.empty()) names.erase(std::string(job.tensor->name));
+  }
+  return names;
+}
+
 size_t WeightLoader::bytes_needed() const {
   size_t bytes = 0;
   for (const Job& job : jobs_) bytes += job.in_place ? 0 : job.from.size_bytes();
@@ -213,7 +237,16 @@ size_t WeightLoader::bytes_needed() const {
 
 void WeightLoader::fill(Job& job, int64_t row_begin, int64_t row_end) const {
   const MatrixView& from = job.from;
-  for (int64_t r = row_begin; r < row_end; ++r) {
+  const bool interleaved = from.layout == Layout::kInterleaved;
+  if (interleaved) {
+    file_.populate(from.data + static_cast<size_t>(row_begin) * from.row_bytes(),
+                   static_cast<size_t>(row_end - row_begin) * from.row_bytes());
+    if (!interleaved_rows_are_finite(from, row_begin, row_end)) {
+      fail(std::string(job.tensor->name),
+           fmt::format("rows {} to {} have a scale that is not finite; the file is damaged", row_begin, row_end - 1));
+    }
+  }
+  for (int64_t r = row_begin; r < row_end && !interleaved; ++r) {
     if (row_is_finite(from.type, from.data + static_cast<size_t>(r) * from.row_bytes(), from.num_cols)) continue;
     fail(std::string(job.tensor->name),
          fmt::format("row {} has a value or scale that is not finite; the file is damaged", r));
@@ -286,7 +319,7 @@ void WeightLoader::check_zeros() const {
     const bool is_last = std::none_of(file_.tensors().begin(), file_.tensors().end(), [&](const GgufTensor& other) {
       return other.file_idx == job.tensor->file_idx && other.file_offset > job.tensor->file_offset;
     });
-    const auto offset = find_unwritten(job.from, job.zero_rows, is_last);
+    const auto offset = find_unwritten(zero_view(job.from), job.zero_rows, is_last);
     if (!offset) continue;
     ++count;
     if (first != nullptr) continue;
@@ -307,10 +340,12 @@ void WeightLoader::load() {
   const size_t needed = bytes_needed(), available = available_memory_bytes();
   if (needed > available) {
     throw InputError(fmt::format(
-        "{}: the weights need {:.2f} GiB, {:.2f} GiB of memory are available; free memory, use a smaller model, or "
-        "--no-repack to compute from the mapped file",
-        file_.path(), gib(needed), gib(available)));
+        "{}: the weights need {:.2f} GiB, {:.2f} GiB of memory are available; free memory, use a smaller model, or {}",
+        file_.path(), gib(needed), gib(available),
+        file_.is_repacked() ? "FORETOKEN_NUMA=off to use the file in place"
+                            : "--no-repack to compute from the mapped file"));
   }
+  if (file_.is_repacked()) file_.prefer_huge_pages();
   load_vectors();
   std::stable_sort(jobs_.begin(), jobs_.end(), [](const Job& a, const Job& b) {
     return std::pair(a.tensor->file_idx, a.tensor->file_offset) < std::pair(b.tensor->file_idx, b.tensor->file_offset);
@@ -322,7 +357,8 @@ void WeightLoader::load() {
   for (Job& job : jobs_) {
     if (!job.picked.empty()) (job.in_place ? weights_.buffers : picked).push_back(pick(job));
     if (!job.in_place) allocate(job, nodes);
-    if (!job.in_place || !options_.repack) weights_.matrix_bytes += job.from.size_bytes();
+    if (!job.in_place || !options_.repack || job.from.layout == Layout::kInterleaved)
+      weights_.matrix_bytes += job.from.size_bytes();
     all_bytes += job.from.size_bytes();
   }
   std::vector<Chunk> chunks;
@@ -332,6 +368,8 @@ void WeightLoader::load() {
     node_ends.push_back(static_cast<int64_t>(chunks.size()));
   }
 
+  // What is computed from in place stays.
+  const auto stays = [](const Job& job) { return job.in_place && job.from.layout == Layout::kInterleaved; };
   std::optional<InputError> error;
   std::mutex mutex;  // of the error, the progress and the zero rows
   std::atomic<size_t> done{0};
@@ -348,7 +386,9 @@ void WeightLoader::load() {
       for (const RowRange& rows : chunk.ranges) {
         fill(*chunk.job, rows.begin, rows.end);
         std::vector<RowRange> zero_rows;
-        find_zero_rows(chunk.job->from, rows.begin, rows.end, zero_rows);
+        const MatrixView view = zero_view(chunk.job->from);
+        const int64_t unit = chunk.job->from.num_rows / view.num_rows;
+        find_zero_rows(view, rows.begin / unit, rows.end / unit, zero_rows);
         if (!zero_rows.empty()) {
           const std::lock_guard lock(mutex);
           std::vector<RowRange>& all = chunk.job->zero_rows;
@@ -356,7 +396,8 @@ void WeightLoader::load() {
         }
         const size_t begin = static_cast<size_t>(rows.begin) * row_bytes,
                      end = static_cast<size_t>(rows.end) * row_bytes;
-        if (options_.repack && chunk.job->picked.empty()) file_.release(chunk.job->from.data + begin, end - begin);
+        if (options_.repack && chunk.job->picked.empty() && !stays(*chunk.job))
+          file_.release(chunk.job->from.data + begin, end - begin);
       }
       const size_t now = done.fetch_add(chunk.size_bytes) + chunk.size_bytes;
       if (options_.progress) {
@@ -373,7 +414,9 @@ void WeightLoader::load() {
   file_.check_unchanged("loaded");
   if (!options_.repack || nodes.count() == 1) return;
   // Shares begin and end within pages of the file, which a neighbour may have read after they were released.
-  for (const Job& job : jobs_) file_.release(*job.tensor);
+  for (const Job& job : jobs_) {
+    if (!stays(job)) file_.release(*job.tensor);
+  }
 }
 
 }  // namespace foretoken

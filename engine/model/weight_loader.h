@@ -17,7 +17,8 @@ namespace foretoken {
 /// Declares tensors, checks each against its expected shape by the file's headers alone, then brings all of them into
 /// memory in one parallel pass in file order: interleaved where type and shape fit, copied otherwise, with the file's
 /// pages released as it goes. With LoadOptions::repack false, or for a declaration in place, the views point into the
-/// mapped file where its alignment allows.
+/// mapped file where its alignment allows. Matrices that the file holds interleaved are used in place in any case,
+/// unless there are several nodes of memory.
 ///
 /// Over several nodes of memory a matrix's rows are first written by threads of the node that is to hold them, the
 /// share that RowItems hands to that node's threads later: a page lies where it is first touched. What is not brought
@@ -57,6 +58,9 @@ class WeightLoader {
   /// Names of the tensors that have been declared.
   [[nodiscard]] const std::set<std::string_view, std::less<>>& declared() const { return declared_; }
 
+  /// Names of the tensors that load() brings into memory interleaved and needs in no other form.
+  [[nodiscard]] std::set<std::string, std::less<>> interleaved() const;
+
   /// Bytes that load() will allocate.
   [[nodiscard]] size_t bytes_needed() const;
   /// Checks the memory, allocates and fills.
@@ -65,7 +69,7 @@ class WeightLoader {
  private:
   struct Job {
     const GgufTensor* tensor;
-    MatrixView from;  // in the file
+    MatrixView from;  // in the file, in the layout that it has there
     std::vector<MatrixView*> to;
     int64_t unit_rows;  // that are shared out over nodes together
     bool in_place;      // only checked

@@ -42,6 +42,21 @@ OddBytes odd_bytes(WeightType type) {
   check_failed(__FILE__, __LINE__, "the type has an interleaved form", std::string(weight_type_info(type).name));
 }
 
+// Where the half scales of an interleaved block of sixteen rows stand: every step-th of `count` halves from byte
+// `begin` on.
+struct Scales {
+  int begin;
+  int count;
+  int step;
+};
+
+Scales scales_of(WeightType type) {
+  if (odd_bytes(type).count == 2) return {0, kInterleave, 1};
+  // Word 20 of Q2_K, word 0 of the others; IQ4_XS has no half but the first in it.
+  if (type == WeightType::kQ2_K) return {20 * 4 * kInterleave, 2 * kInterleave, 1};
+  return {0, 2 * kInterleave, type == WeightType::kIQ4_XS ? 2 : 1};
+}
+
 // Words of a file block before and after its odd bytes.
 struct Words {
   int before;
@@ -119,6 +134,25 @@ void interleave_rows(const MatrixView& from, int64_t row_begin, int64_t row_end,
                       first_word + 4 * kInterleave * words.before);
     }
   }
+}
+
+bool interleaved_rows_are_finite(const MatrixView& from, int64_t row_begin, int64_t row_end) {
+  FT_CHECK(from.layout == Layout::kInterleaved && 0 <= row_begin && row_begin <= row_end && row_end <= from.num_rows);
+  FT_CHECK(row_begin % kInterleave == 0 && row_end % kInterleave == 0);
+  const Scales scales = scales_of(from.type);
+  const auto block_bytes = static_cast<size_t>(weight_type_info(from.type).block_bytes) * kInterleave;
+  const std::byte* const end = from.data + static_cast<size_t>(row_end) * from.row_bytes();
+  bool finite = true;
+  for (const std::byte* p = from.data + static_cast<size_t>(row_begin) * from.row_bytes(); p < end; p += block_bytes) {
+    if (from.type == WeightType::kMXFP4) {
+      for (int r = 0; r < kInterleave; ++r) finite &= p[r] != std::byte{255};  // E8M0's only NaN
+      continue;
+    }
+    uint16_t halves[2 * kInterleave];
+    std::memcpy(halves, p + scales.begin, static_cast<size_t>(scales.count) * 2);
+    for (int i = 0; i < scales.count; i += scales.step) finite &= (halves[i] & 0x7c00) != 0x7c00;
+  }
+  return finite;
 }
 
 void extract_row(const MatrixView& from, int64_t row, std::byte* to) {

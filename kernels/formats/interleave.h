@@ -25,6 +25,10 @@ namespace foretoken {
 /// kInterleave.
 void interleave_rows(const MatrixView& from, int64_t row_begin, int64_t row_end, std::byte* to);
 
+/// False if a scale of rows [row_begin, row_end) of an interleaved matrix is NaN or infinite: row_is_finite for this
+/// layout, which looks at the scales alone. REQUIRES: row_begin and row_end are multiples of kInterleave.
+[[nodiscard]] bool interleaved_rows_are_finite(const MatrixView& from, int64_t row_begin, int64_t row_end);
+
 /// The inverse for one row: writes row `row` of an interleaved matrix in the file's layout (row_bytes() bytes). For
 /// embedding look-ups.
 void extract_row(const MatrixView& from, int64_t row, std::byte* to);

@@ -150,6 +150,7 @@ void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Mode
   object["cublas"] = flags.cublas;
   object["kv_type"] = flags.kv_type_text;
   object["repack"] = !flags.no_repack;
+  object["repacked_file"] = model.is_repacked();
   object["prompt_chunk"] = flags.prompt_chunk;
   object["load_ms"] = 1000 * model.load_seconds();
 }
@@ -164,10 +165,14 @@ std::string describe_run(const ModelFlags& flags, const Model& model) {
   const std::string mtp =
       flags.mtp == 0 ? "off" : fmt::format("up to {} drafts{}", flags.mtp, flags.mtp_fixed ? ", fixed" : "");
   const double file_bytes = static_cast<double>(model.file_bytes());
+  const char* const how = flags.no_repack           ? ""
+                          : !model.is_repacked()    ? " with repacking"
+                          : flags.nodes.count() > 1 ? ", copied to the nodes"
+                                                    : ", used in place";
   return fmt::format("{}: {}, {}; {}, {}; MTP {}\nloaded in {:.2f} s, {}/s{}\n{}", model.path(),
                      model.config().architecture, format_bytes(file_bytes),
                      describe_threads(flags.threads, flags.nodes), isa_name(flags.isa()), mtp, model.load_seconds(),
-                     format_bytes(file_bytes / model.load_seconds()), flags.no_repack ? "" : " with repacking",
+                     format_bytes(file_bytes / model.load_seconds()), how,
                      flags.cublas ? "cublas: F16 and BF16 matrices by cuBLAS; logits are not the CPU's bits\n" : "");
 }
 

@@ -320,8 +320,12 @@ int run_selfcheck(int argc, const char* const* argv) {
   std::vector<Isa> isas = supported_isas();
   if (flags.model.environment.isa) isas = {*flags.model.environment.isa};
   std::vector<NotRun> not_run = list_not_run(*model, isas);
-  const CheckAxes axes = check_axes(model->has_mtp() ? flags.model.mtp : 0, flags.model.threads, isas,
-                                    list_places(*model, flags, not_run));
+  CheckAxes axes = check_axes(model->has_mtp() ? flags.model.mtp : 0, flags.model.threads, isas,
+                              list_places(*model, flags, not_run));
+  if (model->is_repacked()) {
+    axes.repack = {true};
+    not_run.push_back({"file layout", "the file is repacked"});
+  }
   std::vector<CheckCase> plan = flags.full ? full_plan(axes) : covering_plan(axes);
   nlohmann::ordered_json run;
   add_run(run, flags.model, *model);

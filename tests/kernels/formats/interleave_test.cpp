@@ -5,6 +5,8 @@
 #include <random>
 #include <vector>
 
+#include "kernels/formats/weight_codec.h"
+
 using namespace foretoken;
 
 TEST_CASE("Interleaving moves every byte of every type to its place and back", "[interleave]") {
@@ -43,5 +45,48 @@ TEST_CASE("Interleaving moves every byte of every type to its place and back", "
                           rows.data() + static_cast<size_t>(r) * row_bytes + 2, 4) == 0);
       }
     }
+  }
+}
+
+TEST_CASE("Scales that are not finite are found in interleaved rows as in a file's", "[interleave]") {
+  std::mt19937 random(2);
+  for (const WeightTypeInfo& info : all_weight_types()) {
+    if (info.is_float()) continue;
+    constexpr int64_t kRows = 32, kBlocks = 3;
+    const MatrixView shape = {nullptr, kRows, kBlocks * info.block_size, info.type, Layout::kRows};
+    const size_t row_bytes = shape.row_bytes();
+    std::vector<float> values(static_cast<size_t>(shape.num_cols));
+    std::vector<std::byte> good(kRows * row_bytes), moved(good.size());
+    for (int64_t r = 0; r < kRows; ++r) {
+      for (float& value : values) value = static_cast<float>(random() % 2001) - 1000.0f;
+      encode_row(info.type, values.data(), shape.num_cols, good.data() + static_cast<size_t>(r) * row_bytes);
+    }
+    // Every byte of a block of one row, set to what makes a half infinite, an exponent NaN: where a scale is hit, both
+    // forms say so, and where it is not, neither does.
+    int hits = 0;
+    const auto block_bytes = static_cast<size_t>(info.block_bytes);
+    for (size_t at = 0; at < block_bytes; ++at) {
+      std::vector<std::byte> rows = good;
+      const int64_t row = static_cast<int64_t>(at * 7) % kRows;
+      const size_t block = at % kBlocks;
+      rows[static_cast<size_t>(row) * row_bytes + block * block_bytes + at] =
+          info.type == WeightType::kMXFP4 ? std::byte{255} : std::byte{0x7c};
+      MatrixView from = shape;
+      from.data = rows.data();
+      interleave_rows(from, 0, kRows, moved.data());
+      MatrixView to = shape;
+      to.data = moved.data();
+      to.layout = Layout::kInterleaved;
+      bool finite = true;
+      for (int64_t r = 0; r < kRows; ++r)
+        finite &= row_is_finite(info.type, rows.data() + static_cast<size_t>(r) * row_bytes, shape.num_cols);
+      hits += finite ? 0 : 1;
+      INFO(info.name << ", byte " << at);
+      CHECK(interleaved_rows_are_finite(to, 0, kRows) == finite);
+      const int64_t group = row / kInterleave * kInterleave;
+      CHECK(interleaved_rows_are_finite(to, group, group + kInterleave) == finite);
+      CHECK(interleaved_rows_are_finite(to, kInterleave - group, 2 * kInterleave - group));
+    }
+    CHECK(hits > 0);
   }
 }
