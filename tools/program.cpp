@@ -24,7 +24,6 @@ namespace foretoken {
 
 namespace {
 
-<<<<<<< HEAD
 constexpr std::array<Command, 11> kCommands = {{
     {"decode", run_decode, "continue a prompt"},
     {"chat", run_chat, "talk with a model at the terminal"},

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <ctime>
+
 #include "kernels/base/error.h"
 #include "tools/serve/api_error.h"
 
@@ -21,14 +23,24 @@ std::vector<TextPart> ChatPrompts::render(const Json& messages, const Json& tool
   if (!refusal_.empty())
     throw not_supported(
         fmt::format("the model's chat template is not rendered here: {}; start with --chat-template chatml", refusal_));
-  if (!tools.empty()) throw not_supported("\"tools\": this chat template does not know tools");
-  if (!kwargs.empty()) throw not_supported("\"chat_template_kwargs\": this chat template does not know them");
-  std::vector<ChatMessage> turns;
-  for (const Json& message : messages)
-    turns.push_back(
-        {message.at("role").get_ref<const std::string&>(), message.at("content").get_ref<const std::string&>()});
-  const auto name_of = [&](TokenId id) { return id < 0 ? std::string_view() : tokenizer_.piece(id, true); };
-  return template_.render(turns, name_of(tokenizer_.bos()), name_of(tokenizer_.eos()));
+  const auto name_of = [&](TokenId id) {
+    return std::string(id < 0 ? std::string_view() : tokenizer_.piece(id, /*keep_special=*/true));
+  };
+  ChatInput input;
+  input.messages = messages;
+  if (!tools.empty()) input.tools = tools;
+  input.variables = kwargs;
+  input.bos_token = name_of(tokenizer_.bos());
+  input.eos_token = name_of(tokenizer_.eos());
+  input.now = std::time(nullptr);
+  std::vector<TextPart> parts;
+  try {
+    parts = template_.render(input);
+  } catch (const InputError& error) {
+    throw invalid_request(fmt::format("\"messages\": {}", error.what()));
+  }
+  if (parts.empty()) throw invalid_request("\"messages\": the chat template makes no text of them");
+  return parts;
 }
 
 std::vector<TokenId> ChatPrompts::encode(const std::vector<TextPart>& parts) const {
