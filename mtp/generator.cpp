@@ -650,8 +650,8 @@ void Generator::read_device_window(Generation& g, const DeviceCycle::Outcome& ou
   const auto produced = std::span(verified.choices).first(static_cast<size_t>(verified.num_accepted) + 1);
   int num_emitted = 0;
   for (bool going = true; going && num_emitted <= verified.num_accepted; ++num_emitted)
-    going =
-        emit(g, produced[static_cast<size_t>(num_emitted)], origin_of(num_emitted, verified.num_accepted, num_drafts));
+    going = emit(g, produced[static_cast<size_t>(num_emitted)],
+                 origin_of(num_emitted, verified.num_accepted, static_cast<int>(window.drafts.size())));
   g.count_window(verified.num_accepted, num_emitted);
   controller_.observe_acceptance(g.history_, window.confidences, std::min(verified.num_accepted, num_emitted));
   g.last_ = produced.back();
