@@ -174,6 +174,7 @@ void collect_top_k(const Scaled& scaled, size_t k, Kept& kept) {
   static thread_local std::vector<float> heap;
   heap.clear();
   const size_t capacity = 2 * k + Scaled::kBlock;
+  heap.reserve(capacity);
   float kth = -kInfinity;  // a later value equal to it has a higher id than k others and is out
   const auto shrink = [&] {
     std::nth_element(heap.begin(), heap.begin() + static_cast<std::ptrdiff_t>(k) - 1, heap.end(), std::greater<>());
@@ -225,6 +226,7 @@ void keep_top_p(Isa isa, float top_p, Kept& kept) {
   while (last_half > 0 && static_cast<double>(reached + mass[last_half]) < target) reached += mass[last_half--];
   static thread_local std::vector<size_t> last;
   last.clear();
+  last.reserve(n);
   for (size_t i = 0; i < n; ++i) {
     if (half(p[i]) == last_half) last.push_back(i);
   }
@@ -239,30 +241,32 @@ void keep_top_p(Isa isa, float top_p, Kept& kept) {
 // Keeps the tokens whose surprise -log p is closest to the entropy, until they hold typical_p of the mass (Meister et al.,
 // "Locally typical sampling"). Sums run in double and in rising id.
 void keep_typical_p(Isa isa, float typical_p, Kept& kept) {
+  static thread_local std::vector<float> p, distance, surprise;
+  static thread_local std::vector<size_t> order;
+  static thread_local std::vector<char> stays;
   const size_t n = kept.ids.size();
-  std::vector<float> p(n), distance(n);
+  for (std::vector<float>* values : {&p, &distance, &surprise}) values->resize(n);
+  order.resize(n);
+  stays.assign(n, 0);
   softmax(isa, kept.x.data(), static_cast<int64_t>(n), p.data());
-  std::vector<float> surprise(n);
   double entropy = 0;
   for (size_t i = 0; i < n; ++i) {
     surprise[i] = p[i] > 0 ? -math::log(p[i]) : kInfinity;
     if (p[i] > 0) entropy += static_cast<double>(p[i]) * static_cast<double>(surprise[i]);
   }
-  std::vector<size_t> order(n);
   for (size_t i = 0; i < n; ++i) {
     distance[i] = static_cast<float>(std::abs(static_cast<double>(surprise[i]) - entropy));
     order[i] = i;
   }
   std::sort(order.begin(), order.end(),
-            [&](size_t a, size_t b) { return distance[a] < distance[b] || (distance[a] == distance[b] && a < b); });
-  std::vector<char> stays(n, 0);
+            [](size_t a, size_t b) { return distance[a] < distance[b] || (distance[a] == distance[b] && a < b); });
   double mass = 0;
   for (size_t i = 0; i < n; ++i) {
     stays[order[i]] = 1;
     mass += static_cast<double>(p[order[i]]);
     if (mass >= static_cast<double>(typical_p)) break;
   }
-  kept.filter([&](size_t i) { return stays[i] != 0; });
+  kept.filter([](size_t i) { return stays[i] != 0; });
 }
 
 // Every x below it has exp(x) < min_p.

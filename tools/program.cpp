@@ -40,7 +40,7 @@ constexpr std::array<Command, 11> kCommands = {{
 
 std::string command_list() {
   std::string text = "Commands:\n";
-  for (const Command& command : kCommands) text += fmt::format("  {:<10} {}\n", command.name, command.summary);
+  for (const Command& command : kCommands) text += fmt::format("  {:<10}  {}\n", command.name, command.summary);
   return text;
 }
 

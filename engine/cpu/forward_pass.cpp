@@ -47,8 +47,8 @@ PassBuffers::PassBuffers(const ModelShapes& s, int max_rows, int max_window, int
 }
 
 size_t PassBuffers::size_bytes() const {
-  size_t bytes = residual.size_bytes() + normed.size_bytes() + attended.size_bytes() + delta_out.size_bytes() +
-                 moe.size_bytes() + partial_queries.size() * sizeof(AttentionQuery);
+  size_t bytes = residual.size_bytes() + joined.size_bytes() + normed.size_bytes() + attended.size_bytes() +
+                 delta_out.size_bytes() + moe.size_bytes() + partial_queries.size() * sizeof(AttentionQuery);
   for (const FloatRows* rows : {&mixed, &q, &k, &v, &queries, &partials, &chunk.raw, &chunk.mixed, &chunk.beta,
                                 &chunk.decay, &z, &b, &alpha, &delta_scratch}) {
     bytes += rows->size_bytes();

@@ -53,7 +53,7 @@ const std::map<std::string, std::set<std::string>> kRooms = {
     {"kernels/base", {}},
     {"kernels/threads", {"base", "formats"}},
     {"kernels/formats", {"base", "cuda"}},
-    {"kernels/cuda", {"base", "formats"}},
+    {"kernels/cuda", {"base", "formats", "rows"}},
     {"kernels/matmul", {"base", "formats", "cuda", "rows"}},
     {"kernels/rows", {"base", "formats", "cuda", "matmul"}},
     {"kernels/attention", {"base", "cuda", "matmul"}},

@@ -215,7 +215,7 @@ TEST_CASE("repack: a file that is not what it says is refused in a line", "[repa
   GgufEdit::Tensor* interleaved = nullptr;
   GgufEdit::Tensor* vector = nullptr;
   for (GgufEdit::Tensor& tensor : edit.tensors) {
-    if (tensor.type_id == foretoken::kInterleavedTypeIds + 8 && interleaved == nullptr) interleaved = &tensor;
+    if (tensor.type_id == foretoken::kInterleavedTypeIds + 12 && interleaved == nullptr) interleaved = &tensor;  // Q4_K
     if (tensor.shape.size() == 1 && vector == nullptr) vector = &tensor;
   }
   REQUIRE(interleaved != nullptr);
@@ -260,7 +260,7 @@ TEST_CASE("repack: a file that is not what it says is refused in a line", "[repa
   }
   SECTION("floats in groups") {
     interleaved->type_id = foretoken::kInterleavedTypeIds + 1;
-    interleaved->bytes.resize(interleaved->bytes.size() * 2);
+    interleaved->bytes.resize(static_cast<size_t>(2 * interleaved->shape[0] * interleaved->shape[1]));
     edit.write(bad);
     check_refused(decode(bad), 1, {interleaved->name, "groups of 16 rows"});
   }
@@ -270,7 +270,7 @@ TEST_CASE("repack: a file that is not what it says is refused in a line", "[repa
     check_refused(decode(bad), 1, {interleaved->name, "not supported"});
   }
   SECTION("a scale that is infinite") {
-    // The scales of sixteen rows stand first.
+    // The two scales of each of sixteen rows stand first.
     interleaved->bytes[6] = std::byte{0};
     interleaved->bytes[7] = std::byte{0x7c};
     edit.write(bad);

@@ -356,7 +356,8 @@ int run_selfcheck(int argc, const char* const* argv) {
   if (!identical)
     print_message("foretoken: the cases marked DIFFERENT part from the first of their kind; please report them\n");
   nlohmann::ordered_json object = to_json(results, not_run, identical);
-  for (const char* key : {"version", "commit", "model", "model_sha256", "kv_type"}) object[key] = run[key];
+  for (const char* key : {"version", "commit", "model", "model_sha256", "kv_type", "repacked_file"})
+    object[key] = run[key];
   object["prompt_tokens"] = prompt.size();
   object["n_predict"] = flags.max_new_tokens;
   object["sizes"] = nlohmann::ordered_json::array();

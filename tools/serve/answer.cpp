@@ -17,6 +17,7 @@ void Answer::begin(Scheduler& scheduler) {
   options.max_new_tokens = asked_.max_new_tokens;
   options.max_drafts = asked_.max_drafts;
   options.sampling = asked_.sampling;
+  options.rules = std::move(asked_.rules);
   options.ignore_eos = asked_.ignore_eos;
   options.on_origin = [this](const TokenOrigin& origin) { origin_ = origin; };
   options.on_token = [this](TokenId id) { return on_token(id); };

@@ -19,6 +19,7 @@ struct AnswerRequest {
   int64_t max_new_tokens = 0;  // 0: the prompt is read and nothing made
   int max_drafts = 0;
   SamplingOptions sampling;
+  LogitRules rules;
   bool ignore_eos = false;
   std::vector<std::string> stops;
   bool with_logprobs = false;

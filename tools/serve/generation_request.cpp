@@ -20,35 +20,24 @@ void refuse_unserved(const Fields& fields) {
   const auto refuse = [&](std::string_view name) {
     throw not_supported(fmt::format("\"{}\" is not served here", fields.named(name)));
   };
-  for (const char* name : {"grammar", "json_schema", "image_data", "samplers", "lora", "input_prefix", "input_suffix",
-                           "suffix", "audio", "modalities"}) {
+  for (const char* name :
+       {"image_data", "samplers", "lora", "input_prefix", "input_suffix", "suffix", "audio", "modalities"}) {
     const Json* value = fields.find(name);
     if (value == nullptr || value->empty() || (value->is_string() && value->get<std::string>().empty())) continue;
     if (std::string_view(name) == "modalities" && *value == Json::array({"text"})) continue;
     refuse(name);
   }
-  if (const Json* bias = fields.find("logit_bias"); bias != nullptr && !bias->empty()) refuse("logit_bias");
   struct Neutral {
     const char* name;
     double value;
   };
-  for (const Neutral& neutral : {Neutral{"typical_p", 1},
-                                 {"repeat_penalty", 1},
-                                 {"presence_penalty", 0},
-                                 {"frequency_penalty", 0},
-                                 {"mirostat", 0},
-                                 {"xtc_probability", 0},
-                                 {"dry_multiplier", 0},
-                                 {"dynatemp_range", 0}}) {
+  for (const Neutral& neutral :
+       {Neutral{"mirostat", 0}, {"xtc_probability", 0}, {"dry_multiplier", 0}, {"dynatemp_range", 0}}) {
     const std::optional<double> value = fields.number(neutral.name, -1e9, 1e9);
     if (value && *value != neutral.value) refuse(neutral.name);
   }
   if (const std::optional<double> sigma = fields.number("top_n_sigma", -1e9, 1e9); sigma && *sigma > 0)
     refuse("top_n_sigma");
-  if (const Json* format = fields.object("response_format")) {
-    const std::optional<std::string> type = Fields(*format, "response_format").text("type");
-    if (type && *type != "text") refuse("response_format");
-  }
 }
 
 uint64_t random_seed() {
@@ -63,6 +52,8 @@ SamplingOptions parse_sampling(const Fields& fields, const ServedModel& served) 
   if (const auto value = fields.integer("top_k", -1, INT32_MAX))
     sampling.top_k = static_cast<int>(std::max<int64_t>(0, *value));
   if (const auto value = fields.number("top_p", 0, 1)) sampling.top_p = std::max(static_cast<float>(*value), 1e-6f);
+  if (const auto value = fields.number("typical_p", 0, 1))
+    sampling.typical_p = std::max(static_cast<float>(*value), 1e-6f);
   if (const auto value = fields.number("min_p", 0, 1)) sampling.min_p = static_cast<float>(*value);
   const std::optional<int64_t> seed = fields.integer("seed", -1, INT64_MAX);
   sampling.seed = seed && *seed >= 0 ? static_cast<uint64_t>(*seed) : served.seed ? *served.seed : random_seed();
@@ -180,6 +171,7 @@ GenerationRequest parse_generation(const Fields& fields, const ServedModel& serv
   (void)fields.integer("n_keep", -1, INT32_MAX);
   if (const auto value = fields.number("t_max_predict_ms", -1, 1e12)) request.max_predict_ms = std::max(0.0, *value);
   request.sampling = parse_sampling(fields, served);
+  request.rules = parse_rules(fields, served.model->tokenizer(), *served.trie);
   request.max_drafts = parse_drafts(fields, served);
   parse_logprobs(fields, request);
   return request;
@@ -194,6 +186,7 @@ std::vector<AnswerRequest> GenerationRequest::answers(const ServedModel& served)
       answer.max_new_tokens = max_tokens < 0 ? served.ctx_size : max_tokens;
       answer.max_drafts = max_drafts;
       answer.sampling = sampling;
+      answer.rules = rules;
       answer.sampling.seed += static_cast<uint64_t>(i);  // answers to one prompt differ
       answer.ignore_eos = ignore_eos;
       answer.stops = stops;

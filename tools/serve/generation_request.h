@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "engine/model/model.h"
 #include "tools/serve/answer.h"
 #include "tools/serve/fields.h"
+#include "tools/serve/rules.h"
 
 namespace foretoken {
 
@@ -21,6 +23,7 @@ struct ServedModel {
   SamplingOptions sampling;      // where a request asks for nothing else
   std::optional<uint64_t> seed;  // --seed, if it was given; otherwise each request draws its own
   int64_t created = 0;           // seconds since 1970
+  std::shared_ptr<SharedTrie> trie = std::make_shared<SharedTrie>();
 };
 
 /// The fields that all routes share, as they were asked for.
@@ -35,6 +38,7 @@ struct GenerationRequest {
   double max_predict_ms = 0;
   bool ignore_eos = false;
   SamplingOptions sampling;
+  LogitRules rules;  // its grammar is shared by the answers
   bool with_logprobs = false;
   int num_logprobs = 0;
   int max_drafts = 0;

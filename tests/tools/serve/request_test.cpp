@@ -1,4 +1,5 @@
 #include <catch2/catch.hpp>
+#include <limits>
 
 #include "tools/serve/api_error.h"
 #include "tools/serve/chat_prompts.h"
@@ -11,7 +12,9 @@ namespace {
 using Catch::Matchers::Contains;
 
 GenerationRequest parse(const std::string& body) {
+  static const Model model = Model::load(FORETOKEN_SOURCE_DIR "/models/foretoken-demo.gguf", {});
   ServedModel served;
+  served.model = &model;
   served.ctx_size = 2048;
   served.max_drafts = 4;
   served.drafter = "mtp";
@@ -82,9 +85,37 @@ TEST_CASE("Wrong types and ranges are a 400 that names the field", "[serve]") {
 }
 
 TEST_CASE("What would change the answer and is not served is refused", "[serve]") {
-  for (const char* body : {R"({"image_data": [1]})", R"({"typical_p": 0.5})", R"({"mirostat": 2})",
-                           R"({"suffix": "x"})", R"({"dry_multiplier": 0.8})", R"({"lora": [{"id": 0}]})"})
+  for (const char* body : {R"({"image_data": [1]})", R"({"mirostat": 2})", R"({"suffix": "x"})",
+                           R"({"dry_multiplier": 0.8})", R"({"lora": [{"id": 0}]})"})
     CHECK_THAT(refusal(body), Contains("501 ") && Contains("is not served here"));
+}
+
+TEST_CASE("Biases, penalties and grammars become rules of the choice", "[serve]") {
+  const GenerationRequest request =
+      parse(R"({"logit_bias": [[5, -1.5], [6, false]], "repeat_penalty": 1.1, "presence_penalty": 0.5,
+                "frequency_penalty": -0.5, "repeat_last_n": -1, "typical_p": 0.5, "grammar": "root ::= \"a\""})");
+  REQUIRE(request.rules.bias.size() == 2);
+  CHECK(request.rules.bias[0] == std::pair<TokenId, float>{5, -1.5f});
+  CHECK(request.rules.bias[1] == std::pair<TokenId, float>{6, -std::numeric_limits<float>::infinity()});
+  CHECK(request.rules.repeat_penalty == 1.1f);
+  CHECK(request.rules.presence_penalty == 0.5f);
+  CHECK(request.rules.frequency_penalty == -0.5f);
+  CHECK(request.rules.repeat_last_n == -1);
+  CHECK(request.sampling.typical_p == 0.5f);
+  CHECK(request.rules.grammar != nullptr);
+  CHECK(parse(R"({"logit_bias": {"7": 100}})").rules.bias.at(0).first == 7);
+  for (const char* body :
+       {R"({"json_schema": {"type": "integer"}})", R"({"response_format": {"type": "json_object"}})",
+        R"({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "null"}}}})"})
+    CHECK(parse(body).rules.grammar != nullptr);
+  for (const char* body : {R"({"logit_bias": [[999999, 1]]})", R"({"logit_bias": 3})", R"({"logit_bias": [[1, "x"]]})",
+                           R"({"grammar": "root ::="})", R"({"grammar": 5})", R"({"json_schema": {"type": "psychic"}})",
+                           R"({"grammar": "root ::= \"a\"", "json_schema": {"type": "null"}})",
+                           R"({"response_format": {"type": "xml"}})", R"({"response_format": {"type": "json_schema"}})",
+                           R"({"repeat_penalty": 0})", R"({"frequency_penalty": "much"})"}) {
+    INFO(body);
+    CHECK_THAT(refusal(body), Catch::Matchers::StartsWith("400 "));
+  }
 }
 
 TEST_CASE("Bodies are JSON objects of limited depth", "[serve]") {
