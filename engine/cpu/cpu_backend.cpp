@@ -126,7 +126,7 @@ class CpuBackend final : public Backend {
         profile_(options_.profile ? std::make_unique<WorkProfile>(options_.threads) : nullptr),
         pass_(config_, options_, team_, ropes_, buffers_.kv, buffers_.recurrent, buffers_.pass, profile_.get()),
         head_items_(team_.nodes(), config_.vocab_size),
-        draft_items_(head_items_) {
+        draft_items_(team_.nodes(), config_.vocab_size) {
     team_.set_stop(options_.stop);
     head_inputs_.reserve(static_cast<size_t>(logits_rows(options_)));
     trunk_spans_.reserve(static_cast<size_t>(options_.parallel));
