@@ -13,13 +13,9 @@ namespace {
 
 // A further row of a window as a part of an independent row, until passes show it: U(2..5) = 1.55 1.94 2.26 2.55 of 256
 // experts.
-constexpr double kAssumedRowPart = 0.55;
-constexpr double kRowPartError = 0.2;
-// And the first row of a further sequence: independent, until passes show that texts share experts.
-constexpr double kAssumedSpanPart = 1;
-constexpr double kSpanPartError = 0.4;
-constexpr double kPartDrift = 0.01;     // a pass
-constexpr double kExpertsNoise = 0.07;  // passes of equal shape read so differently many experts
+constexpr double kAssumedOverlap = 0.55;
+constexpr double kAssumedOverlapWeight = 4;  // further rows that weigh as much
+constexpr double kOverlapMemory = 200;       // further rows that are remembered
 
 // Arithmetic of one row as a share of a plain pass where no prompt told it: 0.2 on AVX2 and on AVX-512 VNNI.
 constexpr double kAssumedRowShare = 0.2;
@@ -86,42 +82,30 @@ DecodeBytes decode_bytes(const Model& model, int64_t draft_rows, Device device) 
 }
 
 CostModel::CostModel(const DecodeBytes& bytes)
-    : bytes_(bytes),
-      span_part_{kAssumedSpanPart, kSpanPartError * kSpanPartError},
-      row_part_{kAssumedRowPart, kRowPartError * kRowPartError} {
+    : bytes_(bytes), row_overlap_(kAssumedOverlap), overlap_weight_(kAssumedOverlapWeight) {
   if (!bytes_.in_cache) return;
   for (Ratio& ratio : draft_ratio_) ratio.log = std::log(kCachedDraftFactor);
 }
 
-// The parts of an independent row that further rows and further sequences count for, tracked together: a pass of eight
-// sequences tells the sum of both. Of these two the second was once taken for 1: eight texts that share experts then
-// made a plain pass look dear and its drafts look free, and 1.6 were made a window where none paid.
-//
 // Independent rows r read 1 - (1 - share)^r of all experts.
 double CostModel::distinct_experts(const PassShape& pass) const {
   if (bytes_.top_k_share <= 0) return 0;
   if (bytes_.top_k_share >= 1) return 1;
-  const double rows = 1 + span_part_.mean * (pass.num_spans - 1) + row_part_.mean * (pass.num_rows - pass.num_spans);
+  const double rows = pass.num_spans + row_overlap_ * (pass.num_rows - pass.num_spans);
   return -std::expm1(rows * std::log1p(-bytes_.top_k_share)) / bytes_.top_k_share;
 }
 
-void CostModel::learn_experts(const PassShape& pass, double distinct_experts) {
+void CostModel::learn_overlap(const PassShape& pass, double distinct_experts) {
   const double share = bytes_.top_k_share;
-  if (share <= 0 || share >= 1 || pass.num_rows <= 1 || !(distinct_experts > 0)) return;
+  const int further = pass.num_rows - pass.num_spans;
+  if (share <= 0 || share >= 1 || further <= 0 || !(distinct_experts > 0)) return;
   const double read = std::min(distinct_experts * share, 0.99);
   const double rows = std::log1p(-read) / std::log1p(-share);
+  const double overlap = std::clamp((rows - pass.num_spans) / further, 0.0, 1.0);
   // Long prompts show all experts and tell nothing of a window.
-  const double noise = kExpertsNoise * rows / (1 - read);
-  const double spans = pass.num_spans - 1, further = pass.num_rows - pass.num_spans;
-  const double to_span = span_part_.variance * spans + part_cov_ * further;
-  const double to_row = part_cov_ * spans + row_part_.variance * further;
-  const double expected = spans * to_span + further * to_row + noise * noise;
-  const double surprise = rows - (1 + span_part_.mean * spans + row_part_.mean * further);
-  span_part_.mean = std::clamp(span_part_.mean + surprise * to_span / expected, 0.0, 1.0);
-  row_part_.mean = std::clamp(row_part_.mean + surprise * to_row / expected, 0.0, 1.0);
-  span_part_.variance += kPartDrift * kPartDrift - to_span * to_span / expected;
-  row_part_.variance += kPartDrift * kPartDrift - to_row * to_row / expected;
-  part_cov_ -= to_span * to_row / expected;
+  const double weight = std::min(further, 8);
+  overlap_weight_ = std::min(overlap_weight_ + weight, kOverlapMemory);
+  row_overlap_ += (overlap - row_overlap_) * weight / overlap_weight_;
 }
 
 double CostModel::bytes(const PassShape& pass, double distinct_experts) const {
@@ -244,7 +228,7 @@ void CostModel::learn(const PassShape& pass, double distinct_experts, double ms,
 void CostModel::observe_window(const PassShape& pass, double distinct_experts, double ms) {
   if (!(ms > 0)) return;
   const double u = distinct_experts > 0 ? distinct_experts : this->distinct_experts(pass);
-  learn_experts(pass, distinct_experts);
+  learn_overlap(pass, distinct_experts);
   const bool is_plain = pass.num_rows == 1;
   if (!is_warm_ && is_plain) {
     plain_ms_ = plain_passes_ == 0 ? ms : std::min(plain_ms_, ms);
@@ -267,7 +251,7 @@ void CostModel::observe_window(const PassShape& pass, double distinct_experts, d
 
 void CostModel::observe_prompt(const PassShape& pass, double distinct_experts, double ms) {
   if (!(ms > 0)) return;
-  learn_experts(pass, distinct_experts);
+  learn_overlap(pass, distinct_experts);
   if (plain_passes_ == 0) {
     // The last chunk, unless it is a short rest: the first one wakes everything up.
     if (2 * pass.num_rows < prompt_.num_rows) return;

@@ -45,9 +45,8 @@ struct PassShape {
 /// Measured on 8 layers of a 35B-A3B (AVX-512 VNNI, 2 cores): 37.5 43.5 48 54 57 .. 80 (8 rows) ms; from the prompt and
 /// the first plain pass alone this gives 37.5 43.8 50 56 63 .. 83.
 ///
-/// U counts distinct experts: those of independent rows, for which a further row of a sequence and the first row of a
-/// further sequence each count in the part that this run's passes show (0.55, for the overlap published for
-/// Qwen3-30B-A3B, and 1 at first).
+/// U counts distinct experts. Rows of different sequences route independently; a further row of one sequence counts as
+/// the part of an independent one that this run's passes show (0.55 for the overlap published for Qwen3-30B-A3B).
 ///
 /// The two numbers are tracked by a Kalman filter over their logarithms. Machines that are busy elsewhere make passes
 /// slower, never faster: a reading that is far too long counts as one that is a little too long.
@@ -102,7 +101,7 @@ class CostModel {
 
   void begin(double plain_ms);
   void learn(const PassShape& pass, double distinct_experts, double ms, double noise);
-  void learn_experts(const PassShape& pass, double distinct_experts);
+  void learn_overlap(const PassShape& pass, double distinct_experts);
   void observe_draft(DraftPart part, int num_sequences, double ms);
 
   const DecodeBytes bytes_;
@@ -120,13 +119,8 @@ class CostModel {
   double ms_per_byte_ = 0, ms_per_row_ = 0;
   // Covariance of the errors of log(ms_per_byte_) and log(ms_per_row_).
   double var_byte_ = 0, var_row_ = 0, cov_ = 0;
-  // What counts for U, in independent rows.
-  struct Part {
-    double mean, variance;
-  };
-  Part span_part_;  // the first row of a further sequence
-  Part row_part_;   // a further row of a sequence
-  double part_cov_ = 0;
+  double row_overlap_;  // a further row of a sequence, in independent rows
+  double overlap_weight_;
 
   // What passes of exactly n rows took beyond the two numbers, as logarithms: kernels change at some widths.
   struct Residual {

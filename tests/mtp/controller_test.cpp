@@ -15,9 +15,8 @@ namespace {
 struct Machine {
   DecodeBytes bytes;
   std::function<double(int spans, int rows)> pass;
-  std::function<double(int spans, int rows)> experts = [](int, int) { return 0.0; };  // U; 0: not told
-  double first, step, refresh;                                                        // drafts of one sequence
-  double prompt_ms;                                                                   // 25 rows
+  double first, step, refresh;  // drafts of one sequence
+  double prompt_ms;             // 25 rows
   double prompt_experts;
   double catch_up_row;
 };
@@ -67,21 +66,6 @@ Machine slow_arithmetic_machine() {
   Machine machine = large_machine();
   machine.pass = with_table({37.5, 46, 56, 68, 83, 98}).pass;
   machine.prompt_ms = 420;
-  return machine;
-}
-
-// The same eight layers with several texts, as measured: texts share experts, so that plain rows are cheap, and further
-// rows of a text read others; at eight texts arithmetic makes each further row cost nearly as much as it may bring.
-Machine sharing_machine() {
-  Machine machine = large_machine();
-  machine.pass = [](int spans, int rows) {
-    const std::vector<double> plain = {36.8, 40.6, 46.5, 52.3, 54.2, 56.1, 58, 60};
-    return plain[static_cast<size_t>(spans) - 1] + 5.2 * (rows - spans);
-  };
-  machine.experts = [](int spans, int rows) {
-    const double independent = 1 + 0.44 * (spans - 1) + (spans == 1 ? 0.6 : 0.33) * (rows - spans);
-    return 32 * -std::expm1(independent * std::log1p(-1.0 / 32));
-  };
   return machine;
 }
 
@@ -178,7 +162,7 @@ Run decode(const Machine& machine, const std::vector<Text>& texts, const Options
     for (const auto& c : confidences) rows += static_cast<int>(c.size());
     const double ms = machine.pass(spans, rows);
     time += ms;
-    cost.observe_window({spans, rows}, machine.experts(spans, rows), ms * slow);
+    cost.observe_window({spans, rows}, 0, ms * slow);
     for (size_t s = 0; s < num_sequences; ++s) {
       const int k = static_cast<int>(confidences[s].size());
       int accepted = 0;
@@ -351,23 +335,6 @@ TEST_CASE("controller: batches come near their best fixed number of drafts", "[c
     const double mean = decode(machine, texts, options).mean_drafts;
     CHECK(mean <= last_mean + 0.3);
     last_mean = mean;
-  }
-}
-
-TEST_CASE("controller: a batch of texts that share experts drafts no more than pays", "[controller]") {
-  const Machine machine = sharing_machine();
-  for (size_t num_sequences : {1, 2, 4, 8}) {
-    for (double acceptance : {0.0, 0.5, 0.7, 0.85}) {
-      for (int num_tokens : {48, 96}) {
-        INFO(num_sequences << " " << acceptance << " " << num_tokens);
-        const std::vector<Text> texts(num_sequences, Text{acceptance, 0.85f});
-        Options options;
-        options.num_tokens = num_tokens;
-        const double reached = speed(machine, texts, options);
-        CHECK(reached >= (num_tokens < 96 ? 0.96 : 0.97) * plain_speed(machine, num_sequences));
-        if (num_tokens >= 96) CHECK(reached >= 0.93 * best_fixed_speed(machine, texts, options));
-      }
-    }
   }
 }
 

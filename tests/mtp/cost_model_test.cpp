@@ -46,29 +46,6 @@ TEST_CASE("cost model: rows of other sequences read more experts than rows of th
   CHECK(dense.distinct_experts({3, 9}) == 0);
 }
 
-TEST_CASE("cost model: texts of a batch that share experts read fewer, and their drafts still more", "[cost_model]") {
-  // U of eight texts as measured: 3.9 of plain rows, 7.4 of 21 rows; what independent texts would read is 7.2.
-  const auto experts = [](const PassShape& pass) {
-    const double rows = 1 + 0.44 * (pass.num_spans - 1) + 0.33 * (pass.num_rows - pass.num_spans);
-    return -std::expm1(rows * std::log1p(-8.0 / 256)) * 256 / 8;
-  };
-  CostModel cost(kLarge);
-  cost.observe_window({8, 8}, experts({8, 8}), 60);
-  // One plain pass tells half of it.
-  CHECK(cost.distinct_experts({8, 8}) < 0.75 * 7.18);
-  for (int rows : {21, 24, 16, 20, 22, 18}) {
-    cost.observe_window({8, rows}, experts({8, rows}), 60 + 5 * (rows - 8));
-    INFO(rows);
-    CHECK(cost.distinct_experts({8, rows}) == Approx(experts({8, rows})).epsilon(0.1));
-  }
-  CHECK(cost.distinct_experts({8, 8}) == Approx(experts({8, 8})).epsilon(0.15));
-  CHECK(cost.distinct_experts({8, 16}) - cost.distinct_experts({8, 8}) ==
-        Approx(experts({8, 16}) - experts({8, 8})).epsilon(0.35));
-  // Independent texts after all.
-  for (int i = 0; i < 100; ++i) cost.observe_window({8, 8}, 7.18, 70);
-  CHECK(cost.distinct_experts({8, 8}) == Approx(7.18).epsilon(0.05));
-}
-
 TEST_CASE("cost model: every width that ran teaches all others", "[cost_model]") {
   // Arithmetic costs three times what the plain pass lets expect.
   CostModel cost(kLarge);
