@@ -5,8 +5,8 @@
 
 #include "kernels/attention/attention_body.h"
 #include "kernels/base/error.h"
-#include "kernels/float_isa.h"
 #include "kernels/base/half.h"
+#include "kernels/float_isa.h"
 #include "kernels/matmul/matmul.h"
 
 namespace foretoken {

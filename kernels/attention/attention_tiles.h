@@ -1,8 +1,8 @@
 #pragma once
 
 #include "kernels/attention/attention_body.h"
-#include "kernels/float_isa.h"
 #include "kernels/base/simd_float.h"
+#include "kernels/float_isa.h"
 
 // Private to attention_avx2.cpp and attention_avx512.cpp: attention_split over a register type V.
 //

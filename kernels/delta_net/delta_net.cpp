@@ -1,8 +1,8 @@
 #include "kernels/delta_net/delta_net.h"
 
 #include "kernels/base/error.h"
-#include "kernels/float_isa.h"
 #include "kernels/delta_net/delta_net_body.h"
+#include "kernels/float_isa.h"
 
 namespace foretoken {
 

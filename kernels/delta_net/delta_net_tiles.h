@@ -1,7 +1,7 @@
 #pragma once
 
-#include "kernels/float_isa.h"
 #include "kernels/base/simd_float.h"
+#include "kernels/float_isa.h"
 
 // Private to delta_net_avx2.cpp and delta_net_avx512.cpp: the delta net over a register type V.
 //

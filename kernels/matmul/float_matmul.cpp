@@ -3,9 +3,9 @@
 #include <cstring>
 
 #include "kernels/base/error.h"
-#include "kernels/float_isa.h"
 #include "kernels/base/half.h"
 #include "kernels/base/math.h"
+#include "kernels/float_isa.h"
 #include "kernels/matmul/matmul.h"
 
 namespace foretoken {

@@ -1,7 +1,7 @@
 #pragma once
 
-#include "kernels/float_isa.h"
 #include "kernels/base/simd_float.h"
+#include "kernels/float_isa.h"
 
 // Private to float_matmul_avx2.cpp and float_matmul_avx512.cpp: the loops over a register type V.
 

@@ -1,5 +1,5 @@
-#include "kernels/float_isa.h"
 #include "kernels/base/simd_float.h"
+#include "kernels/float_isa.h"
 #include "kernels/rows/rms_norm_body.h"
 
 namespace foretoken {

@@ -1,8 +1,8 @@
 #include "kernels/select/softmax.h"
 
 #include "kernels/base/error.h"
-#include "kernels/float_isa.h"
 #include "kernels/base/math.h"
+#include "kernels/float_isa.h"
 #include "kernels/matmul/matmul.h"
 
 namespace foretoken {

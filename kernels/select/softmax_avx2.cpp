@@ -1,6 +1,6 @@
-#include "kernels/float_isa.h"
 #include "kernels/base/math.h"
 #include "kernels/base/simd_float.h"
+#include "kernels/float_isa.h"
 
 namespace foretoken {
 

@@ -176,7 +176,6 @@ std::string describe_run(const ModelFlags& flags, const Model& model) {
                      flags.cublas ? "cublas: F16 and BF16 matrices by cuBLAS; logits are not the CPU's bits\n" : "");
 }
 
-
 std::string describe_engine(const Engine& engine) {
   return describe_memory(engine.options(), engine.memory(), 0);
 }

@@ -4,9 +4,9 @@
 #include <functional>
 #include <memory>
 
-#include "kernels/float_isa.h"
 #include "kernels/base/half.h"
 #include "kernels/base/math.h"
+#include "kernels/float_isa.h"
 #include "tests/kernels/attention/contiguous_kv.h"
 #include "tests/kernels/base/float_test.h"
 

@@ -2,8 +2,8 @@
 
 #include <catch2/catch.hpp>
 
-#include "kernels/float_isa.h"
 #include "kernels/base/half.h"
+#include "kernels/float_isa.h"
 #include "tests/kernels/base/float_test.h"
 
 namespace foretoken {
