@@ -21,6 +21,18 @@ struct ChatInput {
   bool continue_final_message = false;
   std::string bos_token, eos_token;
   std::time_t now = 0;  // what strftime_now shows, in local time
+
+  /// No messages yet, and a model's own special tokens.
+  [[nodiscard]] static ChatInput of(const Tokenizer& tokenizer, std::time_t now) {
+    const auto name_of = [&](TokenId id) {
+      return std::string(id < 0 ? std::string_view() : tokenizer.piece(id, /*keep_special=*/true));
+    };
+    ChatInput input;
+    input.bos_token = name_of(tokenizer.bos());
+    input.eos_token = name_of(tokenizer.eos());
+    input.now = now;
+    return input;
+  }
 };
 
 /// A chat template (tokenizer.chat_template): a Jinja program. It is run as Python's jinja2 does under the settings of

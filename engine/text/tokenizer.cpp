@@ -524,6 +524,9 @@ bool Tokenizer::add_bos() const {
 TokenId Tokenizer::bos() const {
   return impl_->bos;
 }
+void Tokenizer::begin_prompt(std::vector<TokenId>& ids) const {
+  if (add_bos() && bos() >= 0 && (ids.empty() || ids.front() != bos())) ids.insert(ids.begin(), bos());
+}
 TokenId Tokenizer::eos() const {
   return impl_->eos;
 }

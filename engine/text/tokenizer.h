@@ -53,6 +53,8 @@ class Tokenizer {
   [[nodiscard]] std::string_view chat_template() const;  // empty if the file has none
   [[nodiscard]] bool add_bos() const;
   [[nodiscard]] TokenId bos() const;  // -1 if none
+  /// Puts bos() in front of a prompt where the file asks for it and it is not there yet.
+  void begin_prompt(std::vector<TokenId>& ids) const;
   [[nodiscard]] TokenId eos() const;  // -1 if none
 
  private:

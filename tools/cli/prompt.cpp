@@ -77,14 +77,10 @@ std::vector<TokenId> tokenize_chat(const Prompt& prompt, const Tokenizer& tokeni
     }
     print_message("note: the file has no chat template; --chat uses ChatML\n");
   }
-  const auto name_of = [&](TokenId id) { return std::string(id < 0 ? std::string_view() : tokenizer.piece(id, true)); };
-  ChatInput input;
+  ChatInput input = ChatInput::of(tokenizer, std::time(nullptr));
   input.messages.push_back({{"role", "user"}, {"content", prompt.text}});
   if (!prompt.chat_template_kwargs.empty())
     input.variables = nlohmann::ordered_json::parse(prompt.chat_template_kwargs);
-  input.bos_token = name_of(tokenizer.bos());
-  input.eos_token = name_of(tokenizer.eos());
-  input.now = std::time(nullptr);
   std::vector<TextPart> parts;
   try {
     const ChatTemplate form = source.empty() ? ChatTemplate::chatml() : ChatTemplate::parse(source);
@@ -281,9 +277,7 @@ std::vector<TokenId> tokenize_prompt(const Prompt& prompt, const Tokenizer& toke
   }
   std::vector<TokenId> ids =
       prompt.chat ? tokenize_chat(prompt, tokenizer) : tokenizer.encode(prompt.text, prompt.parse_special);
-  if (tokenizer.add_bos() && tokenizer.bos() >= 0 && (ids.empty() || ids.front() != tokenizer.bos())) {
-    ids.insert(ids.begin(), tokenizer.bos());
-  }
+  tokenizer.begin_prompt(ids);
   if (ids.empty()) throw InputError(fmt::format("{}: the prompt gives no tokens", prompt.source));
   return ids;
 }

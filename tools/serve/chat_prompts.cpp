@@ -23,16 +23,10 @@ std::vector<TextPart> ChatPrompts::render(const Json& messages, const Json& tool
   if (!refusal_.empty())
     throw not_supported(
         fmt::format("the model's chat template is not rendered here: {}; start with --chat-template chatml", refusal_));
-  const auto name_of = [&](TokenId id) {
-    return std::string(id < 0 ? std::string_view() : tokenizer_.piece(id, /*keep_special=*/true));
-  };
-  ChatInput input;
+  ChatInput input = ChatInput::of(tokenizer_, std::time(nullptr));
   input.messages = messages;
   if (!tools.empty()) input.tools = tools;
   input.variables = kwargs;
-  input.bos_token = name_of(tokenizer_.bos());
-  input.eos_token = name_of(tokenizer_.eos());
-  input.now = std::time(nullptr);
   std::vector<TextPart> parts;
   try {
     parts = template_.render(input);
@@ -45,8 +39,7 @@ std::vector<TextPart> ChatPrompts::render(const Json& messages, const Json& tool
 
 std::vector<TokenId> ChatPrompts::encode(const std::vector<TextPart>& parts) const {
   std::vector<TokenId> ids = tokenizer_.encode(parts);
-  if (tokenizer_.add_bos() && tokenizer_.bos() >= 0 && (ids.empty() || ids.front() != tokenizer_.bos()))
-    ids.insert(ids.begin(), tokenizer_.bos());
+  tokenizer_.begin_prompt(ids);
   return ids;
 }
 

@@ -122,8 +122,7 @@ std::vector<TokenId> parse_mix(const Fields& fields, std::string_view name, cons
 std::vector<TokenId> encode_prompt(const Tokenizer& tokenizer, std::string_view text, bool add_special,
                                    bool parse_special) {
   std::vector<TokenId> ids = tokenizer.encode(text, parse_special);
-  if (add_special && tokenizer.add_bos() && tokenizer.bos() >= 0 && (ids.empty() || ids.front() != tokenizer.bos()))
-    ids.insert(ids.begin(), tokenizer.bos());
+  if (add_special) tokenizer.begin_prompt(ids);
   return ids;
 }
 
