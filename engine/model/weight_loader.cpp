@@ -67,9 +67,11 @@ const GgufTensor& WeightLoader::find(const std::string& name, const std::vector<
   if (tensor == nullptr) fail(name, "is missing; the file does not hold the whole model that its metadata describes");
   declared_.insert(tensor->name);
   if (!tensor->type()) {
-    fail(name, fmt::format(
-                   "type {} is not supported; `foretoken inspect` lists the tensors, convert the file to another type",
-                   tensor_type_name(tensor->type_id)));
+    fail(name,
+         fmt::format(
+             "type {} (id {}) is not supported; `foretoken inspect` lists the tensors, convert the file to another "
+             "type",
+             tensor_type_name(tensor->type_id), tensor->type_id));
   }
   std::vector<int64_t> found = tensor->shape;
   while (found.size() > shape.size() && found.back() == 1) found.pop_back();
@@ -171,7 +173,7 @@ const GgufTensor& WeightLoader::find_vector(const std::string& name, int64_t cou
   if (named == nullptr) fail(name, "is missing; the file does not hold the whole model that its metadata describes");
   declared_.insert(named->name);
   if (!named->type() || named->layout() != Layout::kRows)
-    fail(name, fmt::format("type {} is not supported", tensor_type_name(named->type_id)));
+    fail(name, fmt::format("type {} (id {}) is not supported", tensor_type_name(named->type_id), named->type_id));
   if (named->num_values() != count) {
     fail(name, fmt::format("shape [{}], {} values; the metadata asks for {}", fmt::join(named->shape, ", "),
                            named->num_values(), count));

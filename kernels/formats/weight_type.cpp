@@ -4,6 +4,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "kernels/base/error.h"
 
@@ -30,14 +31,37 @@ constexpr std::array kTypes = {
     WeightTypeInfo{WeightType::kMXFP4, "MXFP4", 32, 17, 32},
 };
 
-// Every name that the format has given out, so that an error can say what a file holds; gaps are types that were
-// withdrawn.
-constexpr std::array<std::string_view, 42> kGgufNames = {
+// Every id that ggml has given out, so that an error can say what a file holds; those from Q4_2 to IQ4_NL_8_8 that no
+// reader knows any more are among them.
+constexpr std::array<std::string_view, 43> kGgufNames = {
     "F32",        "F16",        "Q4_0",       "Q4_1",  "Q4_2",     "Q4_3",     "Q5_0",     "Q5_1",    "Q8_0",
     "Q8_1",       "Q2_K",       "Q3_K",       "Q4_K",  "Q5_K",     "Q6_K",     "Q8_K",     "IQ2_XXS", "IQ2_XS",
     "IQ3_XXS",    "IQ1_S",      "IQ4_NL",     "IQ3_S", "IQ2_S",    "IQ4_XS",   "I8",       "I16",     "I32",
     "I64",        "F64",        "IQ1_M",      "BF16",  "Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8", "TQ1_0",   "TQ2_0",
-    "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4", "NVFP4",    "Q1_0"};
+    "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4", "NVFP4",    "Q1_0",     "Q2_0"};
+
+struct ForkName {
+  uint32_t id;
+  std::string_view name;
+};
+
+// Ids that ik_llama.cpp has given out beside ggml's.
+constexpr std::array kForkNames = {
+    ForkName{133, "Q6_0"},       ForkName{134, "IQ1_BN"},    ForkName{135, "IQ2_BN"},     ForkName{136, "Q8_K64"},
+    ForkName{137, "IQ2_K"},      ForkName{138, "IQ3_K"},     ForkName{139, "IQ4_K"},      ForkName{140, "IQ5_K"},
+    ForkName{141, "IQ6_K"},      ForkName{142, "IQ2_TN"},    ForkName{143, "IQ1_TN"},     ForkName{144, "IQ4_KS"},
+    ForkName{145, "IQ2_KS"},     ForkName{146, "IQ4_KSS"},   ForkName{147, "Q8_K16"},     ForkName{148, "Q8_K32"},
+    ForkName{149, "Q8_KR8"},     ForkName{150, "Q8_K128"},   ForkName{151, "Q8_KV"},      ForkName{152, "IQ5_KS"},
+    ForkName{153, "IQ2_KT"},     ForkName{154, "IQ3_KT"},    ForkName{155, "IQ4_KT"},     ForkName{156, "IQ3_KS"},
+    ForkName{157, "IQ2_KL"},     ForkName{158, "IQ1_KT"},    ForkName{202, "Q4_0_R8"},    ForkName{206, "Q5_0_R4"},
+    ForkName{208, "Q8_0_R8"},    ForkName{210, "Q2_K_R4"},   ForkName{211, "Q3_K_R4"},    ForkName{212, "Q4_K_R4"},
+    ForkName{213, "Q5_K_R4"},    ForkName{214, "Q6_K_R4"},   ForkName{216, "IQ2_XXS_R4"}, ForkName{217, "IQ2_XS_R4"},
+    ForkName{218, "IQ3_XXS_R4"}, ForkName{219, "IQ1_S_R4"},  ForkName{220, "IQ4_NL_R4"},  ForkName{221, "IQ3_S_R4"},
+    ForkName{222, "IQ2_S_R4"},   ForkName{223, "IQ4_XS_R8"}, ForkName{229, "IQ1_M_R4"},   ForkName{230, "BF16_R16"},
+    ForkName{233, "Q6_0_R4"},    ForkName{335, "IQ2_BN_R4"}, ForkName{337, "IQ2_K_R4"},   ForkName{338, "IQ3_K_R4"},
+    ForkName{339, "IQ4_K_R4"},   ForkName{340, "IQ5_K_R4"},  ForkName{344, "IQ4_KS_R4"},  ForkName{352, "IQ5_KS_R4"},
+    ForkName{398, "Q8_KV_R8"},   ForkName{399, "Q8_K_R8"},
+};
 
 char lower(char c) {
   return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
@@ -79,7 +103,13 @@ std::string_view gguf_type_name(uint32_t id) {
   static std::mutex mutex;
   static std::map<uint32_t, std::string> unknown;
   const std::lock_guard lock(mutex);
-  return unknown.try_emplace(id, "type " + std::to_string(id)).first->second;
+  const auto found = unknown.find(id);
+  if (found != unknown.end()) return found->second;
+  std::string name = "type " + std::to_string(id);
+  for (const ForkName& fork : kForkNames) {
+    if (fork.id == id) name = std::string(fork.name) + " of ik_llama.cpp";
+  }
+  return unknown.emplace(id, std::move(name)).first->second;
 }
 
 std::optional<WeightType> weight_type_from_name(std::string_view name) {

@@ -43,7 +43,8 @@ struct WeightTypeInfo {
 /// The supported type with this GGUF id, or nothing.
 [[nodiscard]] std::optional<WeightType> weight_type_from_id(uint32_t id);
 
-/// Name of any GGUF type id, supported or not ("IQ2_XXS"); "type 99" for ids that the format does not have.
+/// Name of any GGUF type id, supported or not: "IQ2_XXS"; "IQ2_K of ik_llama.cpp" for the ids of that fork; "type 99" for
+/// ids that nobody has given out.
 [[nodiscard]] std::string_view gguf_type_name(uint32_t id);
 
 /// The supported type with this name, any case ("q4_k"), or nothing.

@@ -302,7 +302,7 @@ TEST_CASE("inspect describes files that cannot be run, and says why", "[program]
   other.set_string("general.architecture", "mamba9");
   other.write(folder.file("other.gguf"));
   auto odd = good;
-  odd.tensor("blk.0.ffn_up_exps.weight").type_id = 16;  // IQ2_XXS
+  odd.tensor("blk.0.ffn_up_exps.weight").type_id = 137;
   odd.write(folder.file("odd.gguf"));
 
   const Outcome text = run({"inspect", folder.file("other.gguf")});
@@ -317,10 +317,10 @@ TEST_CASE("inspect describes files that cannot be run, and says why", "[program]
   REQUIRE(outcome.exit_code == 0);
   const Json json = Json::parse(outcome.out);
   CHECK(json["can_run"] == false);
-  CHECK(json["refusal"].get<std::string>().find("IQ2_XXS") != std::string::npos);
+  CHECK(json["refusal"].get<std::string>().find("IQ2_K of ik_llama.cpp") != std::string::npos);
   CHECK(json["unsupported_tensors"] == Json({"blk.0.ffn_up_exps.weight"}));
   check_refused(run({"decode", "-m", folder.file("odd.gguf"), "-p", "x"}), 1,
-                {"odd.gguf", "blk.0.ffn_up_exps.weight", "IQ2_XXS"});
+                {"odd.gguf", "blk.0.ffn_up_exps.weight", "IQ2_K of ik_llama.cpp"});
 }
 
 TEST_CASE("inspect refuses what decode refuses, in the same words", "[program][inspect]") {

@@ -55,7 +55,7 @@ namespace {
 constexpr uint32_t kF32 = 0;
 constexpr uint32_t kQ8_0 = 8;
 constexpr uint32_t kQ4_K = 12;
-constexpr uint32_t kIQ2_XXS = 16;  // not supported
+constexpr uint32_t kIQ2_K = 137;  // not supported
 
 constexpr uint32_t kUint64 = 10;
 constexpr uint32_t kArray = 9;
@@ -441,7 +441,7 @@ TEST_CASE("GGUF tensors that are wrong say what is wrong", "[gguf][bad-file]") {
 TEST_CASE("GGUF tensors of unsupported types are kept without data", "[gguf]") {
   const TempFolder folder;
   GgufBytes bytes = small_file();
-  bytes.tensor("iq", {256, 4}, kIQ2_XXS, 66 * 4).tensor("new", {3}, 99, 64);
+  bytes.tensor("iq", {256, 4}, kIQ2_K, 76 * 4).tensor("new", {3}, 99, 64);
   const GgufFile file = GgufFile::open(folder.write("types.gguf", bytes.bytes()));
   for (const char* name : {"iq", "new"}) {
     const GgufTensor* tensor = file.find_tensor(name);
@@ -453,7 +453,7 @@ TEST_CASE("GGUF tensors of unsupported types are kept without data", "[gguf]") {
   }
   CHECK(file.find_tensor("new")->type_id == 99);
   GgufBytes outside = small_file();
-  outside.tensor_at("iq", {256, 4}, kIQ2_XXS, uint64_t{1} << 40, 0);
+  outside.tensor_at("iq", {256, 4}, kIQ2_K, uint64_t{1} << 40, 0);
   check_refused(outside, "tensor iq: its 0 bytes at offset 1099511627776");
 }
 

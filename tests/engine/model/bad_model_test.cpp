@@ -253,7 +253,7 @@ TEST_CASE("a transposed matrix is refused") {
 }
 
 TEST_CASE("a tensor of a type without kernels is refused by name and type in every role") {
-  constexpr uint32_t kIq2Xxs = 16, kIq2XxsBlockBytes = 66;
+  constexpr uint32_t kIq2K = 137, kIq2KBlockBytes = 76;
   RandomModel spec = small_model();
   spec.hidden_dim = spec.expert_dim = spec.shared_dim = 256;  // whole blocks of 256
   spec.head_dim = 64;
@@ -264,11 +264,12 @@ TEST_CASE("a tensor of a type without kernels is refused by name and type in eve
     GgufEdit file = good;
     int64_t count = 1;
     for (int64_t size : tensor.shape) count *= size;
-    file.reshape(tensor.name, kIq2Xxs, tensor.shape, static_cast<size_t>(count / 256 * kIq2XxsBlockBytes));
+    file.reshape(tensor.name, kIq2K, tensor.shape, static_cast<size_t>(count / 256 * kIq2KBlockBytes));
     INFO(tensor.name);
     const TempFolder folder;
     file.write(folder.file("bad.gguf"));
-    check_line(load_error(folder.file("bad.gguf")), folder.file("bad.gguf"), {tensor.name, "IQ2_XXS"});
+    check_line(load_error(folder.file("bad.gguf")), folder.file("bad.gguf"),
+               {tensor.name, "IQ2_K of ik_llama.cpp", "137"});
   }
 }
 

@@ -22,13 +22,12 @@ struct Vectors {
   std::vector<float> values;      // [rows, cols]
 };
 
-std::map<std::string, Vectors> read_vectors() {
-  std::ifstream in(FORETOKEN_TEST_DATA "/quant_vectors.bin", std::ios::binary);
+void read_vectors(const std::string& path, std::map<std::string, Vectors>& found) {
+  std::ifstream in(path, std::ios::binary);
   char magic[4];
   uint32_t num_types = 0;
   in.read(magic, 4).read(reinterpret_cast<char*>(&num_types), 4);
   REQUIRE(std::memcmp(magic, "QVEC", 4) == 0);
-  std::map<std::string, Vectors> found;
   for (uint32_t t = 0; t < num_types; ++t) {
     char name[9] = {};
     Vectors v;
@@ -40,6 +39,12 @@ std::map<std::string, Vectors> read_vectors() {
     found.emplace(name, std::move(v));
   }
   REQUIRE(in);
+}
+
+std::map<std::string, Vectors> read_vectors() {
+  std::map<std::string, Vectors> found;
+  read_vectors(FORETOKEN_TEST_DATA "/quant_vectors.bin", found);
+  read_vectors(FORETOKEN_TEST_DATA "/quant_vectors_iq.bin", found);
   return found;
 }
 
@@ -197,12 +202,17 @@ TEST_CASE("all bit patterns of a block stay within the integers that quant_forma
 TEST_CASE("type names and ids") {
   CHECK(weight_type_info(WeightType::kQ4_K).name == "Q4_K");
   CHECK(weight_type_from_id(12) == WeightType::kQ4_K);
-  CHECK(weight_type_from_id(16) == std::nullopt);
+  CHECK(weight_type_from_id(4) == std::nullopt);
   CHECK(weight_type_from_id(4000000000u) == std::nullopt);
   CHECK(gguf_type_name(16) == "IQ2_XXS");
   CHECK(gguf_type_name(39) == "MXFP4");
   CHECK(gguf_type_name(34) == "TQ1_0");
+  CHECK(gguf_type_name(40) == "NVFP4");
+  CHECK(gguf_type_name(42) == "Q2_0");
   CHECK(gguf_type_name(99) == "type 99");
+  CHECK(gguf_type_name(137) == "IQ2_K of ik_llama.cpp");
+  CHECK(gguf_type_name(200) == "type 200");
+  CHECK(gguf_type_name(399) == "Q8_K_R8 of ik_llama.cpp");
   CHECK(gguf_type_name(99).data() == gguf_type_name(99).data());
   CHECK(weight_type_from_name("q4_k") == WeightType::kQ4_K);
   CHECK(weight_type_from_name("mxfp4") == WeightType::kMXFP4);
