@@ -27,7 +27,8 @@ std::string size_text(size_t bytes) {
 /// Bytes of a matrix on the device, whose fields lie in planes.
 size_t device_bytes(const MatrixView& matrix) {
   if (matrix.num_rows == 0) return 0;
-  const int64_t num_blocks = matrix.num_cols / weight_type_info(matrix.type).block_size;
+  const WeightTypeInfo& info = weight_type_info(matrix.type);
+  const int64_t num_blocks = matrix.num_cols / info.block_size * info.num_parts();
   const int64_t row_bytes = cuda::plane_offset(matrix.type, cuda::planes_of(matrix.type).count, num_blocks);
   return static_cast<size_t>(matrix.num_rows * row_bytes);
 }

@@ -30,7 +30,7 @@ void pack_row(WeightType type, const std::byte* from, int64_t num_blocks, std::b
   const Planes planes = planes_of(type);
   for (int p = 0; p < planes.count; ++p) {
     const Plane plane = planes.planes[p];
-    std::byte* begin = to + plane_offset(type, p, num_blocks);
+    std::byte* begin = to + plane_offset(type, p, num_blocks * info.num_parts());
     for (int64_t b = 0; b < num_blocks; ++b) {
       const auto* field = reinterpret_cast<const uint8_t*>(from + b * info.block_bytes + plane.file_offset);
       auto* out = reinterpret_cast<uint8_t*>(begin + b * plane.bytes);
@@ -52,7 +52,7 @@ void pack_row(WeightType type, const std::byte* from, int64_t num_blocks, std::b
 int64_t device_row_bytes(WeightType type, int64_t num_cols) {
   const WeightTypeInfo& info = weight_type_info(type);
   FT_CHECK_EQ(num_cols % info.block_size, 0);
-  return plane_offset(type, planes_of(type).count, num_cols / info.block_size);
+  return plane_offset(type, planes_of(type).count, num_cols / info.block_size * info.num_parts());
 }
 
 void pack_device_rows(const MatrixView& from, int64_t row_begin, int64_t row_end, std::byte* to) {

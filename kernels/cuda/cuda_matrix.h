@@ -58,19 +58,33 @@ FORETOKEN_HD constexpr Planes planes_of(WeightType type) {
       return {4, {{0, 128}, {128, 64}, {192, 16}, {208, 2}}};  // ql, qh, scales, d
     case WeightType::kIQ4_XS:
       return {2, {{8, 128}, {0, 8}}};  // qs, d scales_h scales_l
+    case WeightType::kTQ1_0:
+      return {3, {{0, 48}, {48, 4}, {52, 2}}};  // qs, qh, d
+    case WeightType::kTQ2_0:
+      return {2, {{0, 64}, {64, 2}}};  // qs, d
+    case WeightType::kNVFP4:
+      return {2, {{4, 32}, {0, 4}}};  // qs, e
+    case WeightType::kQ1_0:
+    case WeightType::kQ2_0:
+      return {2, {{2, 16}, {0, 2}}};  // qs, d
   }
   return {0, {}};
+}
+
+/// Blocks of a row of activations that one file block meets: WeightTypeInfo::num_parts().
+FORETOKEN_HD constexpr int parts_of(WeightType type) {
+  return type == WeightType::kQ1_0 ? 4 : type == WeightType::kQ2_0 || type == WeightType::kNVFP4 ? 2 : 1;
 }
 
 FORETOKEN_HD constexpr int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-/// Byte where plane `index` of a row of num_blocks blocks begins; for index == count: bytes of the row.
+/// Byte where plane `index` of a row of num_blocks blocks of activations begins; for index == count: bytes of the row.
 FORETOKEN_HD constexpr int64_t plane_offset(WeightType type, int index, int64_t num_blocks) {
   const Planes planes = planes_of(type);
   int64_t offset = 0;
-  for (int i = 0; i < index; ++i) offset += round_up(planes.planes[i].bytes * num_blocks, 16);
+  for (int i = 0; i < index; ++i) offset += round_up(planes.planes[i].bytes * (num_blocks / parts_of(type)), 16);
   return offset;
 }
 

@@ -20,6 +20,8 @@ OddBytes odd_bytes(WeightType type) {
     case WeightType::kQ5_0:
     case WeightType::kQ8_0:
     case WeightType::kIQ4_NL:
+    case WeightType::kQ1_0:
+    case WeightType::kQ2_0:
       return {0, 2};
     case WeightType::kMXFP4:
       return {0, 1};
@@ -27,12 +29,17 @@ OddBytes odd_bytes(WeightType type) {
       return {108, 2};
     case WeightType::kQ6_K:
       return {208, 2};
+    case WeightType::kTQ1_0:
+      return {52, 2};
+    case WeightType::kTQ2_0:
+      return {64, 2};
     case WeightType::kQ4_1:
     case WeightType::kQ5_1:
     case WeightType::kQ2_K:
     case WeightType::kQ4_K:
     case WeightType::kQ5_K:
     case WeightType::kIQ4_XS:
+    case WeightType::kNVFP4:
       return {0, 0};
     case WeightType::kF32:
     case WeightType::kF16:
@@ -139,6 +146,7 @@ void interleave_rows(const MatrixView& from, int64_t row_begin, int64_t row_end,
 bool interleaved_rows_are_finite(const MatrixView& from, int64_t row_begin, int64_t row_end) {
   FT_CHECK(from.layout == Layout::kInterleaved && 0 <= row_begin && row_begin <= row_end && row_end <= from.num_rows);
   FT_CHECK(row_begin % kInterleave == 0 && row_end % kInterleave == 0);
+  if (from.type == WeightType::kNVFP4) return true;  // as block_is_finite
   const Scales scales = scales_of(from.type);
   const auto block_bytes = static_cast<size_t>(weight_type_info(from.type).block_bytes) * kInterleave;
   const std::byte* const end = from.data + static_cast<size_t>(row_end) * from.row_bytes();

@@ -13,6 +13,11 @@
 // the run that scales them. Weights come as u = q + kOffset, 0 <= u <= kMaxU; formats with kSigned as int8 (a magnitude
 // of 128 fits the unsigned side of the multiply), or plus 128 where the processor has the int8 dot product, which does
 // not saturate.
+//
+// A block of 64 or 128 weights is kParts parts of kBlockSize (32) values, each with kPartWords words, which all come
+// behind the kFirstWord-th; header() and unpack() see one part. With kPermuted the columns are those of a permuted
+// part (permute_part): a word's fields then are four columns that follow each other. With kFloatRuns, both runs of a
+// part have a float scale, d and second_d.
 
 namespace foretoken {
 namespace {
@@ -37,7 +42,41 @@ struct Header {
   typename V::Int scale[kRuns];           // of each run: twice as int16, or once as int32 for the dot product
   typename V::Int pair[(kRuns + 1) / 2];  // int16 weights of the row sums of runs 2k and 2k+1: mins, or -offset * scale
   typename V::Float d, dmin;
+  typename V::Float second_d;  // of formats with float scales: d is the first run's
 };
+
+// What only some formats say of themselves, and what it is without that.
+template <class F>
+FT_INLINE constexpr int parts_of() {
+  if constexpr (requires { F::kParts; }) return F::kParts;
+  return 1;
+}
+template <class F>
+FT_INLINE constexpr bool has_float_runs() {
+  if constexpr (requires { F::kFloatRuns; }) return F::kFloatRuns;
+  return false;
+}
+template <class F>
+FT_INLINE constexpr bool is_permuted() {
+  return requires {
+    F::permute_part;
+  };
+}
+/// Bytes from the words of a block of sixteen rows to those of part `part`.
+template <class F>
+FT_INLINE int part_offset(int part) {
+  if constexpr (parts_of<F>() == 1)
+    return 0;
+  else
+    return 64 * (F::kFirstWord + part * F::kPartWords);
+}
+template <class F, class V, int kRuns>
+FT_INLINE void read_header(const std::byte* block, int lane, int part, Header<V, kRuns>& h) {
+  if constexpr (has_float_runs<F>())
+    F::header(block, lane, part, h);
+  else
+    F::header(block, lane, h);
+}
 
 /// Scale of a run from byte k of each lane's four.
 template <class V, bool kNegative>
@@ -204,7 +243,169 @@ struct Mxfp4 : NibbleBlock<V> {
   }
 };
 
+// Part of 32 values: one word. Bit 8b + s of it is column 8b + s; permuted, columns s, 8+s, 16+s and 24+s are 4s..4s+3.
+template <class V>
+struct Q1_0 {
+  static constexpr int kBlockSize = 32, kRuns = 1, kLoops = 1, kChunks = 1, kSteps = 8, kStreams = 1;
+  static constexpr int kParts = 4, kFirstWord = 0, kPartWords = 1;
+  static constexpr int kBlockBytes = 18, kOddBytes = 2, kOffset = 1, kMaxU = 2;
+  static constexpr bool kSigned = false, kMins = false;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 1>& h) { h.d = V::halves(block + 2 * lane); }
+  template <int kChunk, int kStep>
+  static FT_INLINE int column(int, int) {
+    return 4 * kStep;
+  }
+  template <int kChunk>
+  static FT_INLINE int run(int, int) {
+    return 0;
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[1]) {
+    u[0] = V::and_(V::template shift16<kStep - 1>(word<V>(p, 0)), V::splat8(2));
+  }
+  static FT_INLINE void permute_part(const int8_t* from, int8_t* to) {
+    const __m128i pairs = _mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+    const __m128i front = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)), pairs);
+    const __m128i back = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16)), pairs);
+    _mm_store_si128(reinterpret_cast<__m128i*>(to), _mm_unpacklo_epi16(front, back));
+    _mm_store_si128(reinterpret_cast<__m128i*>(to + 16), _mm_unpackhi_epi16(front, back));
+  }
+};
+
+// Part of 32 values: two words. Bits 8b + 2s of word w are column 16w + 4b + s; permuted, columns 16w + s, + 4, + 8 and
+// + 12 are 16w + 4s..4s+3.
+template <class V>
+struct Q2_0 {
+  static constexpr int kBlockSize = 32, kRuns = 1, kLoops = 1, kChunks = 2, kSteps = 4, kStreams = 1;
+  static constexpr int kParts = 2, kFirstWord = 0, kPartWords = 2;
+  static constexpr int kBlockBytes = 18, kOddBytes = 2, kOffset = 1, kMaxU = 3;
+  static constexpr bool kSigned = false, kMins = false;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 1>& h) { h.d = V::halves(block + 2 * lane); }
+  template <int kChunk, int kStep>
+  static FT_INLINE int column(int, int) {
+    return 16 * kChunk + 4 * kStep;
+  }
+  template <int kChunk>
+  static FT_INLINE int run(int, int) {
+    return 0;
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[1]) {
+    u[0] = V::and_(V::template shift16<2 * kStep>(word<V>(p, kChunk)), V::splat8(3));
+  }
+  static FT_INLINE void permute_part(const int8_t* from, int8_t* to) {
+    const __m128i transpose = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    for (int w = 0; w < 2; ++w) {
+      const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16 * w));
+      _mm_store_si128(reinterpret_cast<__m128i*>(to + 16 * w), _mm_shuffle_epi8(x, transpose));
+    }
+  }
+};
+
+// Chunk: run of the part. Its two words have columns 4 step.. of the run in their low nibbles and 8 + 4 step.. above.
+template <class V>
+struct Nvfp4 {
+  static constexpr int kBlockSize = 32, kRuns = 2, kLoops = 1, kChunks = 2, kSteps = 2, kStreams = 2;
+  static constexpr int kParts = 2, kFirstWord = 1, kPartWords = 4;
+  static constexpr int kBlockBytes = 36, kOddBytes = 0, kOffset = 16, kMaxU = 28;
+  static constexpr bool kSigned = false, kMins = false, kFloatRuns = true;
+  static FT_INLINE void header(const std::byte* block, int lane, int part, Header<V, 2>& h) {
+    using Int = typename V::Int;
+    const Int scales = word<V>(block + 4 * lane, 0);  // bytes 2 part and 2 part + 1 are the part's
+    const Int bytes =
+        part == 0 ? V::shuffle(scales, lane_pattern(-1, 0, -1, 1)) : V::shuffle(scales, lane_pattern(-1, 2, -1, 3));
+    // half_of_ue4m3(): exponent and fraction as those of a half, 2^7 too small. 0x7f is 0.
+    const Int halves = V::and_(V::template shift16<1>(V::clear_where16(bytes, 0x7f00)), V::splat16(0x3f80));
+    typename V::Float first, second;
+    V::two_halves(halves, first, second);
+    const typename V::Float unit = V::as_float(V::splat32(0x43000000));  // 128
+    h.d = V::mul(first, unit);
+    h.second_d = V::mul(second, unit);
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE int column(int, int stream) {
+    return 16 * kChunk + 8 * stream + 4 * kStep;
+  }
+  template <int kChunk>
+  static FT_INLINE int run(int, int) {
+    return kChunk;
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[2]) {
+    const __m128i table =
+        _mm_setr_epi8(16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4);  // kMxfp4Table + 16
+    split_nibbles<V>(word<V>(p, 2 * kChunk + kStep), u);
+    u[0] = V::look_up(table, u[0]);
+    u[1] = V::look_up(table, u[1]);
+  }
+};
+
 // --- 256 values ---
+
+// One scale for the block: loop n, chunk 2t + half as in Q2_K.
+template <class V>
+struct Tq2_0 {
+  static constexpr int kBlockSize = 256, kRuns = 1, kLoops = 2, kChunks = 4, kSteps = 4, kStreams = 2;
+  static constexpr int kBlockBytes = 66, kOddBytes = 2, kOffset = 1, kMaxU = 3;
+  static constexpr bool kSigned = false, kMins = false;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 1>& h) { h.d = V::halves(block + 2 * lane); }
+  template <int kChunk, int kStep>
+  static FT_INLINE int column(int loop, int stream) {
+    return 128 * loop + 32 * (kChunk / 2 * 2 + stream) + 16 * (kChunk % 2) + 4 * kStep;
+  }
+  template <int kChunk>
+  static FT_INLINE int run(int, int) {
+    return 0;
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int loop, typename V::Int (&u)[2]) {
+    constexpr int kT = kChunk / 2, kHalf = kChunk % 2;
+    const typename V::Int w = word<V>(p, 8 * loop + 4 * kHalf + kStep), bits = V::splat8(3);
+    u[0] = V::and_(V::template shift16<4 * kT>(w), bits);
+    u[1] = V::and_(V::template shift16<4 * kT + 2>(w), bits);
+  }
+};
+
+// Bytes times 3^kDigit, modulo 256.
+template <class V, int kDigit>
+FT_INLINE typename V::Int times_power_of_three(typename V::Int x) {
+  static_assert(0 <= kDigit && kDigit <= 4);
+  if constexpr (kDigit == 0) {
+    return x;
+  } else if constexpr (kDigit % 2 == 1) {
+    return times_power_of_three<V, kDigit - 1>(V::add8(x, V::add8(x, x)));
+  } else {
+    const typename V::Int eight = V::and_(V::template shift16<-3>(x), V::splat8(0xf8));
+    return times_power_of_three<V, kDigit - 2>(V::add8(x, eight));
+  }
+}
+
+// Chunks 0..9: digit chunk / 2 of bytes 16 (chunk mod 2).. of the first 32; chunks 10..14: digit chunk - 10 of the next
+// 16; chunk 15: digits 0..3 of the last four.
+template <class V>
+struct Tq1_0 {
+  static constexpr int kBlockSize = 256, kRuns = 1, kLoops = 1, kChunks = 16, kSteps = 4, kStreams = 1;
+  static constexpr int kBlockBytes = 54, kOddBytes = 2, kOffset = 1, kMaxU = 2;
+  static constexpr bool kSigned = false, kMins = false;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 1>& h) { h.d = V::halves(block + 2 * lane); }
+  template <int kChunk, int kStep>
+  static FT_INLINE int column(int, int) {
+    return 16 * kChunk + 4 * kStep;
+  }
+  template <int kChunk>
+  static FT_INLINE int run(int, int) {
+    return 0;
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[1]) {
+    constexpr int kWord = kChunk < 10 ? 4 * (kChunk % 2) + kStep : kChunk < 15 ? 8 + kStep : 12;
+    constexpr int kDigit = kChunk < 10 ? kChunk / 2 : kChunk < 15 ? kChunk - 10 : kStep;
+    const typename V::Int x = times_power_of_three<V, kDigit>(word<V>(p, kWord)), one = V::splat8(1);
+    // The leading base-3 digit: 1 from 86 on, 2 from 171 on.
+    u[0] = V::add8(V::min8(V::subtract_or_zero8(x, V::splat8(85)), one),
+                   V::min8(V::subtract_or_zero8(x, V::splat8(170)), one));
+  }
+};
 
 template <class V>
 FT_INLINE void k_scales(typename V::Int s0, typename V::Int s1, typename V::Int s2, Header<V, 8>& h) {

@@ -106,10 +106,18 @@ FORETOKEN_HD constexpr bool has_lane_mins() {
          kType == WeightType::kQ4_1 || kType == WeightType::kQ5_1;
 }
 
+/// Two runs of 16 with a float scale each instead of d.
+template <WeightType kType>
+FORETOKEN_HD constexpr bool has_float_runs() {
+  return kType == WeightType::kNVFP4;
+}
+
+/// Values of a block, or of a part of a block of 64 or 128.
 template <WeightType kType>
 FORETOKEN_HD constexpr int block_size_of() {
   return kType == WeightType::kQ2_K || kType == WeightType::kQ3_K || kType == WeightType::kQ4_K ||
-                 kType == WeightType::kQ5_K || kType == WeightType::kQ6_K || kType == WeightType::kIQ4_XS
+                 kType == WeightType::kQ5_K || kType == WeightType::kQ6_K || kType == WeightType::kIQ4_XS ||
+                 kType == WeightType::kTQ1_0 || kType == WeightType::kTQ2_0
              ? 256
              : 32;
 }
@@ -117,6 +125,18 @@ FORETOKEN_HD constexpr int block_size_of() {
 /// A lane's quarter of one block of weights.
 template <WeightType kType, int kBlock = block_size_of<kType>()>
 struct LaneBlock;
+
+__device__ __forceinline__ uint32_t power_of_three(int k) {
+  return k == 0 ? 1 : k == 1 ? 3 : k == 2 ? 9 : k == 3 ? 27 : 81;
+}
+
+/// Four bytes times `power`, modulo 256, and of each its leading base-3 digit less one.
+__device__ __forceinline__ uint32_t leading_digits(uint32_t bytes, uint32_t power) {
+  // Two bytes at a time, each with eight bits of room.
+  const uint32_t even = (bytes & 0x00ff00ffu) * power & 0x00ff00ffu;
+  const uint32_t odd = (bytes >> 8 & 0x00ff00ffu) * power & 0x00ff00ffu;
+  return subtract_bytes((even * 3 >> 8 & 0x00030003u) | (odd * 3 & 0x03000300u), 1);
+}
 
 template <WeightType kType>
 struct LaneBlock<kType, 256> {
@@ -215,6 +235,28 @@ struct LaneBlock<kType, 256> {
       const uint32_t header = load_word(plane_of<kType>(row, 2, num_blocks) + b * 4);
       d = half_bits_to_float(static_cast<uint16_t>(header));
       dmin = half_bits_to_float(static_cast<uint16_t>(header >> 16));
+    } else if constexpr (kType == WeightType::kTQ2_0) {
+      const uint4 low = load_uint4(plane_of<kType>(row, 0, num_blocks) + b * 64 + 32 * n + 16 * u);
+      for (int i = 0; i < 4; ++i) {
+        for (int j = 0; j < 4; ++j) q[j][i] = subtract_bytes(word_of(low, i) >> (2 * j) & 0x03030303u, 1);
+      }
+      for (int j = 0; j < 4; ++j) scale[j] = 1;
+      d = load_half(plane_of<kType>(row, 1, num_blocks) + b * 2);
+    } else if constexpr (kType == WeightType::kTQ1_0) {
+      const uint8_t* qs = plane_of<kType>(row, 0, num_blocks) + b * 48;
+      for (int j = 0; j < 4; ++j) {
+        const int run = run_of_lane(t, j);
+        if (run < 15) {  // one digit of 16 bytes
+          const uint4 bytes = load_uint4(qs + (run < 10 ? 16 * (run % 2) : 32));
+          const uint32_t power = power_of_three(run < 10 ? run / 2 : run - 10);
+          for (int i = 0; i < 4; ++i) q[j][i] = leading_digits(word_of(bytes, i), power);
+        } else {  // four digits of four bytes
+          const uint32_t bytes = load_word(plane_of<kType>(row, 1, num_blocks) + b * 4);
+          for (int i = 0; i < 4; ++i) q[j][i] = leading_digits(bytes, power_of_three(i));
+        }
+        scale[j] = 1;
+      }
+      d = load_half(plane_of<kType>(row, 2, num_blocks) + b * 2);
     } else {
       static_assert(kType == WeightType::kIQ4_XS);
       constexpr ByteTable kTable = table_of(kIq4Table);
@@ -237,15 +279,23 @@ struct LaneBlock<kType, 256> {
 template <WeightType kType>
 struct LaneBlock<kType, 32> {
   uint32_t q[2];
-  float d, dmin;
+  float d, dmin;   // with float runs: d is the first run's
+  float second_d;  // the second run's
 
   __device__ __forceinline__ int isum(const LaneRow<32>& row) const {
     return dot_words(q[1], row.words.y, dot_words(q[0], row.words.x, 0));
   }
+  /// Of run 0 or 1 alone.
+  __device__ __forceinline__ int run_isum(const LaneRow<32>& row, int run) const {
+    return run == 0 ? dot_words(q[0], row.words.x, 0) : dot_words(q[1], row.words.y, 0);
+  }
 
   __device__ __forceinline__ void load(const std::byte* row, int64_t num_blocks, int64_t b, int t) {
     const uint8_t* qs = plane_of<kType>(row, 0, num_blocks);
-    if constexpr (kType == WeightType::kQ8_0) {
+    if constexpr (parts_of(kType) > 1) {
+      load_part(row, qs, num_blocks, b, t);
+      return;
+    } else if constexpr (kType == WeightType::kQ8_0) {
       const uint2 words = load_uint2(qs + b * 32 + t * 8);
       q[0] = words.x;
       q[1] = words.y;
@@ -282,6 +332,42 @@ struct LaneBlock<kType, 32> {
     } else {
       d = load_half(plane_of<kType>(row, kType == WeightType::kQ5_0 ? 2 : 1, num_blocks) + b * 2);
     }
+  }
+
+  // Part b mod parts of a block of 64 or 128.
+  __device__ __forceinline__ void load_part(const std::byte* row, const uint8_t* qs, int64_t num_blocks, int64_t b,
+                                            int t) {
+    if constexpr (kType == WeightType::kNVFP4) {
+      constexpr ByteTable kTable = table_of(kMxfp4Table);
+      const int shift = 4 * (t / 2);  // values 4t.. of a run: low nibbles of its eight bytes, then high ones
+      for (int run = 0; run < 2; ++run) {
+        uint32_t above;
+        look_up(kTable, load_word(qs + b * 16 + 8 * run + 4 * (t % 2)) >> shift, q[run], above);
+      }
+      const uint8_t* scales = plane_of<kType>(row, 1, num_blocks) + b * 2;
+      d = half_of_ue4m3_code(scales[0]);
+      second_d = half_of_ue4m3_code(scales[1]);
+    } else {
+      for (int half = 0; half < 2; ++half) {  // values 4t.. and 16 + 4t..
+        if constexpr (kType == WeightType::kQ2_0) {
+          const uint32_t x = qs[b * 8 + 4 * half + t];
+          q[half] = subtract_bytes((x | x << 6 | x << 12 | x << 18) & 0x03030303u, 1);
+        } else {
+          static_assert(kType == WeightType::kQ1_0);
+          const uint32_t x = static_cast<uint32_t>(qs[b * 4 + 2 * half + t / 2]) >> (4 * (t % 2)) & 15u;
+          q[half] = subtract_bytes(((x | x << 7 | x << 14 | x << 21) & 0x01010101u) << 1, 1);
+        }
+      }
+      d = load_half(plane_of<kType>(row, 1, num_blocks) + b / parts_of(kType) * 2);
+    }
+  }
+
+  // half_of_ue4m3(), by the exponent of a float: its codes of exponent 0 are multiples of 2^-10.
+  static __device__ __forceinline__ float half_of_ue4m3_code(uint32_t e) {
+    if (e == 0x7fu) return 0.0f;
+    const uint32_t fraction = e & 7u, exponent = e >> 3 & 15u;
+    if (exponent == 0) return static_cast<float>(fraction) * 0.0009765625f;
+    return math::float_from_bits((exponent + 119u) << 23 | fraction << 20);
   }
 
   // Bits 0..3 to the fifth bits of four bytes.

@@ -1,7 +1,10 @@
 #include "kernels/formats/quant_formats.h"
 
+#include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
+#include <iterator>
 
 #include "kernels/base/error.h"
 #include "kernels/base/half.h"
@@ -180,7 +183,58 @@ void unpack_iq4_xs(const uint8_t* p, QuantBlock& out) {
   }
 }
 
+void unpack_tq1_0(const uint8_t* p, QuantBlock& out) {
+  static constexpr int kPowers[] = {1, 3, 9, 27, 81};
+  out.d = half_at(p + 52);
+  no_mins(out);
+  std::fill(std::begin(out.scale), std::end(out.scale), int16_t{1});
+  const auto digit = [p](int byte, int k) { return static_cast<int8_t>((p[byte] * kPowers[k] % 256 * 3 >> 8) - 1); };
+  for (int i = 0; i < 160; ++i) out.q[i] = digit(i % 32, i / 32);
+  for (int i = 0; i < 80; ++i) out.q[160 + i] = digit(32 + i % 16, i / 16);
+  for (int i = 0; i < 16; ++i) out.q[240 + i] = digit(48 + i % 4, i / 4);
+}
+
+void unpack_tq2_0(const uint8_t* p, QuantBlock& out) {
+  out.d = half_at(p + 64);
+  no_mins(out);
+  std::fill(std::begin(out.scale), std::end(out.scale), int16_t{1});
+  for (int i = 0; i < 256; ++i)
+    out.q[i] = static_cast<int8_t>((p[i / 128 * 32 + i % 32] >> (2 * (i / 32 % 4)) & 3) - 1);
+}
+
+void unpack_q1_0(const uint8_t* p, QuantBlock& out) {
+  out.d = half_at(p);
+  no_mins(out);
+  std::fill_n(out.scale, 8, int16_t{1});
+  for (int i = 0; i < 128; ++i) out.q[i] = (p[2 + i / 8] >> (i % 8) & 1) != 0 ? 1 : -1;
+}
+
+void unpack_q2_0(const uint8_t* p, QuantBlock& out) {
+  out.d = half_at(p);
+  no_mins(out);
+  std::fill_n(out.scale, 4, int16_t{1});
+  for (int i = 0; i < 64; ++i) out.q[i] = static_cast<int8_t>((p[2 + i / 4] >> (2 * (i % 4)) & 3) - 1);
+}
+
+void unpack_nvfp4(const uint8_t* p, QuantBlock& out) {
+  out.d = 0;
+  no_mins(out);
+  std::fill_n(out.scale, 4, int16_t{1});
+  for (int s = 0; s < 4; ++s) {
+    out.run_d[s] = half_of_ue4m3(p[s]);
+    const uint8_t* qs = p + 4 + 8 * s;
+    for (int i = 0; i < 16; ++i) out.q[16 * s + i] = kMxfp4Table[i < 8 ? qs[i] & 15 : qs[i - 8] >> 4];
+  }
+}
+
 }  // namespace
+
+float half_of_ue4m3(uint8_t e) {
+  const int exponent = e >> 3 & 15, fraction = e & 7;
+  if (e == 0x7f) return 0;
+  return exponent == 0 ? std::ldexp(static_cast<float>(fraction), -10)
+                       : std::ldexp(static_cast<float>(8 + fraction), exponent - 11);
+}
 
 void unpack_block(WeightType type, const std::byte* block, QuantBlock& out) {
   const auto* p = reinterpret_cast<const uint8_t*>(block);
@@ -211,6 +265,16 @@ void unpack_block(WeightType type, const std::byte* block, QuantBlock& out) {
       return unpack_iq4_xs(p, out);
     case WeightType::kMXFP4:
       return unpack_mxfp4(p, out);
+    case WeightType::kTQ1_0:
+      return unpack_tq1_0(p, out);
+    case WeightType::kTQ2_0:
+      return unpack_tq2_0(p, out);
+    case WeightType::kNVFP4:
+      return unpack_nvfp4(p, out);
+    case WeightType::kQ1_0:
+      return unpack_q1_0(p, out);
+    case WeightType::kQ2_0:
+      return unpack_q2_0(p, out);
     case WeightType::kF32:
     case WeightType::kF16:
     case WeightType::kBF16:

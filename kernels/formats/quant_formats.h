@@ -45,7 +45,23 @@ namespace foretoken {
 //  Q5_K    d half, dmin half, scales[12], qh[32], qs[128]  5 bits: 0..31           0..63      0..63      256*63*31*127 = 63.5e6, 2.1e6
 //  Q6_K    ql[128], qh[64], scales[16], d half             6 bits - 32: -32..31    -128..127  -          256*128*32*127 = 133e6
 //  IQ4_XS  d half, scales_h[2], scales_l[4], qs[128]       kIq4Table[nibble]       -32..31    -          256*32*127*127 = 132e6
+//  TQ1_0   qs[48], qh[4], d half                           digit - 1: -1..1        1          -          256*1*127 = 32512
+//  TQ2_0   qs[64], d half                                  2 bits - 1: -1..2       1          -          256*2*127 = 65024
+//  Q1_0    d half, qs[16]: 128 values                      2 * bit - 1: -1, 1      1          -          32*1*127 = 4064
+//  Q2_0    d half, qs[16]: 64 values                       2 bits - 1: -1..2       1          -          32*2*127 = 8128
+//  NVFP4   e[4], qs[32]: 64 values                         kMxfp4Table[nibble]     floats     -          16*12*127 = 24384 a run
 // clang-format on
+//
+// Blocks of 64 and 128 weights (Q1_0, Q2_0, NVFP4) are two or four blocks of 32 to all of the above: part p of file
+// block f is block b = f * parts + p, has values 32p..32p+31 and, in Q1_0 and Q2_0, the file block's d.
+//
+// NVFP4 has no d. Its runs have float scales s = half of the UE4M3 number e[run] (kMxfp4Table is twice the values):
+// too far apart for integers of 32 bits. With the integer sums of the block's two runs,
+//
+//     t = fma(float(isum_1), s_1, float(isum_0) * s_0)           the product is exact: 15 and 4 bits
+//     acc[p] = fma(t, d_a, acc[p])
+//
+// and since the product is exact, t is the same whichever run comes first.
 //
 // A kernel may split q into an unsigned part and an offset, q = u - off, u < 2 * max|q|: every intermediate sum then
 // stays below twice these bounds, at most 266e6.
@@ -58,6 +74,13 @@ namespace foretoken {
 // + l], low nibble for j < 2, and its high two in bits 2j, 2j+1 of qh[32n + l]. The 6-bit scales and mins of Q4_K and
 // Q5_K (8 each, one per 32 values) and the scales of Q3_K are packed as unpack_block (quant_formats.cpp) shows.
 //
+// TQ2_0: value 128n + 32j + l is bits 2j, 2j+1 of qs[32n + l]. TQ1_0: digit k of a byte x is 3 * (x * 3^k mod 256) / 256,
+// rounded down; value 32k + l is digit k of qs[l] (l < 32, k < 5), value 160 + 16k + l that of qs[32 + l] (l < 16, k < 5),
+// value 240 + 4k + l that of qh[l] (l < 4, k < 4). Q1_0: value i is bit i mod 8 of qs[i / 8]. Q2_0: value i is bits
+// 2 (i mod 4) and the next of qs[i / 4]. NVFP4: bytes 8s..8s+7 of qs hold values 16s..16s+7 (low nibbles) and
+// 16s+8..16s+15 (high nibbles). UE4M3 e: bits 3..6 are an exponent x, bits 0..2 a fraction f; (8 + f) * 2^(x-10), or
+// f * 2^-9 where x is 0; the byte 0x7f counts as 0, and bit 7 is not looked at but in that comparison.
+//
 // A row is quantised (quantise_row) per block of B values: amax = max |x|; d = amax/127; a[i] = rint(x[i] *
 // (127/amax)), ties to even. Edges, the same everywhere: where amax is so small (below 3.8e-37) that 127/amax is
 // infinite, the block counts as zero, a = 0 and d = 0; where the block holds an infinity or NaN, a = 0 and d = NaN, so
@@ -69,11 +92,15 @@ inline constexpr int8_t kIq4Table[16] = {-127, -104, -83, -65, -49, -35, -22, -1
 /// Twice the values of MXFP4 nibbles (E2M1); the block's d is half of 2^(e-127) in return, so that all is integer.
 inline constexpr int8_t kMxfp4Table[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
+/// Half of an UE4M3 number: what a run of NVFP4 is scaled by.
+[[nodiscard]] float half_of_ue4m3(uint8_t e);
+
 /// One block, unpacked. Formats of 32 values fill q[0..31], scale[0..1] and min[0..1]; formats without mins have dmin =
-/// 0 and min = 0.
+/// 0 and min = 0; NVFP4 has run_d and d = 0.
 struct QuantBlock {
   float d;
   float dmin;
+  float run_d[4];
   int8_t q[256];
   int16_t scale[16];
   int16_t min[16];

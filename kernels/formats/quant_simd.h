@@ -39,7 +39,11 @@ struct Lanes8 {
   static FT_INLINE Int and_(Int a, Int b) { return _mm256_and_si256(a, b); }
   static FT_INLINE Int or_(Int a, Int b) { return _mm256_or_si256(a, b); }
   static FT_INLINE Int xor_(Int a, Int b) { return _mm256_xor_si256(a, b); }
+  static FT_INLINE Int add8(Int a, Int b) { return _mm256_add_epi8(a, b); }
   static FT_INLINE Int sub8(Int a, Int b) { return _mm256_sub_epi8(a, b); }
+  /// Unsigned: a - b, or 0 where b is larger; the smaller one.
+  static FT_INLINE Int subtract_or_zero8(Int a, Int b) { return _mm256_subs_epu8(a, b); }
+  static FT_INLINE Int min8(Int a, Int b) { return _mm256_min_epu8(a, b); }
   static FT_INLINE Int add16(Int a, Int b) { return _mm256_add_epi16(a, b); }
   static FT_INLINE Int sub16(Int a, Int b) { return _mm256_sub_epi16(a, b); }
   static FT_INLINE Int add32(Int a, Int b) { return _mm256_add_epi32(a, b); }
@@ -83,6 +87,10 @@ struct Lanes8 {
   /// Bytes that have any of the bits of `mask`: value, else 0. mask has one bit set in each byte.
   static FT_INLINE Int where_set(Int a, Int mask, int value) {
     return and_(_mm256_cmpeq_epi8(and_(a, mask), mask), splat8(value));
+  }
+  /// 16-bit lanes other than x, 0 for those that are x.
+  static FT_INLINE Int clear_where16(Int a, int x) {
+    return _mm256_andnot_si256(_mm256_cmpeq_epi16(a, splat16(x)), a);
   }
   /// Pairs of u8 x s8 summed in int16, saturating: callers bound it.
   static FT_INLINE Int pairs(Int u, Int s) {
@@ -194,7 +202,11 @@ struct Lanes16 {
   static FT_INLINE Int and_(Int a, Int b) { return _mm512_and_si512(a, b); }
   static FT_INLINE Int or_(Int a, Int b) { return _mm512_or_si512(a, b); }
   static FT_INLINE Int xor_(Int a, Int b) { return _mm512_xor_si512(a, b); }
+  static FT_INLINE Int add8(Int a, Int b) { return _mm512_add_epi8(a, b); }
   static FT_INLINE Int sub8(Int a, Int b) { return _mm512_sub_epi8(a, b); }
+  /// Unsigned: a - b, or 0 where b is larger; the smaller one.
+  static FT_INLINE Int subtract_or_zero8(Int a, Int b) { return _mm512_subs_epu8(a, b); }
+  static FT_INLINE Int min8(Int a, Int b) { return _mm512_min_epu8(a, b); }
   static FT_INLINE Int add16(Int a, Int b) { return _mm512_add_epi16(a, b); }
   static FT_INLINE Int sub16(Int a, Int b) { return _mm512_sub_epi16(a, b); }
   static FT_INLINE Int add32(Int a, Int b) { return _mm512_add_epi32(a, b); }
@@ -227,6 +239,9 @@ struct Lanes16 {
   }
   static FT_INLINE Int where_set(Int a, Int mask, int value) {
     return _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(a, mask), splat8(value));
+  }
+  static FT_INLINE Int clear_where16(Int a, int x) {
+    return _mm512_maskz_mov_epi16(_mm512_cmpneq_epi16_mask(a, splat16(x)), a);
   }
   static FT_INLINE Int pairs(Int u, Int s) { return _mm512_maddubs_epi16(u, s); }
   static FT_INLINE Int madd(Int a, Int b) { return _mm512_madd_epi16(a, b); }

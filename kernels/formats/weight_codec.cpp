@@ -235,6 +235,74 @@ void encode_iq4_xs(const float* x, uint8_t* p) {
   put_u16(p + 2, static_cast<uint16_t>(high));
 }
 
+float root_mean_square(const float* x, int n) {
+  double squares = 0;
+  for (int i = 0; i < n; ++i) squares += double{x[i]} * double{x[i]};
+  return static_cast<float>(std::sqrt(squares / n));
+}
+
+// The scale that leaves the least error of three levels on normal data: 1.22 deviations, so that levels change at 0.61.
+constexpr float kTernaryScale = 1.22f;
+
+void encode_tq1_0(const float* x, uint8_t* p) {
+  const float d = put_half(p + 52, kTernaryScale * root_mean_square(x, 256));
+  // Digits are read from the top: byte / 256 = 0.ddddd in base 3, rounded up.
+  const auto put_digits = [&](int byte, int count, int first, int step) {
+    int value = 0;
+    for (int k = 0; k < 5; ++k)
+      value = 3 * value + (k < count ? round_to(ratio(x[first + k * step], d), -1, 1) + 1 : 0);
+    p[byte] = static_cast<uint8_t>((value * 256 + 242) / 243);
+  };
+  for (int i = 0; i < 32; ++i) put_digits(i, 5, i, 32);
+  for (int i = 0; i < 16; ++i) put_digits(32 + i, 5, 160 + i, 16);
+  for (int i = 0; i < 4; ++i) put_digits(48 + i, 4, 240 + i, 4);
+}
+
+void encode_tq2_0(const float* x, uint8_t* p) {
+  const float d = put_half(p + 64, kTernaryScale * root_mean_square(x, 256));
+  std::memset(p, 0, 64);
+  for (int i = 0; i < 256; ++i) {
+    uint8_t& byte = p[i / 128 * 32 + i % 32];
+    byte = static_cast<uint8_t>(byte | (round_to(ratio(x[i], d), -1, 1) + 1) << (2 * (i / 32 % 4)));
+  }
+}
+
+void encode_q1_0(const float* x, uint8_t* p) {
+  double sum = 0;
+  for (int i = 0; i < 128; ++i) sum += std::fabs(double{x[i]});
+  (void)put_half(p, static_cast<float>(sum / 128));
+  std::memset(p + 2, 0, 16);
+  for (int i = 0; i < 128; ++i) p[2 + i / 8] = static_cast<uint8_t>(p[2 + i / 8] | (x[i] >= 0 ? 1 : 0) << (i % 8));
+}
+
+void encode_q2_0(const float* x, uint8_t* p) {
+  // Levels -1, 0, 1, 2: the two go to the side of the extreme value.
+  const float deviation = root_mean_square(x, 64);
+  const float d = put_half(p, extreme(x, 64) < 0 ? -deviation : deviation);
+  std::memset(p + 2, 0, 16);
+  for (int i = 0; i < 64; ++i) {
+    uint8_t& byte = p[2 + i / 4];
+    byte = static_cast<uint8_t>(byte | (round_to(ratio(x[i], d), -1, 2) + 1) << (2 * (i % 4)));
+  }
+}
+
+void encode_nvfp4(const float* x, uint8_t* p) {
+  std::memset(p + 4, 0, 32);
+  for (int s = 0; s < 4; ++s) {
+    // The code whose scale brings the largest magnitude nearest to 6, the largest E2M1 number; codes rise with scales.
+    const float* const run = x + 16 * s;
+    const float wanted = std::fabs(extreme(run, 16)) / 12;
+    int code = 0;
+    while (code < 0x7e && half_of_ue4m3(static_cast<uint8_t>(code)) < wanted) ++code;
+    p[s] = static_cast<uint8_t>(code);
+    const float d = half_of_ue4m3(p[s]);
+    for (int i = 0; i < 16; ++i) {
+      uint8_t& byte = p[4 + 8 * s + i % 8];
+      byte = static_cast<uint8_t>(byte | nearest(kMxfp4Table, ratio(run[i], d)) << (i < 8 ? 0 : 4));
+    }
+  }
+}
+
 void encode_block(WeightType type, const float* x, uint8_t* p) {
   switch (type) {
     case WeightType::kQ4_0:
@@ -263,6 +331,16 @@ void encode_block(WeightType type, const float* x, uint8_t* p) {
       return encode_iq4_xs(x, p);
     case WeightType::kMXFP4:
       return encode_mxfp4(x, p);
+    case WeightType::kTQ1_0:
+      return encode_tq1_0(x, p);
+    case WeightType::kTQ2_0:
+      return encode_tq2_0(x, p);
+    case WeightType::kNVFP4:
+      return encode_nvfp4(x, p);
+    case WeightType::kQ1_0:
+      return encode_q1_0(x, p);
+    case WeightType::kQ2_0:
+      return encode_q2_0(x, p);
     case WeightType::kF32:
       std::memcpy(p, x, 4);
       return;
@@ -290,8 +368,16 @@ bool block_is_finite(WeightType type, const uint8_t* p) {
     case WeightType::kQ8_0:
     case WeightType::kIQ4_NL:
     case WeightType::kIQ4_XS:
+    case WeightType::kQ1_0:
+    case WeightType::kQ2_0:
     case WeightType::kF16:
       return half_is_finite(p);
+    case WeightType::kTQ1_0:
+      return half_is_finite(p + 52);
+    case WeightType::kTQ2_0:
+      return half_is_finite(p + 64);
+    case WeightType::kNVFP4:
+      return true;  // the only NaN of its scales counts as 0
     case WeightType::kQ4_1:
     case WeightType::kQ5_1:
     case WeightType::kQ4_K:
@@ -339,7 +425,8 @@ void decode_row(WeightType type, const std::byte* blocks, int64_t num_values, fl
   for (int64_t b = 0; b < num_values / info.block_size; ++b) {
     unpack_block(type, blocks + b * info.block_bytes, block);
     for (int i = 0; i < info.block_size; ++i) {
-      const float scale = block.d * block.scale[i / 16], min = block.dmin * block.min[i / 16];
+      const float scale = type == WeightType::kNVFP4 ? block.run_d[i / 16] : block.d * block.scale[i / 16];
+      const float min = block.dmin * block.min[i / 16];
       values[b * info.block_size + i] = scale * block.q[i] - min;
     }
   }

@@ -28,7 +28,12 @@ constexpr std::array kTypes = {
     WeightTypeInfo{WeightType::kIQ4_NL, "IQ4_NL", 32, 18, 32},
     WeightTypeInfo{WeightType::kIQ4_XS, "IQ4_XS", 256, 136, 256},
     WeightTypeInfo{WeightType::kBF16, "BF16", 1, 2, 0},
+    WeightTypeInfo{WeightType::kTQ1_0, "TQ1_0", 256, 54, 256},
+    WeightTypeInfo{WeightType::kTQ2_0, "TQ2_0", 256, 66, 256},
     WeightTypeInfo{WeightType::kMXFP4, "MXFP4", 32, 17, 32},
+    WeightTypeInfo{WeightType::kNVFP4, "NVFP4", 64, 36, 32},
+    WeightTypeInfo{WeightType::kQ1_0, "Q1_0", 128, 18, 32},
+    WeightTypeInfo{WeightType::kQ2_0, "Q2_0", 64, 18, 32},
 };
 
 // Every id that ggml has given out, so that an error can say what a file holds; those from Q4_2 to IQ4_NL_8_8 that no

@@ -25,16 +25,23 @@ enum class WeightType : uint32_t {
   kIQ4_NL = 20,
   kIQ4_XS = 23,
   kBF16 = 30,
+  kTQ1_0 = 34,
+  kTQ2_0 = 35,
   kMXFP4 = 39,
+  kNVFP4 = 40,
+  kQ1_0 = 41,
+  kQ2_0 = 42,
 };
 
 struct WeightTypeInfo {
   WeightType type;
   std::string_view name;  // "Q4_K"
-  int block_size;         // weights in one block: 1, 32 or 256
+  int block_size;         // weights in one block: 1, 32, 64, 128 or 256
   int block_bytes;        // bytes of one block in a file
   int activation_block;   // values that share one int8 scale in the row it meets: 0 (the row stays float), 32 or 256
-  [[nodiscard]] bool is_float() const { return activation_block == 0; }
+  [[nodiscard]] constexpr bool is_float() const { return activation_block == 0; }
+  /// Blocks of a row that one block of weights meets: 1, but 2 or 4 for blocks of 64 or 128 weights.
+  [[nodiscard]] constexpr int num_parts() const { return is_float() ? 1 : block_size / activation_block; }
 };
 
 /// REQUIRES: `type` is one of the enumerators.

@@ -51,6 +51,7 @@ struct BlockRow {
   const int16_t* sums;  // one per run of the format; formats of one run have two here
   float d;
   alignas(16) int16_t sums_of_32[8];
+  alignas(16) int8_t permuted[32];
 };
 
 // Runs of 16 have their sums in the row; those of 32 are added up here, once for all lanes.
@@ -60,7 +61,19 @@ FT_INLINE void enter_block(const RowView& row, int64_t b, BlockRow& out) {
   out.q = x.q + b * F::kBlockSize;
   out.d = x.d[b];
   const int16_t* sums = x.sums + b * (F::kBlockSize / 16);
-  if constexpr (F::kRuns == 8) {
+  if constexpr (is_permuted<F>()) {
+    F::permute_part(out.q, out.permuted);
+    out.q = out.permuted;
+  }
+  if constexpr (F::kBlockSize == 256 && F::kRuns == 1) {
+    // All in one: at most 256 * 127. Read as a pair with the 0 behind it.
+    const __m128i both = _mm_add_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(sums)),
+                                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(sums + 8)));
+    const __m128i pairs = _mm_hadd_epi16(both, _mm_setzero_si128());
+    const __m128i total = _mm_hadd_epi16(_mm_hadd_epi16(pairs, pairs), _mm_setzero_si128());
+    _mm_store_si128(reinterpret_cast<__m128i*>(out.sums_of_32), total);
+    out.sums = out.sums_of_32;
+  } else if constexpr (F::kRuns == 8) {
     const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(sums));
     const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(sums + 8));
     _mm_store_si128(reinterpret_cast<__m128i*>(out.sums_of_32), _mm_hadd_epi16(low, high));
@@ -71,11 +84,14 @@ FT_INLINE void enter_block(const RowView& row, int64_t b, BlockRow& out) {
 }
 
 /// What the products of a format need to know of it. Formats that differ in less share one instance.
-template <int kBlockSize_, int kRuns_, int kFlush_, bool kSigned_, bool kMins_>
+template <int kBlockSize_, int kRuns_, int kFlush_, bool kSigned_, bool kMins_, bool kFloatRuns_>
 struct Shape {
   static constexpr int kBlockSize = kBlockSize_, kRuns = kRuns_;
-  static constexpr int kSteps = kBlockSize / kRuns / 4;  // registers of a run
-  static constexpr int kFlush = kFlush_;                 // registers whose products fit an int16 sum
+  static constexpr int kStretches = kBlockSize / kRuns > 32 ? kBlockSize / 32 : kRuns;  // runs, cut to 32 values
+  static constexpr int kSteps = kBlockSize / kStretches / 4;                            // registers of a stretch
+  static constexpr bool kFloatRuns = kFloatRuns_;
+  static constexpr int kTotals = kFloatRuns ? kRuns : 1;  // integer sums of a block that become floats
+  static constexpr int kFlush = kFlush_;                  // registers whose products fit an int16 sum
   static constexpr bool kSigned = kSigned_, kMins = kMins_;
 };
 
@@ -87,11 +103,12 @@ constexpr int flush_after(int max_u, int steps) {
 }
 
 template <class V, class F>
-using ShapeOf = Shape<F::kBlockSize, F::kRuns,
-                      V::kDot      ? F::kBlockSize / F::kRuns / 4
-                      : F::kSigned ? 1
-                                   : flush_after(F::kMaxU, F::kBlockSize / F::kRuns / 4),
-                      F::kSigned, F::kMins>;
+using ShapeOf =
+    Shape<F::kBlockSize, F::kRuns,
+          V::kDot      ? F::kBlockSize / F::kRuns / 4
+          : F::kSigned ? 1
+                       : flush_after(F::kMaxU, F::kBlockSize / F::kRuns > 32 ? 8 : F::kBlockSize / F::kRuns / 4),
+          F::kSigned, F::kMins, has_float_runs<F>()>;
 
 /// A block of one register's lanes, unpacked.
 template <class V, int kBlockSize, int kRuns>
@@ -164,17 +181,39 @@ FT_INLINE typename V::Int weigh_sums(const Header<V, kRuns>& h, const int16_t* s
   }
 }
 
+/// What the integer sums of a block begin with for N rows: what the offset of its weights makes of the row's sums.
+template <class V, class S, int N>
+FT_INLINE void begin_totals(const Header<V, S::kRuns>& h, const BlockRow* rows, int offset,
+                            typename V::Int (&total)[N][S::kTotals]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < N; ++r) {
+    if constexpr (S::kFloatRuns) {
+      const typename V::Int sums = V::broadcast(rows[r].sums);  // of both runs, int16
+      total[r][0] = V::madd(sums, V::splat32(-offset & 0xffff));
+      total[r][1] = V::madd(sums, V::splat32(static_cast<int>(static_cast<unsigned>(-offset) << 16)));
+    } else {
+      total[r][0] = S::kMins || offset == 0 ? V::zero() : weigh_sums<V, S::kRuns>(h, rows[r].sums, -offset);
+    }
+  }
+}
+
 /// The float step of a block: partial += total * d_w * d_a - msum * dmin_w * d_a, for N rows.
-template <class V, int kRuns, bool kMins, int N>
-FT_INLINE void finish_block(const Header<V, kRuns>& h, const BlockRow* rows, const typename V::Int (&total)[N],
-                            float* partials) {
+template <class V, class S, int N>
+FT_INLINE void finish_block(const Header<V, S::kRuns>& h, const BlockRow* rows,
+                            const typename V::Int (&total)[N][S::kTotals], float* partials) {
 #pragma GCC unroll 8
   for (int r = 0; r < N; ++r) {
     float* const at = partials + r * (kPartials * kGroup);
     const typename V::Float d_a = V::broadcast_float(&rows[r].d);
-    typename V::Float sum = V::fma(V::to_float(total[r]), V::mul(h.d, d_a), V::load_float(at));
-    if constexpr (kMins) {
-      const typename V::Int msum = weigh_sums<V, kRuns>(h, rows[r].sums, 1);
+    typename V::Float sum;
+    if constexpr (S::kFloatRuns) {
+      const typename V::Float first = V::mul(V::to_float(total[r][0]), h.d);
+      sum = V::fma(V::fma(V::to_float(total[r][1]), h.second_d, first), d_a, V::load_float(at));
+    } else {
+      sum = V::fma(V::to_float(total[r][0]), V::mul(h.d, d_a), V::load_float(at));
+    }
+    if constexpr (S::kMins) {
+      const typename V::Int msum = weigh_sums<V, S::kRuns>(h, rows[r].sums, 1);
       sum = V::negative_fma(V::to_float(msum), V::mul(h.dmin, d_a), sum);
     }
     V::store_float(at, sum);
@@ -187,22 +226,16 @@ template <class V, class S, int N>
 __attribute__((noinline)) void add_block(const Unpacked<V, S::kBlockSize, S::kRuns>& w, const BlockRow* rows,
                                          float* partials, Prefetch& prefetch) {
   using Int = typename V::Int;
-  Int total[N];
+  Int total[N][S::kTotals];
   const int8_t* q[N];
 #pragma GCC unroll 8
-  for (int r = 0; r < N; ++r) {
-    total[r] = V::zero();
-    q[r] = rows[r].q;
-  }
-  if (!S::kMins && w.offset != 0) {
-#pragma GCC unroll 8
-    for (int r = 0; r < N; ++r) total[r] = weigh_sums<V, S::kRuns>(w.header, rows[r].sums, -w.offset);
-  }
+  for (int r = 0; r < N; ++r) q[r] = rows[r].q;
+  begin_totals<V, S, N>(w.header, rows, w.offset, total);
   const std::byte* weights = w.weights;
-#pragma GCC unroll 1
-  for (int run = 0; run < S::kRuns; ++run) {
+  const auto add_stretch = [&](int stretch, int into_total) __attribute__((always_inline)) {
+    constexpr bool kScaled = S::kRuns > 1 && !S::kFloatRuns;
     prefetch.fetch();
-    const Int scale = S::kRuns == 1 ? V::splat16(1) : w.header.scale[run];
+    const Int scale = kScaled ? w.header.scale[stretch] : V::splat16(1);
     Int sum[N];
 #pragma GCC unroll 8
     for (int step = 0; step < S::kSteps; ++step) {
@@ -210,8 +243,8 @@ __attribute__((noinline)) void add_block(const Unpacked<V, S::kBlockSize, S::kRu
       if constexpr (V::kDot) {
 #pragma GCC unroll 8
         for (int r = 0; r < N; ++r) {
-          Int& into = S::kRuns == 1 ? total[r] : sum[r];
-          into = V::dot(S::kRuns > 1 && step == 0 ? V::zero() : into, u, V::broadcast(q[r] + 4 * step));
+          Int& into = kScaled ? sum[r] : total[r][into_total];
+          into = V::dot(kScaled && step == 0 ? V::zero() : into, u, V::broadcast(q[r] + 4 * step));
         }
       } else {
         const auto factor = V::template factor<S::kSigned>(u);
@@ -219,42 +252,51 @@ __attribute__((noinline)) void add_block(const Unpacked<V, S::kBlockSize, S::kRu
         for (int r = 0; r < N; ++r) {
           const Int product = V::pairs(factor, V::broadcast(q[r] + 4 * step));
           sum[r] = step % S::kFlush == 0 ? product : V::add16(sum[r], product);
-          if (step % S::kFlush == S::kFlush - 1) total[r] = V::add32(total[r], V::madd(sum[r], scale));
+          if (step % S::kFlush == S::kFlush - 1) {
+            total[r][into_total] = V::add32(total[r][into_total], V::madd(sum[r], scale));
+          }
         }
       }
     }
-    if constexpr (V::kDot && S::kRuns > 1) {
+    if constexpr (V::kDot && kScaled) {
 #pragma GCC unroll 8
-      for (int r = 0; r < N; ++r) total[r] = V::add32(total[r], V::mul32(sum[r], scale));
+      for (int r = 0; r < N; ++r) total[r][0] = V::add32(total[r][0], V::mul32(sum[r], scale));
     }
     weights += S::kSteps * V::kLanes * 4;
 #pragma GCC unroll 8
     for (int r = 0; r < N; ++r) q[r] += S::kSteps * 4;
+  };
+  if constexpr (S::kFloatRuns) {
+    add_stretch(0, 0);
+    add_stretch(1, 1);
+  } else {
+#pragma GCC unroll 1
+    for (int stretch = 0; stretch < S::kStretches; ++stretch) add_stretch(stretch, 0);
   }
-  finish_block<V, S::kRuns, S::kMins, N>(w.header, rows, total, partials);
+  finish_block<V, S, N>(w.header, rows, total, partials);
 }
 
 /// The same from the block itself. Streams of a word (its two nibbles) are taken one after the other, each with its own
 /// look at the word: both at once need twice the sums, more registers than there are from four rows on.
 template <class V, class F, int N>
-FT_INLINE void add_block_direct(const std::byte* block, int lane, const BlockRow* rows, float* partials,
+FT_INLINE void add_block_direct(const std::byte* block, int lane, int part, const BlockRow* rows, float* partials,
                                 Prefetch& prefetch) {
   using Int = typename V::Int;
   using S = ShapeOf<V, F>;
   Header<V, F::kRuns> header;
-  F::header(block, lane, header);
-  const std::byte* const words = block + F::kOddBytes * kGroup + 4 * lane;
-  Int total[N];
+  read_header<F>(block, lane, part, header);
+  const std::byte* const words = block + F::kOddBytes * kGroup + 4 * lane + part_offset<F>(part);
+  Int total[N][S::kTotals];
   const int8_t* q[N];
 #pragma GCC unroll 8
-  for (int r = 0; r < N; ++r) {
-    q[r] = rows[r].q;
-    total[r] = F::kMins || F::kOffset == 0 ? V::zero() : weigh_sums<V, F::kRuns>(header, rows[r].sums, -F::kOffset);
-  }
+  for (int r = 0; r < N; ++r) q[r] = rows[r].q;
+  begin_totals<V, S, N>(header, rows, F::kOffset, total);
 
   const auto add_run = [&]<int kChunk, int kStream>(int loop) __attribute__((always_inline)) {
     const int column = F::template column<kChunk, 0>(loop, kStream);
-    const Int scale = S::kRuns == 1 ? V::splat16(1) : header.scale[F::template run<kChunk>(loop, kStream)];
+    constexpr bool kScaled = S::kRuns > 1 && !S::kFloatRuns;
+    const Int scale = kScaled ? header.scale[F::template run<kChunk>(loop, kStream)] : V::splat16(1);
+    const int into_total = S::kFloatRuns ? F::template run<kChunk>(loop, kStream) : 0;
     Int sum[N];
     const auto step = [&]<int kStep>(std::integral_constant<int, kStep>) __attribute__((always_inline)) {
       Int u[F::kStreams];
@@ -262,9 +304,8 @@ FT_INLINE void add_block_direct(const std::byte* block, int lane, const BlockRow
       if constexpr (V::kDot) {
 #pragma GCC unroll 8
         for (int r = 0; r < N; ++r) {
-          Int& into = S::kRuns == 1 ? total[r] : sum[r];
-          into = V::dot(S::kRuns > 1 && kStep == 0 ? V::zero() : into, u[kStream],
-                        V::broadcast(q[r] + column + 4 * kStep));
+          Int& into = kScaled ? sum[r] : total[r][into_total];
+          into = V::dot(kScaled && kStep == 0 ? V::zero() : into, u[kStream], V::broadcast(q[r] + column + 4 * kStep));
         }
       } else {
         const auto factor = V::template factor<S::kSigned>(u[kStream]);
@@ -273,7 +314,7 @@ FT_INLINE void add_block_direct(const std::byte* block, int lane, const BlockRow
           const Int product = V::pairs(factor, V::broadcast(q[r] + column + 4 * kStep));
           sum[r] = kStep % S::kFlush == 0 ? product : V::add16(sum[r], product);
           if (kStep % S::kFlush == S::kFlush - 1 || kStep == F::kSteps - 1) {
-            total[r] = V::add32(total[r], V::madd(sum[r], scale));
+            total[r][into_total] = V::add32(total[r][into_total], V::madd(sum[r], scale));
           }
         }
       }
@@ -282,13 +323,13 @@ FT_INLINE void add_block_direct(const std::byte* block, int lane, const BlockRow
       (step(std::integral_constant<int, kStep>{}), ...);
     }
     (std::make_integer_sequence<int, F::kSteps>{});
-    if constexpr (V::kDot && S::kRuns > 1) {
+    if constexpr (V::kDot && kScaled) {
 #pragma GCC unroll 8
-      for (int r = 0; r < N; ++r) total[r] = V::add32(total[r], V::mul32(sum[r], scale));
+      for (int r = 0; r < N; ++r) total[r][0] = V::add32(total[r][0], V::mul32(sum[r], scale));
     }
   };
   const auto add_chunk = [&]<int kChunk>(int loop, std::integral_constant<int, kChunk>) __attribute__((always_inline)) {
-    prefetch.template fetch_fixed<F::kBlockBytes * V::kLanes / (F::kLoops * F::kChunks)>();
+    prefetch.template fetch_fixed<F::kBlockBytes * V::kLanes / (F::kLoops * F::kChunks * parts_of<F>())>();
     add_run.template operator()<kChunk, 0>(loop);
     if constexpr (F::kStreams == 2) add_run.template operator()<kChunk, 1>(loop);
   };
@@ -298,7 +339,7 @@ FT_INLINE void add_block_direct(const std::byte* block, int lane, const BlockRow
     }
     (std::make_integer_sequence<int, F::kChunks>{});
   }
-  finish_block<V, F::kRuns, F::kMins, N>(header, rows, total, partials);
+  finish_block<V, S, N>(header, rows, total, partials);
 }
 
 // Folds the partial sums of one row, 8 -> 4 -> 2 -> 1, for all lanes.
@@ -348,16 +389,19 @@ FT_INLINE void with_count(int count, const Body& body) {
 
 /// Adds one block to the partial sums of num_rows rows.
 template <class V, class F>
-FT_INLINE void add_block_to_rows(const std::byte* block, const BlockRow* rows, int num_rows, float* partials) {
+FT_INLINE void add_block_to_rows(const std::byte* block, int part, const BlockRow* rows, int num_rows,
+                                 float* partials) {
   using S = ShapeOf<V, F>;
   static_assert(!F::kMins || F::kOffset == 0);
   const int num_tiles = (num_rows + kTileRows<V> - 1) / kTileRows<V>;
-  Prefetch prefetch{block + kPrefetchAhead, F::kBlockBytes * V::kLanes / F::kRuns / num_tiles + 1};
+  constexpr int kPartBytes = F::kBlockBytes / parts_of<F>();
+  Prefetch prefetch{block + kPrefetchAhead + kGroup * kPartBytes * part,
+                    kPartBytes * V::kLanes / S::kStretches / num_tiles + 1};
   Unpacked<V, F::kBlockSize, F::kRuns> w;
   w.offset = F::kOffset;
   for (int lane = 0; lane < kGroup; lane += V::kLanes) {
-    F::header(block, lane, w.header);
-    unpack<V, F>(block + F::kOddBytes * kGroup + 4 * lane, w.weights);
+    read_header<F>(block, lane, part, w.header);
+    unpack<V, F>(block + F::kOddBytes * kGroup + 4 * lane + part_offset<F>(part), w.weights);
     for (int tile = 0; tile < num_tiles; ++tile) {
       // Tiles as even as possible: seven rows are 3 + 4, not 6 + 1.
       const int first = num_rows * tile / num_tiles, size = num_rows * (tile + 1) / num_tiles - first;
@@ -377,12 +421,15 @@ __attribute__((noinline)) void matmul_few(const QuantMatmul& m) {
   const std::byte* block = m.weights;
   for (int64_t g = 0; g < m.num_outputs / kGroup; ++g) {
     __builtin_memset(partials, 0, sizeof partials);
-    for (int64_t b = 0; b < m.num_blocks; ++b) {
-#pragma GCC unroll 8
-      for (int r = 0; r < N; ++r) enter_block<F>(m.x[r], b, rows[r]);
+    for (int64_t f = 0; f < m.num_blocks; ++f) {
       Prefetch prefetch{block + kPrefetchAhead, 0};
-      for (int lane = 0; lane < (V::kLanes == kGroup ? kGroup : opaque(kGroup)); lane += V::kLanes) {
-        add_block_direct<V, F, N>(block, lane, rows, partials[0][b % kPartials] + lane, prefetch);
+      for (int part = 0; part < parts_of<F>(); ++part) {
+        const int64_t b = f * parts_of<F>() + part;
+#pragma GCC unroll 8
+        for (int r = 0; r < N; ++r) enter_block<F>(m.x[r], b, rows[r]);
+        for (int lane = 0; lane < (V::kLanes == kGroup ? kGroup : opaque(kGroup)); lane += V::kLanes) {
+          add_block_direct<V, F, N>(block, lane, part, rows, partials[0][b % kPartials] + lane, prefetch);
+        }
       }
       block += F::kBlockBytes * kGroup;
     }
@@ -402,9 +449,10 @@ __attribute__((noinline)) void matmul_format(const QuantMatmul& m) {
     for (int begin = 0; begin < m.num_rows; begin += kRowsAtOnce) {
       const int num_rows = m.num_rows - begin < kRowsAtOnce ? m.num_rows - begin : kRowsAtOnce;
       __builtin_memset(partials, 0, static_cast<size_t>(num_rows) * sizeof partials[0]);
-      for (int64_t b = 0; b < m.num_blocks; ++b) {
+      for (int64_t b = 0; b < m.num_blocks * parts_of<F>(); ++b) {
         for (int r = 0; r < num_rows; ++r) enter_block<F>(m.x[begin + r], b, rows[r]);
-        add_block_to_rows<V, F>(group + b * (F::kBlockBytes * kGroup), rows, num_rows, partials[0][b % kPartials]);
+        add_block_to_rows<V, F>(group + b / parts_of<F>() * (F::kBlockBytes * kGroup),
+                                static_cast<int>(b % parts_of<F>()), rows, num_rows, partials[0][b % kPartials]);
       }
       for (int r = 0; r < num_rows; ++r) fold<V>(partials[r][0], m.y[begin + r] + g * kGroup);
     }
@@ -428,6 +476,16 @@ FT_INLINE void interleaved_matmul(const QuantMatmul& m) {
       return matmul_format<V, Iq4Nl<V>>(m);
     case WeightType::kMXFP4:
       return matmul_format<V, Mxfp4<V>>(m);
+    case WeightType::kTQ1_0:
+      return matmul_format<V, Tq1_0<V>>(m);
+    case WeightType::kTQ2_0:
+      return matmul_format<V, Tq2_0<V>>(m);
+    case WeightType::kNVFP4:
+      return matmul_format<V, Nvfp4<V>>(m);
+    case WeightType::kQ1_0:
+      return matmul_format<V, Q1_0<V>>(m);
+    case WeightType::kQ2_0:
+      return matmul_format<V, Q2_0<V>>(m);
     case WeightType::kQ2_K:
       return matmul_format<V, Q2K<V>>(m);
     case WeightType::kQ3_K:

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/base/error.h"
 #include "kernels/matmul/matmul_cuda.cuh"
 
@@ -43,7 +45,7 @@ MatmulConfig choose_config(const MatmulDesc& desc) {
   const WeightTypeInfo& info = weight_type_info(desc.w.type);
   MatmulConfig config;
   config.rows_at_once = desc.max_rows <= 2 ? desc.max_rows : desc.max_rows <= 4 ? 4 : kMaxDotRows;
-  const int64_t num_blocks = desc.w.num_cols / info.block_size;
+  const int64_t num_blocks = desc.w.num_cols / std::max(1, info.activation_block);
   const bool whole = desc.max_buckets == 0 && desc.groups == nullptr;
   if (desc.blas != nullptr && desc.blas->library != nullptr && whole && blas_takes(desc.w)) {
     config.kernel = MatmulConfig::Kernel::kBlas;

@@ -58,15 +58,20 @@ struct DotTile {
     FT_UNROLL
     for (int g = 0; g < kDeals; ++g) {
       const int begin = first + g * kDeal;
-      if (begin >= rows.count) break;  // the same in all lanes
-      int isum[2][kDeal], msum[2][kDeal];
+      if (begin >= rows.count) break;      // the same in all lanes
+      int isum[2][kDeal], msum[2][kDeal];  // msum: with float runs the second run's sum, and isum the first's
       FT_UNROLL
       for (int i = 0; i < kDeal; ++i) {
         for (int o = 0; o < 2; ++o) isum[o][i] = msum[o][i] = 0;
         if (begin + i >= rows.count) continue;
         const LaneRow<kBlock> row = load_lane_row<kBlock>(a.rows, rows.input(begin + i), b, t);
         for (int o = 0; o < 2; ++o) {
-          isum[o][i] = block[o].isum(row);
+          if constexpr (has_float_runs<kType>()) {
+            isum[o][i] = block[o].run_isum(row, 0);
+            msum[o][i] = block[o].run_isum(row, 1);
+          } else {
+            isum[o][i] = block[o].isum(row);
+          }
           if constexpr (has_lane_mins<kType>() && kBlock == 256) msum[o][i] = block[o].msum(row);
         }
       }
@@ -77,7 +82,14 @@ struct DotTile {
       FT_UNROLL
       for (int o = 0; o < 2; ++o) {
         const int sum = deal_sums<kDeal>(isum[o], t);
-        if (used) acc[o][g] = __fmaf_rn(static_cast<float>(sum), block[o].d * d, acc[o][g]);
+        if constexpr (has_float_runs<kType>()) {
+          const float first = static_cast<float>(sum) * block[o].d;
+          const int second = deal_sums<kDeal>(msum[o], t);
+          const float both = __fmaf_rn(static_cast<float>(second), block[o].second_d, first);
+          if (used) acc[o][g] = __fmaf_rn(both, d, acc[o][g]);
+        } else {
+          if (used) acc[o][g] = __fmaf_rn(static_cast<float>(sum), block[o].d * d, acc[o][g]);
+        }
         if constexpr (has_lane_mins<kType>()) {
           int mins;
           if constexpr (kBlock == 256) {
@@ -185,6 +197,16 @@ void launch_quant_dot(const MatmulDesc& desc, const MatmulConfig& config, const 
       return launch_type<WeightType::kIQ4_XS>(a, shape, config, stream);
     case WeightType::kMXFP4:
       return launch_type<WeightType::kMXFP4>(a, shape, config, stream);
+    case WeightType::kTQ1_0:
+      return launch_type<WeightType::kTQ1_0>(a, shape, config, stream);
+    case WeightType::kTQ2_0:
+      return launch_type<WeightType::kTQ2_0>(a, shape, config, stream);
+    case WeightType::kNVFP4:
+      return launch_type<WeightType::kNVFP4>(a, shape, config, stream);
+    case WeightType::kQ1_0:
+      return launch_type<WeightType::kQ1_0>(a, shape, config, stream);
+    case WeightType::kQ2_0:
+      return launch_type<WeightType::kQ2_0>(a, shape, config, stream);
     case WeightType::kF32:
     case WeightType::kF16:
     case WeightType::kBF16:

@@ -17,7 +17,7 @@ struct QuantMatmul {
   WeightType type;
   const std::byte* weights;  // the first output's row, or its group where the weights are interleaved
   int64_t num_outputs;       // interleaved: a multiple of kInterleave
-  int64_t num_blocks;        // blocks of one row
+  int64_t num_blocks;        // blocks of weights in one row of the matrix
   const RowView* x;          // [num_rows]
   int num_rows;
   float* const* y;  // [num_rows][num_outputs]

@@ -1,5 +1,7 @@
 #include "kernels/matmul/quant_matmul.h"
 
+#include <type_traits>
+
 // Quantised weights in the file's own layout. A lane of the float step is a block, not an output row: eight blocks are
 // unpacked to int8, run scales and mins, each block of a row becomes one register of int32, eight registers are folded
 // into one, whose lane p is the isum of block 8c + p. That is partial sum p, so the eight partial sums of an output are
@@ -46,6 +48,12 @@ float half_at(const std::byte* p) {
   return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h)));
 }
 
+// half_of_ue4m3(): exponent and fraction as those of a half, 2^7 too small.
+float half_of_ue4m3_at(const std::byte* p) {
+  const int e = static_cast<int>(*p);
+  return e == 0x7f ? 0.0f : _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128((e & 0x7f) << 7))) * 128.0f;
+}
+
 // Sixteen bytes of nibbles: low ones are values 0..15, high ones 16..31.
 __m256i nibble_array(const std::byte* p) {
   const __m128i x = load_half_register(p);
@@ -69,10 +77,10 @@ __m128i iq4_table() {
   return _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);  // kIq4Table
 }
 
-// --- Formats of 32 values: d, dmin and 32 int8. ---
+// --- Formats of 32 values: d, dmin and 32 int8. Blocks of 64 and 128 are two or four parts of 32. ---
 
 struct Small {
-  static constexpr int kBlockSize = 32;
+  static constexpr int kBlockSize = 32, kParts = 1;
 };
 
 struct Q4_0 : Small {
@@ -144,10 +152,52 @@ struct Mxfp4 : Small {
   }
 };
 
+// Two bits a value, 32 values of eight bytes: value i is bits 2 (i mod 4) and the next of byte i / 4.
+__m256i two_bit_array(const std::byte* p) {
+  const __m256i x = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  const __m256i low = _mm256_or_si256(x, _mm256_slli_epi32(x, 6));
+  return _mm256_and_si256(_mm256_or_si256(low, _mm256_slli_epi32(low, 12)), _mm256_set1_epi8(3));
+}
+
+struct Q1_0 : Small {
+  static constexpr int kBlockBytes = 18, kParts = 4;
+  static constexpr bool kMins = false;
+  static void unpack(const std::byte* p, int part, int8_t* w, float& d, float&) {
+    d = half_at(p);
+    // 0x10 where a bit is set: an eighth of that is the bit's value times two.
+    const __m256i twice_bit = _mm256_srli_epi16(fifth_bits(u32_at(p + 2 + 4 * part)), 3);
+    store(w, _mm256_sub_epi8(twice_bit, _mm256_set1_epi8(1)));
+  }
+};
+
+struct Q2_0 : Small {
+  static constexpr int kBlockBytes = 18, kParts = 2;
+  static constexpr bool kMins = false;
+  static void unpack(const std::byte* p, int part, int8_t* w, float& d, float&) {
+    d = half_at(p);
+    store(w, _mm256_sub_epi8(two_bit_array(p + 2 + 8 * part), _mm256_set1_epi8(1)));
+  }
+};
+
+// d is the scale of the first run, dmin that of the second.
+struct Nvfp4 : Small {
+  static constexpr int kBlockBytes = 36, kParts = 2;
+  static constexpr bool kMins = false;
+  static void unpack(const std::byte* p, int part, int8_t* w, float& d, float& dmin) {
+    d = half_of_ue4m3_at(p + 2 * part);
+    dmin = half_of_ue4m3_at(p + 2 * part + 1);
+    const __m128i table = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);  // kMxfp4Table
+    const __m128i x = load_half_register(p + 4 + 16 * part), high = _mm_srli_epi16(x, 4);
+    // A run's eight bytes: their low nibbles, then their high ones.
+    const __m256i nibbles = _mm256_set_m128i(_mm_unpackhi_epi64(x, high), _mm_unpacklo_epi64(x, high));
+    store(w, look_up(table, low_nibbles(nibbles)));
+  }
+};
+
 // --- Formats of 256 values: also 16 scales and, where they have them, 16 mins, as int16. ---
 
 struct Large {
-  static constexpr int kBlockSize = 256;
+  static constexpr int kBlockSize = 256, kParts = 1;
 };
 
 // Eight int16, each twice.
@@ -279,7 +329,66 @@ struct Iq4Xs : Large {
   }
 };
 
+// Runs without scales of their own.
+void unit_scales(int16_t* scales) {
+  store(scales, _mm256_set1_epi16(1));
+}
+
+struct Tq2_0 : Large {
+  static constexpr int kBlockBytes = 66;
+  static constexpr bool kMins = false;
+  static void unpack(const std::byte* p, int8_t* w, float& d, float&, int16_t* scales, int16_t*) {
+    d = half_at(p + 64);
+    unit_scales(scales);
+    for (int n = 0; n < 2; ++n) {
+      __m256i x = load(p + 32 * n);
+      for (int j = 0; j < 4; ++j) {
+        store(w + 128 * n + 32 * j, _mm256_sub_epi8(_mm256_and_si256(x, _mm256_set1_epi8(3)), _mm256_set1_epi8(1)));
+        x = _mm256_srli_epi16(x, 2);
+      }
+    }
+  }
+};
+
+// The leading base-3 digit of each byte, less one.
+__m256i digits(__m256i x) {
+  const __m256i one = _mm256_set1_epi8(1);
+  const __m256i from_86 = _mm256_min_epu8(_mm256_subs_epu8(x, _mm256_set1_epi8(85)), one);
+  const __m256i from_171 = _mm256_min_epu8(_mm256_subs_epu8(x, _mm256_set1_epi8(static_cast<char>(170))), one);
+  return _mm256_sub_epi8(_mm256_add_epi8(from_86, from_171), one);
+}
+
+__m256i times_three(__m256i x) {
+  return _mm256_add_epi8(x, _mm256_add_epi8(x, x));
+}
+
+struct Tq1_0 : Large {
+  static constexpr int kBlockBytes = 54;
+  static constexpr bool kMins = false;
+  static void unpack(const std::byte* p, int8_t* w, float& d, float&, int16_t* scales, int16_t*) {
+    d = half_at(p + 52);
+    unit_scales(scales);
+    __m256i x = load(p), y = _mm256_broadcastsi128_si256(load_half_register(p + 32)),
+            z = _mm256_set1_epi32(static_cast<int>(u32_at(p + 48)));
+    for (int k = 0; k < 5; ++k) {
+      store(w + 32 * k, digits(x));
+      _mm_store_si128(reinterpret_cast<__m128i*>(w + 160 + 16 * k), _mm256_castsi256_si128(digits(y)));
+      if (k < 4) {
+        const int four = _mm_cvtsi128_si32(_mm256_castsi256_si128(digits(z)));
+        __builtin_memcpy(w + 240 + 4 * k, &four, 4);
+      }
+      x = times_three(x);
+      y = times_three(y);
+      z = times_three(z);
+    }
+  }
+};
+
 // --- The products ---
+
+/// Two runs with a float scale each.
+template <class F>
+constexpr bool kFloatRuns = std::is_same_v<F, Nvfp4>;
 
 /// Eight blocks of one output, unpacked. Lanes past the last block hold old values and are never stored.
 template <class F>
@@ -296,8 +405,10 @@ struct Blocks {
 template <class F>
 void unpack_blocks(const std::byte* p, int count, Blocks<F>& blocks) {
   for (int b = 0; b < count; ++b) {
-    const std::byte* const block = p + b * F::kBlockBytes;
-    if constexpr (F::kBlockSize == 32) {
+    const std::byte* const block = p + b / F::kParts * F::kBlockBytes;
+    if constexpr (F::kParts > 1) {
+      F::unpack(block, b % F::kParts, blocks.w[b], blocks.d[b], blocks.dmin[b]);
+    } else if constexpr (F::kBlockSize == 32) {
       F::unpack(block, blocks.w[b], blocks.d[b], blocks.dmin[b]);
     } else {
       alignas(32) int16_t scales[16];
@@ -309,11 +420,21 @@ void unpack_blocks(const std::byte* p, int count, Blocks<F>& blocks) {
   }
 }
 
+// Lane i: the sums of x[i]'s four low and of its four high lanes.
+struct HalfSums {
+  __m256i low, high;
+};
+
+HalfSums fold_halves(const __m256i (&x)[8]) {
+  const __m256i front = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
+  const __m256i back = _mm256_hadd_epi32(_mm256_hadd_epi32(x[4], x[5]), _mm256_hadd_epi32(x[6], x[7]));
+  return {_mm256_permute2x128_si256(front, back, 0x20), _mm256_permute2x128_si256(front, back, 0x31)};
+}
+
 // Lane i: the sum of x[i]'s eight lanes.
 __m256i fold_registers(const __m256i (&x)[8]) {
-  const __m256i low = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
-  const __m256i high = _mm256_hadd_epi32(_mm256_hadd_epi32(x[4], x[5]), _mm256_hadd_epi32(x[6], x[7]));
-  return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
+  const HalfSums sums = fold_halves(x);
+  return _mm256_add_epi32(sums.low, sums.high);
 }
 
 // |sum| of 32 columns of one lane <= 32512 * scale: 256 columns stay below the bounds of quant_formats.h.
@@ -339,8 +460,17 @@ void add_blocks(const Blocks<F>& blocks, int count, const int8_t* a, const float
   const __m256i lanes = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   const __m256 d_a = _mm256_maskload_ps(d, lanes);
   const __m256 old = _mm256_load_ps(partials);
-  const __m256 isum = _mm256_cvtepi32_ps(fold_registers(products));
-  __m256 sum = _mm256_fmadd_ps(isum, _mm256_mul_ps(_mm256_load_ps(blocks.d), d_a), old);
+  __m256 sum;
+  if constexpr (kFloatRuns<F>) {
+    // The low lanes of a product are the first run's.
+    const HalfSums runs = fold_halves(products);
+    const __m256 first = _mm256_mul_ps(_mm256_cvtepi32_ps(runs.low), _mm256_load_ps(blocks.d));
+    const __m256 both = _mm256_fmadd_ps(_mm256_cvtepi32_ps(runs.high), _mm256_load_ps(blocks.dmin), first);
+    sum = _mm256_fmadd_ps(both, d_a, old);
+  } else {
+    const __m256 isum = _mm256_cvtepi32_ps(fold_registers(products));
+    sum = _mm256_fmadd_ps(isum, _mm256_mul_ps(_mm256_load_ps(blocks.d), d_a), old);
+  }
   if constexpr (F::kMins) {
     __m256i msum;
     if constexpr (F::kBlockSize == 32) {
@@ -374,9 +504,10 @@ void matmul_format(const QuantMatmul& m) {
       alignas(32) float partials[kRowsAtOnce][kBlocksAtOnce];
       for (int r = 0; r < num_rows; ++r) _mm256_store_ps(partials[r], _mm256_setzero_ps());
       Blocks<F> blocks;
-      for (int64_t b = 0; b < m.num_blocks; b += kBlocksAtOnce) {
-        const int count = m.num_blocks - b < kBlocksAtOnce ? static_cast<int>(m.num_blocks - b) : kBlocksAtOnce;
-        unpack_blocks<F>(weights + b * F::kBlockBytes, count, blocks);
+      const int64_t num_blocks = m.num_blocks * F::kParts;
+      for (int64_t b = 0; b < num_blocks; b += kBlocksAtOnce) {
+        const int count = num_blocks - b < kBlocksAtOnce ? static_cast<int>(num_blocks - b) : kBlocksAtOnce;
+        unpack_blocks<F>(weights + b / F::kParts * F::kBlockBytes, count, blocks);
         for (int r = 0; r < num_rows; ++r) {
           const QuantisedRow& x = F::kBlockSize == 32 ? m.x[begin + r].by32 : m.x[begin + r].by256;
           const int64_t column = b * F::kBlockSize;
@@ -406,6 +537,16 @@ void avx2_quant_matmul(const QuantMatmul& m) {
       return matmul_format<Iq4Nl>(m);
     case WeightType::kMXFP4:
       return matmul_format<Mxfp4>(m);
+    case WeightType::kTQ1_0:
+      return matmul_format<Tq1_0>(m);
+    case WeightType::kTQ2_0:
+      return matmul_format<Tq2_0>(m);
+    case WeightType::kNVFP4:
+      return matmul_format<Nvfp4>(m);
+    case WeightType::kQ1_0:
+      return matmul_format<Q1_0>(m);
+    case WeightType::kQ2_0:
+      return matmul_format<Q2_0>(m);
     case WeightType::kQ2_K:
       return matmul_format<Q2K>(m);
     case WeightType::kQ3_K:

@@ -40,7 +40,7 @@ struct Shared {
   using S = TileShape<kType, kPair>;
   int8_t* weights;    // [kWeightRows][kStride]
   float* d;           // [kWeightRows][kBlocksPerStage]
-  float* dmin;        // the same; formats with mins
+  float* dmin;        // the same; formats with mins. With float runs: the second run's scale
   int8_t* scales;     // [kWeightRows][16]; 256-value formats
   uint8_t* mins;      // [kWeightRows][16]; 256-value formats with mins
   int8_t* rows;       // [kRows][kStride]
@@ -83,6 +83,7 @@ __device__ __forceinline__ void stage_weights(const Shared<kType, kPair>& s, con
     if (t == 0) {
       s.d[row * S::kBlocksPerStage + i] = block.d;
       if constexpr (has_lane_mins<kType>()) s.dmin[row * S::kBlocksPerStage + i] = block.dmin;
+      if constexpr (has_float_runs<kType>()) s.dmin[row * S::kBlocksPerStage + i] = block.second_d;
     }
   }
 }
@@ -144,6 +145,7 @@ struct WarpTile {
     for (int m = 0; m < S::kMatrices; ++m) {
       const int output = m * kOutputs + 16 * warp + g;  // and + 8
       int isum[S::kRowTiles][4] = {};
+      int second[has_float_runs<kType>() ? S::kRowTiles : 1][4] = {};  // of the second run; isum is the first's
       // 32 values at a time.
       for (int k = 0; k < S::kBlock / 32; ++k) {
         const int at = S::kBlock == 256 ? 32 * k : 32 * i;
@@ -155,7 +157,12 @@ struct WarpTile {
         for (int r = 0; r < S::kRowTiles; ++r) {
           const int8_t* x = s.rows + (8 * r + g) * kStride + at + 4 * quad;
           const uint32_t row_fragment[2] = {word_at(x), word_at(x + 16)};
-          if constexpr (kHasRunScales<kType>) {  // a scale for every 16 values
+          if constexpr (has_float_runs<kType>()) {
+            const uint32_t front[2] = {fragment[0], fragment[1]}, back[2] = {fragment[2], fragment[3]};
+            const uint32_t front_row[1] = {row_fragment[0]}, back_row[1] = {row_fragment[1]};
+            mma_16x8x16(isum[r], front, front_row);
+            mma_16x8x16(second[r], back, back_row);
+          } else if constexpr (kHasRunScales<kType>) {  // a scale for every 16 values
             for (int half = 0; half < 2; ++half) {
               int sums[4] = {};
               const uint32_t front[2] = {fragment[2 * half], fragment[2 * half + 1]}, back[1] = {row_fragment[half]};
@@ -177,9 +184,15 @@ struct WarpTile {
           const int out = output + 8 * (e / 2), row = 8 * r + 2 * quad + e % 2;
           const float d = s.row_d[row * S::kBlocksPerStage + i];
           float& sum = acc[m][r][e];
-          sum = __fmaf_rn(static_cast<float>(isum[r][e]), s.d[out * S::kBlocksPerStage + i] * d, sum);
+          const int at = out * S::kBlocksPerStage + i;
+          if constexpr (has_float_runs<kType>()) {
+            const float first = static_cast<float>(isum[r][e]) * s.d[at];
+            sum = __fmaf_rn(__fmaf_rn(static_cast<float>(second[r][e]), s.dmin[at], first), d, sum);
+          } else {
+            sum = __fmaf_rn(static_cast<float>(isum[r][e]), s.d[at] * d, sum);
+          }
           if constexpr (has_lane_mins<kType>()) {
-            sum = __fmaf_rn(-static_cast<float>(msum(s, out, row, i)), s.dmin[out * S::kBlocksPerStage + i] * d, sum);
+            sum = __fmaf_rn(-static_cast<float>(msum(s, out, row, i)), s.dmin[at] * d, sum);
           }
         }
       }
@@ -219,10 +232,11 @@ template <WeightType kType, bool kPair>
 __global__ void __launch_bounds__(kThreads) cuda_quant_tiles(MatmulArguments a) {
   using S = TileShape<kType, kPair>;
   constexpr bool kWide = S::kBlock == 256, kMins = has_lane_mins<kType>();
+  constexpr bool kSecondScale = kMins || has_float_runs<kType>();
   FT_SHARED(uint4, weights, S::kWeightRows * kStride / 16);
   FT_SHARED(uint4, row_values, S::kRows * kStride / 16);
   FT_SHARED(float, d, S::kWeightRows* S::kBlocksPerStage);
-  FT_SHARED(float, dmin, kMins ? S::kWeightRows* S::kBlocksPerStage : 1);
+  FT_SHARED(float, dmin, kSecondScale ? S::kWeightRows* S::kBlocksPerStage : 1);
   FT_SHARED(uint4, scales, kWide ? S::kWeightRows : 1);
   FT_SHARED(uint4, mins, kWide && kMins ? S::kWeightRows : 1);
   FT_SHARED(float, row_d, S::kRows* S::kBlocksPerStage);
@@ -330,6 +344,16 @@ void launch_quant_tiles(const MatmulDesc& desc, const MatmulConfig&, const Strea
       return launch_type<WeightType::kIQ4_XS>(a, shape, stream);
     case WeightType::kMXFP4:
       return launch_type<WeightType::kMXFP4>(a, shape, stream);
+    case WeightType::kTQ1_0:
+      return launch_type<WeightType::kTQ1_0>(a, shape, stream);
+    case WeightType::kTQ2_0:
+      return launch_type<WeightType::kTQ2_0>(a, shape, stream);
+    case WeightType::kNVFP4:
+      return launch_type<WeightType::kNVFP4>(a, shape, stream);
+    case WeightType::kQ1_0:
+      return launch_type<WeightType::kQ1_0>(a, shape, stream);
+    case WeightType::kQ2_0:
+      return launch_type<WeightType::kQ2_0>(a, shape, stream);
     case WeightType::kF32:
     case WeightType::kF16:
     case WeightType::kBF16:

@@ -48,7 +48,8 @@ __global__ void __launch_bounds__(kThreads) cuda_embed(EmbedDesc a) {
       const float min = has_lane_mins<kType>() ? block.dmin : 0.0f;
       for (int i = 0; i < 8; ++i) {
         const auto q = static_cast<int8_t>(block.q[i / 4] >> (8 * (i % 4)));
-        to[b * 32 + i / 4 * 16 + 4 * t + i % 4] = block.d * static_cast<float>(q) - min;
+        const float scale = has_float_runs<kType>() && i >= 4 ? block.second_d : block.d;
+        to[b * 32 + i / 4 * 16 + 4 * t + i % 4] = scale * static_cast<float>(q) - min;
       }
     }
   }
@@ -65,7 +66,7 @@ void launch_type(const EmbedDesc& desc, int64_t items, const Stream& stream) {
 
 void launch(const EmbedDesc& desc, const Stream& stream) {
   const WeightTypeInfo& info = weight_type_info(desc.matrix.type);
-  const int64_t items = info.is_float() ? desc.matrix.num_cols : desc.matrix.num_cols / info.block_size * 4;
+  const int64_t items = info.is_float() ? desc.matrix.num_cols : desc.matrix.num_cols / info.activation_block * 4;
   switch (desc.matrix.type) {
     case WeightType::kF32:
       return launch_type<WeightType::kF32>(desc, items, stream);
@@ -99,6 +100,16 @@ void launch(const EmbedDesc& desc, const Stream& stream) {
       return launch_type<WeightType::kIQ4_XS>(desc, items, stream);
     case WeightType::kMXFP4:
       return launch_type<WeightType::kMXFP4>(desc, items, stream);
+    case WeightType::kTQ1_0:
+      return launch_type<WeightType::kTQ1_0>(desc, items, stream);
+    case WeightType::kTQ2_0:
+      return launch_type<WeightType::kTQ2_0>(desc, items, stream);
+    case WeightType::kNVFP4:
+      return launch_type<WeightType::kNVFP4>(desc, items, stream);
+    case WeightType::kQ1_0:
+      return launch_type<WeightType::kQ1_0>(desc, items, stream);
+    case WeightType::kQ2_0:
+      return launch_type<WeightType::kQ2_0>(desc, items, stream);
   }
 }
 

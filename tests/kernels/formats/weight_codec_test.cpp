@@ -78,10 +78,29 @@ TEST_CASE("decoding gives the values of the format, bit for bit") {
 // add up to a quarter. The limits are those figures times 1.4 (Q8_0 1.6); the four-bit floats of MXFP4 have steps of 2
 // at the top. A slip in the order of the bits gives an error near 1.
 const std::map<WeightType, double> kErrorLimits = {
-    {WeightType::kF32, 0.0},    {WeightType::kF16, 5e-4},    {WeightType::kBF16, 4e-3},   {WeightType::kQ4_0, 0.12},
-    {WeightType::kQ4_1, 0.12},  {WeightType::kQ5_0, 0.06},   {WeightType::kQ5_1, 0.06},   {WeightType::kQ8_0, 0.008},
-    {WeightType::kQ2_K, 0.47},  {WeightType::kQ3_K, 0.24},   {WeightType::kQ4_K, 0.12},   {WeightType::kQ5_K, 0.06},
-    {WeightType::kQ6_K, 0.025}, {WeightType::kIQ4_NL, 0.12}, {WeightType::kIQ4_XS, 0.12}, {WeightType::kMXFP4, 0.17},
+    {WeightType::kF32, 0.0},
+    {WeightType::kF16, 5e-4},
+    {WeightType::kBF16, 4e-3},
+    {WeightType::kQ4_0, 0.12},
+    {WeightType::kQ4_1, 0.12},
+    {WeightType::kQ5_0, 0.06},
+    {WeightType::kQ5_1, 0.06},
+    {WeightType::kQ8_0, 0.008},
+    {WeightType::kQ2_K, 0.47},
+    {WeightType::kQ3_K, 0.24},
+    {WeightType::kQ4_K, 0.12},
+    {WeightType::kQ5_K, 0.06},
+    {WeightType::kQ6_K, 0.025},
+    {WeightType::kIQ4_NL, 0.12},
+    {WeightType::kIQ4_XS, 0.12},
+    {WeightType::kMXFP4, 0.17},
+    // Three levels leave 0.436 of a normal value at best, two 0.603 (1 - 2/pi of its square); NVFP4's sixteen values
+    // have a scale of three bits behind the point and reach to the largest one.
+    {WeightType::kTQ1_0, 0.46},
+    {WeightType::kTQ2_0, 0.46},
+    {WeightType::kQ1_0, 0.63},
+    {WeightType::kQ2_0, 0.47},
+    {WeightType::kNVFP4, 0.13},
 };
 
 TEST_CASE("encoding and decoding again loses no more than the format must") {
@@ -128,7 +147,8 @@ TEST_CASE("a scale that is not a number or infinite is found wherever it stands"
       {WeightType::kQ5_0, {0}},      {WeightType::kQ5_1, {0, 2}}, {WeightType::kQ8_0, {0}},
       {WeightType::kQ2_K, {80, 82}}, {WeightType::kQ3_K, {108}},  {WeightType::kQ4_K, {0, 2}},
       {WeightType::kQ5_K, {0, 2}},   {WeightType::kQ6_K, {208}},  {WeightType::kIQ4_NL, {0}},
-      {WeightType::kIQ4_XS, {0}},
+      {WeightType::kIQ4_XS, {0}},    {WeightType::kTQ1_0, {52}},  {WeightType::kTQ2_0, {64}},
+      {WeightType::kQ1_0, {0}},      {WeightType::kQ2_0, {0}},
   };
   for (const auto& [type, places] : scales) {
     const WeightTypeInfo& info = weight_type_info(type);
@@ -169,7 +189,9 @@ TEST_CASE("all bit patterns of a block stay within the integers that quant_forma
       {WeightType::kMXFP4, {-12, 12, 1, 1, 0}},       {WeightType::kQ2_K, {0, 3, 0, 15, 15}},
       {WeightType::kQ3_K, {-4, 3, -32, 31, 0}},       {WeightType::kQ4_K, {0, 15, 0, 63, 63}},
       {WeightType::kQ5_K, {0, 31, 0, 63, 63}},        {WeightType::kQ6_K, {-32, 31, -128, 127, 0}},
-      {WeightType::kIQ4_XS, {-127, 113, -32, 31, 0}},
+      {WeightType::kIQ4_XS, {-127, 113, -32, 31, 0}}, {WeightType::kTQ1_0, {-1, 1, 1, 1, 0}},
+      {WeightType::kTQ2_0, {-1, 2, 1, 1, 0}},         {WeightType::kQ1_0, {-1, 1, 1, 1, 0}},
+      {WeightType::kQ2_0, {-1, 2, 1, 1, 0}},          {WeightType::kNVFP4, {-12, 12, 1, 1, 0}},
   };
   std::mt19937 rng(5);
   for (const auto& [type, bound] : bounds) {

@@ -64,9 +64,11 @@ std::vector<MatmulConfig> configs(const MatmulDesc& desc, bool is_float) {
 TEST_CASE("matmul: every type, every kernel, odd numbers of outputs and rows") {
   const Stream stream;
   for (const WeightTypeInfo& info : all_weight_types()) {
-    const std::vector<int64_t> widths = info.block_size == 256  ? std::vector<int64_t>{256, 512, 2304}
-                                        : info.block_size == 32 ? std::vector<int64_t>{32, 96, 544}
-                                                                : std::vector<int64_t>{8, 67, 320};
+    const std::vector<int64_t> widths =
+        info.block_size == 256  ? std::vector<int64_t>{256, 512, 2304}
+        : info.block_size >= 32 ? std::vector<int64_t>{int64_t{1} * info.block_size, int64_t{3} * info.block_size,
+                                                       int64_t{17} * info.block_size}
+                                : std::vector<int64_t>{8, 67, 320};
     for (const int64_t num_cols : widths) {
       for (const int num_rows : {1, 2, 3, 5, 9, 14}) {
         const int64_t num_outputs = num_rows == 9 ? 70 : 19;
@@ -99,7 +101,7 @@ TEST_CASE("matmul: every bit pattern of every quantised type") {
   const Stream stream;
   for (const WeightTypeInfo& info : all_weight_types()) {
     if (info.is_float()) continue;
-    const int64_t num_cols = info.block_size == 256 ? 1280 : 352, num_outputs = 66;
+    const int64_t num_cols = info.block_size == 256 ? 1280 : 11 * info.block_size, num_outputs = 66;
     const test::HostMatrix w = test::noise_matrix(info.type, num_outputs, num_cols, 17);
     const test::DeviceMatrixMemory device = test::to_device(stream, w.view);
     for (const int num_rows : {1, 4, 13}) {

@@ -82,7 +82,12 @@ std::vector<int> half_scales(WeightType type) {
       return {108};
     case WeightType::kQ6_K:
       return {208};
+    case WeightType::kTQ1_0:
+      return {52};
+    case WeightType::kTQ2_0:
+      return {64};
     case WeightType::kMXFP4:
+    case WeightType::kNVFP4:
       return {};
     default:
       return {0};
@@ -244,7 +249,7 @@ TEST_CASE("extreme quants, scales and activations neither saturate nor overflow"
         rows.row(r)[i] = static_cast<float>(sign);
       }
       rows.quantise(Isa::kScalar, r, 32);
-      if (info.block_size == 256) rows.quantise(Isa::kScalar, r, 256);
+      if (info.activation_block == 256) rows.quantise(Isa::kScalar, r, 256);
     }
     const std::vector<RowView> x = views_of(rows);
     for (const Fill fill : {Fill::kOnes, Fill::kAlternating, Fill::kZeros}) {
@@ -252,20 +257,27 @@ TEST_CASE("extreme quants, scales and activations neither saturate nor overflow"
       // Expected without any integer kernel: block sums in double are exact here.
       std::vector<std::vector<float>> expected(6, std::vector<float>(num_outputs));
       for (size_t r = 0; r < 6; ++r) {
-        const QuantisedRow& row = info.block_size == 32 ? x[r].by32 : x[r].by256;
+        const QuantisedRow& row = info.activation_block == 32 ? x[r].by32 : x[r].by256;
         for (int64_t o = 0; o < num_outputs; ++o) {
           float partials[kPartialSums] = {};
-          for (int64_t b = 0; b < 9; ++b) {
+          for (int64_t b = 0; b < num_cols / info.activation_block; ++b) {
             QuantBlock block;
-            unpack_block(info.type,
-                         w.as_rows.data + static_cast<size_t>(o) * w.as_rows.row_bytes() + b * info.block_bytes, block);
-            double isum = 0, msum = 0;
-            for (int i = 0; i < info.block_size; ++i) {
-              const double a = row.q[b * info.block_size + i];
+            const int64_t file_block = b / info.num_parts(), first = b % info.num_parts() * info.activation_block;
+            unpack_block(
+                info.type,
+                w.as_rows.data + static_cast<size_t>(o) * w.as_rows.row_bytes() + file_block * info.block_bytes, block);
+            double isum = 0, msum = 0, runs = 0;
+            for (int64_t i = first; i < first + info.activation_block; ++i) {
+              const double a = row.q[file_block * info.block_size + i];
               isum += double{1} * block.scale[i / 16] * block.q[i] * a;
               msum += double{1} * block.min[i / 16] * a;
+              if (info.type == WeightType::kNVFP4) runs += double{block.run_d[i / 16]} * block.q[i] * a;
             }
             float& partial = partials[b % kPartialSums];
+            if (info.type == WeightType::kNVFP4) {  // the sum of both runs is exact in double and rounded once
+              partial = std::fma(static_cast<float>(runs), row.d[b], partial);
+              continue;
+            }
             partial = std::fma(static_cast<float>(isum), block.d * row.d[b], partial);
             if (has_mins(info.type)) partial = std::fma(-static_cast<float>(msum), block.dmin * row.d[b], partial);
           }
