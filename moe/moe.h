@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/base/aligned_buffer.h"
@@ -40,16 +41,20 @@ struct BasicDenseWeights {
 };
 
 /// One matrix of every expert, cut out of one tensor: expert e has rows [e * stride_rows + first_row, + num_rows) of
-/// `all`. (A fused gate_up tensor holds two of them, with stride 2F.)
+/// `all`. (A fused gate_up tensor holds two of them, with stride 2F.) Its products are multiplied by scales[e]: in the
+/// host's memory e is the expert, in a GPU's its place there.
 template <class Matrix>
 struct BasicExpertMatrices {
   Matrix all;
   int64_t stride_rows = 0;
   int64_t first_row = 0;
   int64_t num_rows = 0;
-  [[nodiscard]] Matrix expert(int64_t e) const {
+  VectorView scales;  // [num_experts]; empty: all 1
+  [[nodiscard]] MatrixView expert(int64_t e) const requires std::is_same_v<Matrix, MatrixView> {
     const int64_t begin = e * stride_rows + first_row;
-    return all.slice_rows(begin, begin + num_rows);
+    MatrixView matrix = all.slice_rows(begin, begin + num_rows);
+    if (scales.data != nullptr) matrix.scale = scales[e];
+    return matrix;
   }
   /// From the first expert's first row on.
   [[nodiscard]] Matrix from_first() const { return all.slice_rows(first_row, all.num_rows); }

@@ -7,7 +7,7 @@
 namespace foretoken::cuda {
 
 void DeviceArena::take_matrix(WeightType type, int64_t num_rows, int64_t num_cols, DeviceMatrix& to) {
-  to = {nullptr, num_rows, num_cols, device_row_bytes(type, num_cols), type};
+  to = {nullptr, num_rows, num_cols, device_row_bytes(type, num_cols), type, 1.0f};
   take(num_rows * to.row_bytes, to.data);
 }
 

@@ -308,15 +308,18 @@ void CudaForwardPass::run_buckets(const CudaMoe& weights, const GroupDesc& group
   gate.buckets = group.buckets();
   gate.max_buckets = group.max_buckets();
   gate.expert_stride = weights.gate.stride_rows;
+  gate.scales = weights.gate.scales;
   gate.slots_per_input = weights.top_k;
   if (weights.gate.all.type == weights.up.all.type) {
     gate.up = weights.up.from_first();
+    gate.up_scales = weights.up.scales;
     launch(gate, choose_config(gate), stream_);
   } else {
     launch(gate, choose_config(gate), stream_);
     MatmulDesc up = gate;
     up.w = weights.up.from_first();
     up.expert_stride = weights.up.stride_rows;
+    up.scales = weights.up.scales;
     up.y = buffers_.up;
     launch(up, choose_config(up), stream_);
     launch(SiluMulDesc{inner.values, buffers_.up, num_slots * weights.gate.num_rows}, stream_);
@@ -333,6 +336,7 @@ void CudaForwardPass::run_buckets(const CudaMoe& weights, const GroupDesc& group
   down.buckets = group.buckets();
   down.max_buckets = group.max_buckets();
   down.expert_stride = weights.down.stride_rows;
+  down.scales = weights.down.scales;
   launch(down, choose_config(down), stream_);
 }
 

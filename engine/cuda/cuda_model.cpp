@@ -1,6 +1,7 @@
 #include "engine/cuda/cuda_model.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "kernels/base/error.h"
@@ -38,6 +39,7 @@ ExpertFiller::ExpertFiller(const ModelWeights& from, const CudaWeights& to) : fr
     }
   }
   staging_ = PinnedBuffer(static_cast<size_t>(largest));
+  scale_staging_ = PinnedBuffer(sizeof(float));
   thread_ = std::thread([this] { run(); });
 }
 
@@ -101,13 +103,18 @@ void ExpertFiller::copy(const HotExperts::Fill& fill) {
   const MoeWeights& from = from_.layers[static_cast<size_t>(fill.layer)].moe();
   const CudaMoe& to = to_.layers[static_cast<size_t>(fill.layer)].moe();
   copy_expert(from.gate, to.gate, fill);
-  if (from.up.all.data != from.gate.all.data) copy_expert(from.up, to.up, fill);  // else the two are one tensor
+  // Gate and up may be one tensor: its rows are copied once, its scales are in both.
+  if (from.up.all.data != from.gate.all.data || from.up.scales.data != nullptr) copy_expert(from.up, to.up, fill);
   copy_expert(from.down, to.down, fill);
 }
 
 void ExpertFiller::copy_expert(const ExpertMatrices& from, const CudaExpertMatrices& to, const HotExperts::Fill& fill) {
   const int64_t stride = from.stride_rows;
   pack_device_rows(from.all, fill.expert * stride, (fill.expert + 1) * stride, staging_.data());
+  if (from.scales.data != nullptr) {
+    std::memcpy(scale_staging_.data(), &from.scales.data[fill.expert], sizeof(float));
+    copy_to_device(stream_, const_cast<float*>(to.scales.data) + fill.place, scale_staging_.data(), sizeof(float));
+  }
   const int64_t at = fill.place * stride * to.all.row_bytes;
   copy_to_device(stream_, const_cast<std::byte*>(to.all.data) + at, staging_.data(),
                  static_cast<size_t>(stride * to.all.row_bytes));

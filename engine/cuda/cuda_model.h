@@ -42,7 +42,8 @@ class ExpertFiller {
   const ModelWeights& from_;
   const CudaWeights& to_;
   Stream stream_;
-  PinnedBuffer staging_;  // the rows of one matrix of one expert
+  PinnedBuffer staging_;        // the rows of one matrix of one expert
+  PinnedBuffer scale_staging_;  // its scale
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;

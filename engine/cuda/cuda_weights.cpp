@@ -71,7 +71,8 @@ CudaWeights::CudaWeights(const Model& model, bool with_mtp, const HotExperts* sp
   }
   declare(w.output_norm, output_norm);
   // A tied head is the embedding, which the host holds twice: in the file and interleaved.
-  const MatrixView& trunk_head = tied_head ? w.embed : w.head;
+  MatrixView trunk_head = tied_head ? w.embed : w.head;
+  trunk_head.scale = w.head.scale;
   declare(trunk_head, head);
   if (with_mtp) {
     mtp.layer.take_shape(w.mtp.layer);
@@ -83,7 +84,7 @@ CudaWeights::CudaWeights(const Model& model, bool with_mtp, const HotExperts* sp
   for (auto& [view, upload] : matrices_) {
     arena_.take_matrix(upload.from.type, upload.device_rows, upload.from.num_cols, upload.memory);
   }
-  for (const VectorUpload& vector : vectors_) arena_.take(vector.from.count, vector.to->data);
+  for (const VectorUpload& vector : vectors_) arena_.take(vector.to->count, vector.to->data);
 }
 
 void CudaWeights::declare(const MatrixView& from, DeviceMatrix& to) {
@@ -93,7 +94,7 @@ void CudaWeights::declare(const MatrixView& from, DeviceMatrix& to) {
   upload.from = from;
   upload.device_rows = from.num_rows;
   upload.users.push_back(&to);
-  to = {nullptr, from.num_rows, from.num_cols, device_row_bytes(from.type, from.num_cols), from.type};
+  to = {nullptr, from.num_rows, from.num_cols, device_row_bytes(from.type, from.num_cols), from.type, from.scale};
 }
 
 void CudaWeights::declare(const ExpertMatrices& from, int placed, int capacity, CudaExpertMatrices& to) {
@@ -106,8 +107,12 @@ void CudaWeights::declare(const ExpertMatrices& from, int placed, int capacity, 
   upload.from = from.all.slice_rows(0, placed * from.stride_rows);
   upload.device_rows = capacity * from.stride_rows;
   upload.users.push_back(&to.all);
-  to.all = {nullptr, upload.device_rows, from.all.num_cols, device_row_bytes(from.all.type, from.all.num_cols),
-            from.all.type};
+  to.all = {nullptr,           upload.device_rows,
+            from.all.num_cols, device_row_bytes(from.all.type, from.all.num_cols),
+            from.all.type,     1.0f};
+  if (from.scales.data == nullptr) return;
+  to.scales.count = capacity;
+  vectors_.push_back({{from.scales.data, placed}, &to.scales});
 }
 
 void CudaWeights::declare(const VectorView& from, VectorView& to) {
@@ -133,7 +138,11 @@ void CudaWeights::upload(const Stream& stream) {
         for (int64_t r = begin; r < end; ++r) pack_device_rows(from, r, r + 1, memory + (r - begin) * row_bytes);
       });
     }
-    for (DeviceMatrix* user : upload.users) *user = upload.memory;
+    for (DeviceMatrix* user : upload.users) {
+      const float scale = user->scale;
+      *user = upload.memory;
+      user->scale = scale;
+    }
   }
   for (const VectorUpload& vector : vectors_) {
     copy_to_device(stream, const_cast<float*>(vector.to->data), vector.from.data,

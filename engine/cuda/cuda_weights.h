@@ -50,7 +50,7 @@ class CudaWeights : public BasicModelWeights<DeviceMatrix> {
   };
   struct VectorUpload {
     VectorView from;
-    VectorView* to;
+    VectorView* to;  // with room for as many values, or more
   };
   DeviceArena arena_;
   // By what they show: matrices that several parts share (tied heads, fused gate and up) go up once.

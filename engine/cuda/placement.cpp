@@ -44,6 +44,7 @@ auto size_visit(LayerSizes& sizes) {
         if (experts.all.num_rows == 0) return;
         sizes.num_experts = static_cast<int>(experts.all.num_rows / experts.stride_rows);
         sizes.expert_bytes += device_bytes(experts.expert(0));
+        sizes.dense_bytes += static_cast<size_t>(experts.scales.count) * sizeof(float);
       },
   };
 }

@@ -36,6 +36,13 @@ MatrixView zero_view(const MatrixView& m) {
   return {m.data, m.num_rows / kInterleave, m.num_cols * kInterleave, m.type, Layout::kRows};
 }
 
+// The tensor that scales what a matrix computes.
+std::string scale_name(std::string_view matrix) {
+  constexpr std::string_view kEnding = "weight";
+  if (matrix == "token_embd.weight") return "output.scale";  // a tied head
+  return std::string(matrix.substr(0, matrix.size() - kEnding.size())) + "scale";
+}
+
 // Norms that are all zero would leave nothing of a layer; biases and gates may be zero.
 bool must_not_be_zero(std::string_view name) {
   return name.ends_with("norm.weight") || name.ends_with("ssm_conv1d.weight") || name.ends_with("ssm_a");
@@ -82,6 +89,16 @@ const GgufTensor& WeightLoader::find(const std::string& name, const std::vector<
   return *tensor;
 }
 
+float WeightLoader::scale_of(const std::string& name) {
+  const std::string scale = scale_name(name);
+  if (!has(scale)) return 1.0f;
+  const GgufTensor& tensor = find_vector(scale, 1);
+  float value;
+  decode_row(*tensor.type(), tensor.data, 1, &value);
+  if (!std::isfinite(value)) fail(scale, "value 0 is not finite; the file is damaged");
+  return value;
+}
+
 WeightLoader::Job& WeightLoader::declare(const GgufTensor& tensor, int64_t num_rows, int64_t granule_rows,
                                          int64_t num_cols, bool in_place, std::vector<MatrixView*> to) {
   Job job;
@@ -106,7 +123,10 @@ WeightLoader::Job& WeightLoader::declare(const GgufTensor& tensor, int64_t num_r
 }
 
 void WeightLoader::matrix(const std::string& name, int64_t num_rows, int64_t num_cols, MatrixView& to) {
-  guarded([&] { declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/false, {&to}); });
+  guarded([&] {
+    declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/false, {&to});
+    to.scale = scale_of(name);
+  });
 }
 
 void WeightLoader::matrices(const std::string& name, int64_t num_cols,
@@ -127,6 +147,8 @@ void WeightLoader::matrices(const std::string& name, int64_t num_cols,
       if (job.in_place) views[i]->data += static_cast<size_t>(parts[i].begin) * job.from.row_bytes();
     }
     job.parts = std::move(parts);
+    const float scale = scale_of(name);
+    for (MatrixView* view : views) view->scale = scale;
   });
 }
 
@@ -139,6 +161,7 @@ void WeightLoader::picked_rows(const std::string& name, int64_t tensor_rows, int
     if (job.from.layout == Layout::kInterleaved)
       fail(name, "is interleaved, and some rows of it are needed by themselves; repack the original file again");
     job.picked = std::move(rows);
+    to.scale = scale_of(name);
   });
 }
 
@@ -147,6 +170,8 @@ void WeightLoader::head(const std::string& name, int64_t num_rows, int64_t num_c
   guarded([&] {
     Job& job = declare(find(name, {num_cols, num_rows}), num_rows, num_rows, num_cols, /*in_place=*/false, to);
     job.unit_rows = kHeadUnitRows;
+    const float scale = scale_of(name);
+    for (MatrixView* view : to) view->scale = scale;
   });
 }
 
@@ -156,11 +181,18 @@ void WeightLoader::expert_matrices(const std::string& name, int64_t num_experts,
     const int64_t stride = num_rows * static_cast<int64_t>(to.size());
     std::vector<MatrixView*> views;
     for (ExpertMatrices* part : to) {
-      *part = {{}, stride, num_rows * static_cast<int64_t>(views.size()), num_rows};
+      *part = {{}, stride, num_rows * static_cast<int64_t>(views.size()), num_rows, {}};
       views.push_back(&part->all);
     }
     declare(find(name, {num_cols, stride, num_experts}), num_experts * stride, num_rows, num_cols,
             /*in_place=*/false, std::move(views));
+    const std::string scale = scale_name(name);
+    if (!has(scale)) return;
+    const GgufTensor& tensor = find_vector(scale, num_experts);
+    for (ExpertMatrices* part : to) {
+      part->scales = {nullptr, num_experts};
+      vectors_.push_back({&tensor, &part->scales, 0});
+    }
   });
 }
 

@@ -24,6 +24,9 @@ namespace foretoken {
 /// share that RowItems hands to that node's threads later: a page lies where it is first touched. What is not brought
 /// into memory lies where the system has read the file.
 ///
+/// A tensor NAME.scale beside a matrix NAME.weight multiplies what the matrix computes (MatrixView::scale): one value, or
+/// one for each expert. A head tied to the embeddings has output.scale. Rows that are looked up have none.
+///
 /// Destinations must stay where they are until load() returns. All errors are InputErrors that name file and tensor.
 class WeightLoader {
  public:
@@ -95,6 +98,8 @@ class WeightLoader {
   /// Parts of granule_rows are read by loops of their own.
   Job& declare(const GgufTensor& tensor, int64_t num_rows, int64_t granule_rows, int64_t num_cols, bool in_place,
                std::vector<MatrixView*> to);
+  /// The value of the tensor that scales what matrix `name` computes; 1 if there is none.
+  float scale_of(const std::string& name);
   [[noreturn]] void fail(const std::string& name, const std::string& what) const;
   void load_vectors();
   const GgufTensor& find_vector(const std::string& name, int64_t count);

@@ -95,10 +95,11 @@ struct DeviceMatrix {
   int64_t num_cols = 0;
   int64_t row_bytes = 0;  // from row to row: device_row_bytes(type, num_cols)
   WeightType type = WeightType::kF32;
+  float scale = 1.0f;  // what every finished product with the matrix is multiplied by
 
   [[nodiscard]] size_t size_bytes() const { return static_cast<size_t>(num_rows * row_bytes); }
   [[nodiscard]] DeviceMatrix slice_rows(int64_t begin, int64_t end) const {
-    return {data + begin * row_bytes, end - begin, num_cols, row_bytes, type};
+    return {data + begin * row_bytes, end - begin, num_cols, row_bytes, type, scale};
   }
 };
 

@@ -23,6 +23,7 @@ struct MatrixView {
   int64_t num_cols = 0;
   WeightType type = WeightType::kF32;
   Layout layout = Layout::kRows;
+  float scale = 1.0f;  // what every finished product with the matrix is multiplied by
 
   [[nodiscard]] size_t row_bytes() const {
     const WeightTypeInfo& info = weight_type_info(type);
@@ -33,7 +34,7 @@ struct MatrixView {
   /// Rows [begin, end) as a matrix of their own. REQUIRES: of an interleaved matrix, begin is a multiple of kInterleave
   /// and end too.
   [[nodiscard]] MatrixView slice_rows(int64_t begin, int64_t end) const {
-    return {data + static_cast<size_t>(begin) * row_bytes(), end - begin, num_cols, type, layout};
+    return {data + static_cast<size_t>(begin) * row_bytes(), end - begin, num_cols, type, layout, scale};
   }
 };
 

@@ -111,6 +111,7 @@ struct BlasProducts {
   const float* gate;
   const float* up;  // or nullptr
   int64_t stride;
+  float scale, up_scale;  // of the matrices
 
   [[nodiscard]] __device__ __forceinline__ float sum(const float* of, int row, int64_t output) const {
     return of[row * stride + output] + of[(kBlasRows + row) * stride + output];
@@ -124,8 +125,9 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t output = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (row >= group.count() || output >= num_outputs) return;
   const float inverse = group.inverse_scales[row];
-  float value = products.sum(products.gate, row, output) * inverse;
-  if (products.up != nullptr) value = silu_times(value, products.sum(products.up, row, output) * inverse);
+  float value = products.sum(products.gate, row, output) * inverse * products.scale;
+  if (products.up != nullptr)
+    value = silu_times(value, products.sum(products.up, row, output) * inverse * products.up_scale);
   y[(group.first + row) * y_stride + output] = value;
 }
 
@@ -166,7 +168,7 @@ void launch_blas_matmul(const MatmulDesc& desc, const MatmulConfig&, const Strea
         product.c = up_products;
         work.library->multiply(product);
       }
-      const BlasProducts products{work.products, pair ? up_products : nullptr, piece};
+      const BlasProducts products{work.products, pair ? up_products : nullptr, piece, desc.w.scale, desc.up.scale};
       launch(stream, {{static_cast<unsigned>((num_outputs + kThreads - 1) / kThreads), num_rows}, {kThreads}},
              "cuda_join_rows", cuda_join_rows, group, products, num_outputs, desc.y + begin, desc.y_stride);
     }

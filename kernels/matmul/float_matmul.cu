@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(128) cuda_float_matmul(MatmulArguments a) {
   FT_UNROLL
   for (int r = 0; r < kRows; ++r) {
     if (r >= count) break;
-    float value = fold_quad(sums[r]);
+    float value = fold_quad(sums[r]) * (pair && quad % 2 == 1 ? rows.up_scale : rows.scale);
     if (pair) value = silu_times(value, __shfl_down_sync(kAllLanes, value, 4));
     const bool stores = t == 0 && output < num_outputs && (!pair || quad % 2 == 0);
     if (stores) a.y[rows.output(first + r) * a.y_stride + output] = value;

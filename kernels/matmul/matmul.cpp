@@ -48,10 +48,8 @@ void interleaved_matmul_rows(Isa isa, const QuantMatmul& m) {
   check_failed(__FILE__, __LINE__, "the instruction set is compiled in", std::string(isa_name(isa)));
 }
 
-}  // namespace
-
-void matmul_rows(Isa isa, const MatrixView& w, int64_t row_begin, int64_t row_end, const RowView* x, int num_rows,
-                 float* const* y) {
+void unscaled_matmul_rows(Isa isa, const MatrixView& w, int64_t row_begin, int64_t row_end, const RowView* x,
+                          int num_rows, float* const* y) {
   FT_CHECK(0 <= row_begin && row_begin <= row_end && row_end <= w.num_rows);
   FT_CHECK(num_rows >= 0);
   const WeightTypeInfo& info = weight_type_info(w.type);
@@ -74,6 +72,17 @@ void matmul_rows(Isa isa, const MatrixView& w, int64_t row_begin, int64_t row_en
   if (w.layout == Layout::kRows) return quant_matmul_rows(isa, m);
   FT_CHECK(row_begin % kInterleave == 0 && row_end % kInterleave == 0);
   interleaved_matmul_rows(isa, m);
+}
+
+}  // namespace
+
+void matmul_rows(Isa isa, const MatrixView& w, int64_t row_begin, int64_t row_end, const RowView* x, int num_rows,
+                 float* const* y) {
+  unscaled_matmul_rows(isa, w, row_begin, row_end, x, num_rows, y);
+  if (w.scale == 1.0f) return;
+  for (int r = 0; r < num_rows; ++r) {
+    for (int64_t i = 0; i < row_end - row_begin; ++i) y[r][i] *= w.scale;
+  }
 }
 
 }  // namespace foretoken

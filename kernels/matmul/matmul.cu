@@ -13,6 +13,7 @@ MatmulArguments matmul_arguments(const MatmulDesc& desc) {
   FT_CHECK(desc.up.data == nullptr || (desc.up.type == desc.w.type && desc.up.num_cols == desc.w.num_cols));
   FT_CHECK((desc.max_buckets == 0) == (desc.buckets.num_buckets == nullptr));
   FT_CHECK(desc.groups == nullptr || desc.num_outputs % kInterleave == 0);
+  FT_CHECK((desc.scales == nullptr && desc.up_scales == nullptr) || desc.max_buckets > 0);
   const QuantRows rows = info.activation_block == 32    ? desc.x.by32
                          : info.activation_block == 256 ? desc.x.by256
                                                         : QuantRows{};
@@ -33,7 +34,11 @@ MatmulArguments matmul_arguments(const MatmulDesc& desc) {
           desc.slots_per_input,
           desc.groups,
           desc.device_num_groups,
-          desc.w.num_rows};
+          desc.w.num_rows,
+          desc.w.scale,
+          desc.up.scale,
+          desc.scales,
+          desc.up_scales};
 }
 
 void refuse_type(WeightType type, const char* kernel) {

@@ -8,9 +8,10 @@
 
 namespace foretoken {
 
-/// y[r][o - row_begin] = W[o] . x[r] for output rows o in [row_begin, row_end) and activation rows r in [0, num_rows).
+/// y[r][o - row_begin] = scale * (W[o] . x[r]) for output rows o in [row_begin, row_end) and activation rows r in [0, num_rows).
 /// The bits of an output depend on W[o] and x[r] alone: not on num_rows, the range, the layout or the instruction set.
-/// Quantised types follow rule 1 of the contract, float types rule 2 (docs/exactness.md).
+/// Quantised types follow rule 1 of the contract, float types rule 2 (docs/exactness.md); W's scale multiplies the
+/// finished sum, in one float32 product.
 /// One call reads each weight of the range from memory once, for any num_rows.
 ///
 /// REQUIRES: each x[r] has the form that W's type needs (weight_type_info(type).activation_block). For an interleaved

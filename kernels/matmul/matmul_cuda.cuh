@@ -28,6 +28,9 @@ struct MatmulArguments {
   const int32_t* groups;
   const int32_t* device_num_groups;
   int64_t num_rows_of_w;
+  float scale, up_scale;
+  const float* scales;  // of each expert, or nullptr
+  const float* up_scales;
 };
 
 /// The rows that one block of threads serves, and their matrix.
@@ -37,6 +40,7 @@ struct RowSet {
   int slots_per_input;
   const std::byte* w;
   const std::byte* up;
+  float scale, up_scale;  // what their products are multiplied by
 
   [[nodiscard]] __device__ __forceinline__ int64_t input(int i) const {
     return slots == nullptr ? i : slots[i] / slots_per_input;
@@ -48,13 +52,18 @@ struct RowSet {
 __device__ __forceinline__ RowSet rows_of_bucket(const MatmulArguments& a, int bucket) {
   if (a.buckets.num_buckets == nullptr) {
     const int count = a.device_num_rows == nullptr ? a.num_rows : *a.device_num_rows;
-    return {count < a.num_rows ? count : a.num_rows, nullptr, 1, a.w, a.up};
+    return {count < a.num_rows ? count : a.num_rows, nullptr, 1, a.w, a.up, a.scale, a.up_scale};
   }
-  if (bucket >= *a.buckets.num_buckets) return {0, nullptr, 1, nullptr, nullptr};
+  if (bucket >= *a.buckets.num_buckets) return {0, nullptr, 1, nullptr, nullptr, 1.0f, 1.0f};
   const int begin = a.buckets.begins[bucket], end = a.buckets.begins[bucket + 1];
-  const int64_t offset = a.buckets.experts[bucket] * a.expert_bytes;
-  return {end - begin, a.buckets.slots + begin, a.slots_per_input, a.w + offset,
-          a.up == nullptr ? nullptr : a.up + offset};
+  const int64_t expert = a.buckets.experts[bucket], offset = expert * a.expert_bytes;
+  return {end - begin,
+          a.buckets.slots + begin,
+          a.slots_per_input,
+          a.w + offset,
+          a.up == nullptr ? nullptr : a.up + offset,
+          a.scales == nullptr ? a.scale : a.scales[expert],
+          a.up_scales == nullptr ? a.up_scale : a.up_scales[expert]};
 }
 
 /// Row of w that gives output o.

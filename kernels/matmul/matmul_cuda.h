@@ -48,8 +48,8 @@ struct BlasWork {
   return blas_takes(w.type, w.num_rows);
 }
 
-/// y[r][o] = W[o] . x[r], as matmul_rows; or, with `up`, y[r][o] = silu(W[o] . x[r]) * (up[o] . x[r]). Each weight is
-/// read once for all rows of a window.
+/// y[r][o] = W[o] . x[r], as matmul_rows; or, with `up`, y[r][o] = silu(W[o] . x[r]) * (up[o] . x[r]). Each product is
+/// multiplied by its matrix's scale. Each weight is read once for all rows of a window.
 ///
 /// With buckets, W holds the matrices of all experts, expert e's rows at [e * expert_stride, + num_outputs): each
 /// bucket's slots meet their expert's matrix, input row slot / slots_per_input, output row slot. Without, row r of x
@@ -65,9 +65,11 @@ struct MatmulDesc {
   int64_t y_stride = 0;  // values from row to row of y
 
   DeviceBuckets buckets;
-  int max_buckets = 0;        // 0: no buckets
-  int64_t expert_stride = 0;  // rows
-  int slots_per_input = 1;    // top_k where x has a row per token, 1 where it has one per slot
+  int max_buckets = 0;               // 0: no buckets
+  int64_t expert_stride = 0;         // rows
+  const float* scales = nullptr;     // with buckets, [experts on the device]: of w; nullptr: w.scale for all
+  const float* up_scales = nullptr;  // the same of up
+  int slots_per_input = 1;           // top_k where x has a row per token, 1 where it has one per slot
 
   // Only some groups of 16 rows of w (draft head), at least one: output 16 i + j is row 16 groups[i] + j; num_outputs
   // counts the capacity of groups. Of the last group, only the rows that w has.

@@ -133,7 +133,9 @@ __global__ void __launch_bounds__(128) cuda_quant_dot(MatmulArguments a, int log
       tile.add_block(a, rows, first, w, inside ? base + slot : num_blocks - 1, inside, t);
     }
     for (int g = 0; g < Tile::kDeals; ++g) {
-      const float sum0 = fold_quads(tile.acc[0][g], log2_slots), sum1 = fold_quads(tile.acc[1][g], log2_slots);
+      const float scale1 = per_pair == 2 ? rows.scale : rows.up_scale;
+      const float sum0 = fold_quads(tile.acc[0][g], log2_slots) * rows.scale,
+                  sum1 = fold_quads(tile.acc[1][g], log2_slots) * scale1;
       const int mine = first + g * Tile::kDeal + t % Tile::kDeal;
       if (slot != 0 || t >= Tile::kDeal || mine >= rows.count) continue;
       float* y = a.y + rows.output(mine) * a.y_stride;

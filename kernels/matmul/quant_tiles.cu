@@ -291,8 +291,8 @@ __global__ void __launch_bounds__(kThreads) cuda_quant_tiles(MatmulArguments a) 
       const int64_t output = first_output + 16 * warp + g + 8 * (e / 2);
       const int row = first_row + 8 * r + 2 * quad + e % 2;
       if (output >= num_outputs || row >= rows.count) continue;
-      float value = done[0][0][r][e];
-      if constexpr (kPair) value = silu_times(value, done[0][1][r][e]);
+      float value = done[0][0][r][e] * rows.scale;
+      if constexpr (kPair) value = silu_times(value, done[0][1][r][e] * rows.up_scale);
       a.y[rows.output(row) * a.y_stride + output] = value;
     }
   }

@@ -183,9 +183,14 @@ TEST_CASE("invariance over every weight type at once, shapes that do not interle
     spec.num_experts = 5;
     spec.experts_per_token = 3;
   }
-  SECTION("tied and fused") {
+  SECTION("tied and fused, with scales") {
     spec.tied_head = true;
     spec.fused_gate_up = true;
+    spec.scales = true;
+  }
+  SECTION("NVFP4 and Q2_0, with scales") {
+    spec.types = {WeightType::kNVFP4, WeightType::kQ2_0, WeightType::kNVFP4};
+    spec.scales = true;
   }
   SECTION("one expert a token, one value head a key head, three delta nets to one attention") {
     spec.experts_per_token = 1;

@@ -462,6 +462,39 @@ TEST_CASE("gate and up fused in one tensor agree with the reference and with the
   }
 }
 
+TEST_CASE("scales beside matrices agree with the reference") {
+  RandomModel spec;
+  spec.scales = true;
+  SECTION("F32, every architecture") {
+    spec.architecture = GENERATE("qwen35moe", "qwen35", "qwen3next", "qwen3moe", "llama");
+    INFO(spec.architecture);
+    check_float_model(spec);
+  }
+  SECTION("tied head, fused gate and up, F16") {
+    spec.tied_head = spec.fused_gate_up = true;
+    spec.types = {WeightType::kF16};
+    check_float_model(spec);
+  }
+  SECTION("fused inputs") {
+    spec.architecture = "qwen3next";
+    spec.fused_inputs = true;
+    check_float_model(spec);
+  }
+  SECTION("biases, one tensor for queries, keys and values") {
+    spec.attention_bias = spec.fused_qkv = true;
+    check_float_model(spec);
+  }
+  SECTION("NVFP4, which never comes without") {
+    spec.types = {WeightType::kNVFP4};
+    check_quantised_model(spec);
+  }
+  SECTION("Q4_K and Q8_0, fused gate and up") {
+    spec.fused_gate_up = true;
+    spec.types = {WeightType::kQ4_K, WeightType::kQ8_0};
+    check_quantised_model(spec);
+  }
+}
+
 TEST_CASE("what an MTP layer may leave out or bring along agrees with the reference") {
   RandomModel spec;
   GgufEdit file = spec.build();

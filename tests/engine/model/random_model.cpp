@@ -81,6 +81,7 @@ class Builder {
     matrix("token_embd.weight", {m_.hidden_dim, m_.vocab_size}, 1.0);
     vector("output_norm.weight", m_.hidden_dim, 1.0, 0.05);
     if (!m_.tied_head) matrix("output.weight", {m_.hidden_dim, m_.vocab_size});
+    if (m_.scales && m_.tied_head) scale("output.scale", 1);
     for (int i = 0; i < m_.num_layers; ++i) add_layer(i, hybrid() && (i + 1) % m_.attention_interval != 0);
     if (has_mtp()) add_mtp();
     return std::move(out_);
@@ -223,7 +224,14 @@ class Builder {
     WeightType type = m_.types[turn_++ % m_.types.size()];
     if (shape[0] % weight_type_info(type).block_size != 0)
       type = shape[0] % 32 == 0 ? WeightType::kQ8_0 : WeightType::kF16;
+    if (m_.scales && name != "token_embd.weight")
+      this->scale(name.substr(0, name.size() - 6) + "scale", shape.size() == 3 ? shape[2] : 1);
     encoded(name, std::move(shape), type, [&] { return scale * random_.normal(); });
+  }
+
+  // Of magnitudes that keep a model's numbers in their ranges; some negative.
+  void scale(const std::string& name, int64_t count) {
+    floats(name, {count}, [&] { return (random_.uniform() < 0.2 ? -1 : 1) * (0.5 + random_.uniform()); });
   }
 
   void vector(const std::string& name, int64_t size, double centre, double spread) {

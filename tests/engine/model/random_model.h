@@ -34,6 +34,7 @@ struct RandomModel {
   bool fused_inputs = false;   // qwen3next: ssm_in, as in its older files, instead of attn_qkv and attn_gate
   bool attention_bias = false;  // of q, k and v
   bool fused_qkv = false;       // of attention
+  bool scales = false;          // a NAME.scale beside every matrix but the embedding; one a matrix, of experts one each
   uint64_t seed = 1;
 
   /// All keys and tensors, ready to be written or changed.

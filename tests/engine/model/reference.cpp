@@ -106,6 +106,12 @@ const ReferenceModel::Weight& ReferenceModel::weight(const std::string& name) {
   w.activation_block = weight_type_info(*tensor->type()).activation_block;
   w.values.resize(static_cast<size_t>(tensor->num_values()));
   decode_row(*tensor->type(), tensor->data, tensor->num_values(), w.values.data());
+  const std::string scale =
+      name == "token_embd.weight" ? "output.scale" : name.substr(0, name.find_last_of('.') + 1) + "scale";
+  if (const GgufTensor* scales = file_.find_tensor(scale); scales != nullptr) {
+    w.scales.resize(static_cast<size_t>(scales->num_values()));
+    decode_row(*scales->type(), scales->data, scales->num_values(), w.scales.data());
+  }
   return weights_.emplace(name, std::move(w)).first->second;
 }
 
@@ -144,8 +150,12 @@ std::vector<double> ReferenceModel::seen_by(const Weight& w, const double* x) {
 // y = rows [row_begin, row_end) of w times x.
 void ReferenceModel::multiply(const Weight& w, int64_t row_begin, int64_t row_end, const double* x, double* y) {
   const std::vector<double> seen = seen_by(w, x);
-  for (int64_t o = row_begin; o < row_end; ++o)
+  for (int64_t o = row_begin; o < row_end; ++o) {
     y[o - row_begin] = dot(w.values.data() + o * w.num_cols, seen.data(), w.num_cols);
+    if (w.scales.empty()) continue;
+    const int64_t share = w.num_rows / static_cast<int64_t>(w.scales.size());
+    y[o - row_begin] *= double{w.scales[static_cast<size_t>(o / share)]};
+  }
 }
 
 ReferenceModel::Rows ReferenceModel::multiply(const std::string& name, const Rows& x) {

@@ -62,6 +62,7 @@ class ReferenceModel {
     std::vector<float> values;
     int64_t num_rows = 0, num_cols = 0;
     int activation_block = 0;
+    std::vector<float> scales;  // of what equal shares of the rows compute; empty: 1
   };
   /// Rows of activations, [num_rows, num_cols].
   struct Rows {

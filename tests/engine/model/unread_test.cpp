@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <cstring>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -84,10 +85,9 @@ TEST_CASE("a tensor that nobody reads and that would change the text is refused 
     std::optional<float> nothing;  // the value that changes nothing
   };
   const std::vector<Unread> cases = {
-      {"blk.0.attn_qkv.scale", {1}, {"multiplies"}, 1.0f},
-      {"blk.0.ffn_down_exps.scale", {4}, {"multiplies"}, 1.0f},
-      {"blk.2.ffn_gate_exps.scale", {4}, {"multiplies"}, 1.0f},
-      {"output.scale", {1}, {"multiplies"}, 1.0f},
+      {"blk.1.attn_qkv.scale", {1}, {"multiplies"}, 1.0f},
+      {"blk.0.ffn_gate_inp_shexp.scale", {1}, {"multiplies"}, 1.0f},
+      {"token_embd.scale", {1}, {"multiplies"}, 1.0f},
       {"blk.1.layer_output_scale.weight", {1}, {"multiplies"}, 1.0f},
       {"blk.0.attn_q.bias", {128}, {"added"}, 0.0f},
       {"blk.1.attn_output.bias", {64}, {"added"}, 0.0f},
@@ -126,12 +126,28 @@ TEST_CASE("a tensor that nobody reads and that would change the text is refused 
   }
 }
 
+TEST_CASE("a scale that does not fit its matrix is refused by name") {
+  const GgufEdit good = small_model().build();
+  const auto with = [&](const std::string& name, std::vector<int64_t> shape, float value) {
+    GgufEdit file = good;
+    file.tensors.push_back(floats(name, std::move(shape), value));
+    return file;
+  };
+  check_accepted(with("blk.0.attn_qkv.scale", {1}, 0.25f));
+  check_accepted(with("blk.0.ffn_down_exps.scale", {4}, -3));
+  check_accepted(with("blk.2.nextn.eh_proj.scale", {1}, 0));
+  check_accepted(with("output.scale", {1}, 2));
+  check_refused(with("blk.0.attn_qkv.scale", {4}, 0.25f), {"blk.0.attn_qkv.scale", "shape [4]", "asks for 1"});
+  check_refused(with("blk.0.ffn_down_exps.scale", {1}, 0.25f), {"blk.0.ffn_down_exps.scale", "asks for 4"});
+  check_refused(with("output.scale", {1}, std::numeric_limits<float>::infinity()), {"output.scale", "not finite"});
+}
+
 TEST_CASE("everything that speaks against a file is listed, the first as loading says it") {
   GgufEdit file = small_model().build();
   file.remove_tensor("blk.0.attn_gate.weight");
   file.remove_tensor("blk.1.attn_q_norm.weight");
   file.tensor("blk.1.ffn_up_exps.weight").type_id = 99;
-  file.tensors.push_back(floats("blk.0.attn_qkv.scale", {1}, 2));
+  file.tensors.push_back(floats("blk.1.attn_qkv.scale", {1}, 2));
   file.tensors.push_back(floats("something.weight", {4}, 2));
   const TempFolder folder;
   const std::string path = folder.file("model.gguf");
@@ -139,7 +155,7 @@ TEST_CASE("everything that speaks against a file is listed, the first as loading
   const std::vector<std::string> found = Model::obstacles(GgufFile::open(path));
   REQUIRE(found.size() == 5);
   for (const char* name : {"blk.0.attn_gate.weight", "blk.1.attn_q_norm.weight", "blk.1.ffn_up_exps.weight",
-                           "blk.0.attn_qkv.scale", "something.weight"}) {
+                           "blk.1.attn_qkv.scale", "something.weight"}) {
     CHECK(std::count_if(found.begin(), found.end(), [&](const std::string& line) {
             return line.find(std::string(" ") + name) != std::string::npos;
           }) == 1);

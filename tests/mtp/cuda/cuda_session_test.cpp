@@ -143,6 +143,13 @@ TEST_CASE("device session: types, shapes and splits of every kind") {
   SECTION("biases, one tensor for queries, keys and values") {
     spec.attention_bias = spec.fused_qkv = true;
   }
+  SECTION("NVFP4, Q2_0 and a float type, with scales") {
+    spec.types = {WeightType::kNVFP4, WeightType::kQ2_0, WeightType::kNVFP4, WeightType::kBF16};
+    spec.scales = true;
+  }
+  SECTION("tied head, fused gate and up, with scales") {
+    spec.tied_head = spec.fused_gate_up = spec.scales = true;
+  }
   SECTION("delta nets by key head, fused") {
     spec.architecture = "qwen3next";
     spec.fused_inputs = true;

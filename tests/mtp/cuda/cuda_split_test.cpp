@@ -124,7 +124,9 @@ TEST_CASE("split: none, some and all experts on the device give the bits of the 
 
 TEST_CASE("split: hot experts change nothing but who computes") {
   const std::string architecture = GENERATE("qwen35moe", "qwen3moe");
-  SplitModel model(small_model(architecture), /*prompt_tokens=*/9, /*new_tokens=*/6);
+  RandomModel spec = small_model(architecture);
+  spec.scales = true;  // an expert's travel with it
+  SplitModel model(spec, /*prompt_tokens=*/9, /*new_tokens=*/6);
   const int k = model.model().has_mtp() ? 3 : 0;
   for (const int slots : {1, 3, kExperts}) {
     model.check_logits({{0, 2}, slots, k, 4});
