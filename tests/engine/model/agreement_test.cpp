@@ -7,6 +7,7 @@
 #include "engine/model/model.h"
 #include "engine/session.h"
 #include "tests/engine/gguf/gguf_edit.h"
+#include "tests/engine/model/mixtures.h"
 #include "tests/engine/model/random_model.h"
 #include "tests/engine/model/reference.h"
 
@@ -208,6 +209,19 @@ TEST_CASE("every quantised weight type agrees with the reference that rounds row
       spec.types = {info.type};
       spec.seed = static_cast<uint64_t>(info.type);
       check_quantised_model(spec);
+    }
+  }
+}
+
+TEST_CASE("files of every mixture of types that people publish agree with the reference") {
+  for (const test::Mixture& mixture : test::mixtures()) {
+    DYNAMIC_SECTION(mixture.name) {
+      const std::vector<std::string> unsupported = test::unsupported_types(mixture);
+      if (!unsupported.empty()) {
+        WARN(fmt::format("not run: {} needs {}", mixture.name, fmt::join(unsupported, ", ")));
+        return;
+      }
+      check_quantised_model(test::model_of(mixture));
     }
   }
 }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <optional>
 
 #include "kernels/base/error.h"
 #include "kernels/formats/weight_codec.h"
@@ -190,8 +191,9 @@ class Builder {
   }
 
   void add_experts() {
-    floats(block_ + "ffn_gate_inp.weight", {m_.hidden_dim, m_.num_experts},
-           [&] { return random_.normal() / std::sqrt(static_cast<double>(m_.hidden_dim)); });
+    const std::string router = block_ + "ffn_gate_inp.weight";
+    encoded(router, {m_.hidden_dim, m_.num_experts}, rule_for(router).value_or(WeightType::kF32),
+            [&] { return random_.normal() / std::sqrt(static_cast<double>(m_.hidden_dim)); });
     if (m_.fused_gate_up) {
       matrix(block_ + "ffn_gate_up_exps.weight", {m_.hidden_dim, 2 * m_.expert_dim, m_.num_experts});
     } else {
@@ -218,10 +220,18 @@ class Builder {
     matrix(block_ + "nextn.eh_proj.weight", {2 * m_.hidden_dim, m_.hidden_dim});
   }
 
+  [[nodiscard]] std::optional<WeightType> rule_for(const std::string& name) const {
+    for (const auto& [part, type] : m_.rules) {
+      if (part[0] == '^' ? name.starts_with(part.substr(1)) : name.find(part) != std::string::npos) return type;
+    }
+    return std::nullopt;
+  }
+
   // Values of N(0, scale^2), in the type whose turn it is. scale 0: 1 / sqrt(inputs).
   void matrix(const std::string& name, std::vector<int64_t> shape, double scale = 0) {
     if (scale == 0) scale = 1 / std::sqrt(static_cast<double>(shape[0]));
     WeightType type = m_.types[turn_++ % m_.types.size()];
+    type = rule_for(name).value_or(type);
     if (shape[0] % weight_type_info(type).block_size != 0)
       type = shape[0] % 32 == 0 ? WeightType::kQ8_0 : WeightType::kF16;
     if (m_.scales && name != "token_embd.weight")

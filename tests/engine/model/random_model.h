@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/text/tokenizer.h"
@@ -28,10 +29,13 @@ struct RandomModel {
   int64_t shared_dim = 256;  // shared expert of qwen35moe and qwen3next, feed-forward of qwen35 and llama
   int state_size = 64, num_key_heads = 2, num_value_heads = 4, conv_taps = 4;
   std::vector<WeightType> types = {
-      WeightType::kF32};       // dealt out to the matrices in turn; Q8_0 or F16 where a row does not fit a type's block
-  bool tied_head = false;      // no output.weight
-  bool fused_gate_up = false;  // one ffn_gate_up_exps.weight instead of two tensors
-  bool fused_inputs = false;   // qwen3next: ssm_in, as in its older files, instead of attn_qkv and attn_gate
+      WeightType::kF32};  // dealt out to the matrices in turn; Q8_0 or F16 where a row does not fit a type's block
+  /// Part of a tensor's name ("^" in front: its beginning) and its type instead, the first that fits. Only these name
+  /// the router, which is F32 otherwise. Where a row does not fit, as above.
+  std::vector<std::pair<std::string, WeightType>> rules;
+  bool tied_head = false;       // no output.weight
+  bool fused_gate_up = false;   // one ffn_gate_up_exps.weight instead of two tensors
+  bool fused_inputs = false;    // qwen3next: ssm_in, as in its older files, instead of attn_qkv and attn_gate
   bool attention_bias = false;  // of q, k and v
   bool fused_qkv = false;       // of attention
   bool scales = false;          // a NAME.scale beside every matrix but the embedding; one a matrix, of experts one each
