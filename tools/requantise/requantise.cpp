@@ -144,6 +144,9 @@ class Rewriter {
     if (head == nullptr) head = file_.find_tensor("token_embd.weight");
     if (head == nullptr) throw InputError(fmt::format("{}: --head-draft: the file has no head", file_.path()));
     add_as(*head, name, rules_.draft_head);
+    const GgufTensor* scale = file_.find_tensor("output.scale");
+    if (scale != nullptr)
+      add_as(*scale, fmt::format("blk.{}.nextn.shared_head_head.scale", *block), /*wanted=*/std::nullopt);
   }
 
   void add_as(const GgufTensor& tensor, std::string_view name, std::optional<WeightType> wanted) {

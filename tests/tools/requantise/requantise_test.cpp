@@ -156,6 +156,27 @@ TEST_CASE("a tied head follows the head's rule", "[requantise]") {
   CHECK(type_in(GgufFile::open(folder.file("out.gguf")), "token_embd.weight") == WeightType::kQ6_K);
 }
 
+TEST_CASE("scales beside matrices stay, and a head for drafts has that of the head", "[requantise]") {
+  const TempFolder folder;
+  RandomModel spec;
+  spec.scales = true;
+  spec.write(folder.file("in.gguf"));
+  TypeRules rules;
+  rules.all = WeightType::kQ8_0;
+  rules.draft_head = WeightType::kQ4_0;
+  (void)write_requantised(GgufFile::open(folder.file("in.gguf")), folder.file("out.gguf"), rules);
+  const GgufFile in = GgufFile::open(folder.file("in.gguf")), out = GgufFile::open(folder.file("out.gguf"));
+  const auto value = [](const GgufFile& file, const char* name) {
+    float scale;
+    std::memcpy(&scale, file.find_tensor(name)->data, sizeof scale);
+    return scale;
+  };
+  CHECK(value(out, "blk.1.attn_q.scale") == value(in, "blk.1.attn_q.scale"));
+  CHECK(value(out, "output.scale") == value(in, "output.scale"));
+  CHECK(value(out, "blk.2.nextn.shared_head_head.scale") == value(in, "output.scale"));
+  (void)Model::load(folder.file("out.gguf"), {});
+}
+
 TEST_CASE("rows that are no multiple of a block get a type with blocks of 32, or F16", "[requantise]") {
   using enum WeightType;
   CHECK(requantise::fitting_type(kQ4_K, 512) == kQ4_K);
