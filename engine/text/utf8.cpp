@@ -42,6 +42,22 @@ Utf8Char decode_utf8(std::string_view bytes) {
   return {.code_point = code_point, .length = length, .valid = true};
 }
 
+Utf8Range utf8_after(uint8_t lead, int& left) {
+  left = lead < 0xc2 || lead > 0xf4 ? 0 : lead < 0xe0 ? 1 : lead < 0xf0 ? 2 : 3;
+  switch (lead) {
+    case 0xe0:
+      return {0xa0, 0xbf};  // no overlong form
+    case 0xed:
+      return {0x80, 0x9f};  // no surrogate
+    case 0xf0:
+      return {0x90, 0xbf};  // no overlong form
+    case 0xf4:
+      return {0x80, 0x8f};  // nothing above U+10FFFF
+    default:
+      return {0x80, 0xbf};
+  }
+}
+
 void append_utf8(char32_t c, std::string& out) {
   const auto continuation = [c](int shift) { return static_cast<char>(0x80 | (c >> shift & 0x3F)); };
   if (c < 0x80) {

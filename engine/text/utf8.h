@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -17,6 +18,13 @@ struct Utf8Char {
 /// Decodes the character at the front of `bytes` as Unicode 15, section 3.9 has it: no surrogates, no overlong forms,
 /// nothing above U+10FFFF. REQUIRES: !bytes.empty().
 [[nodiscard]] Utf8Char decode_utf8(std::string_view bytes);
+
+/// The bytes that may follow a byte that begins a character of several bytes; those behind them are 0x80 to 0xBF.
+struct Utf8Range {
+  uint8_t first = 0x80, last = 0xbf;
+};
+/// left: how many bytes follow; 0: no such character begins with this byte.
+[[nodiscard]] Utf8Range utf8_after(uint8_t lead, int& left);
 
 /// Appends the UTF-8 of a code point. REQUIRES: it is at most U+10FFFF and no surrogate.
 void append_utf8(char32_t code_point, std::string& out);

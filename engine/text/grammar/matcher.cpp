@@ -13,6 +13,10 @@ constexpr int32_t kNotYet = -2;
 // Masks that are kept; of 248,320 tokens each has 31 KB.
 constexpr size_t kMostMasks = 512;
 constexpr size_t kMostLocalMasks = 512;
+// A subtree of fewer nodes is walked: to look a state's run up takes longer.
+constexpr int32_t kFewestNodes = 4;
+// Of one place; a place with more is walked with what is around it.
+constexpr size_t kMostExits = 16384;
 
 [[noreturn]] void too_large(const char* what) {
   throw InputError(std::string("grammar: it has too many ") + what +
@@ -128,32 +132,120 @@ GrammarMatcher::State GrammarMatcher::accept(State state, TokenId id) {
   return ends && is_complete(state) ? state : kDead;
 }
 
-void GrammarMatcher::allow_tokens(int32_t node, std::vector<uint64_t>& allowed) const {
-  const auto i = static_cast<size_t>(node);
-  for (int32_t t = tokens_->nodes()[i].tokens_begin; t < tokens_->nodes()[i + 1].tokens_begin; ++t) {
+void GrammarMatcher::allow_tokens(int32_t begin, int32_t end, std::vector<uint64_t>& allowed) const {
+  const int32_t last = tokens_->nodes()[static_cast<size_t>(end)].tokens_begin;
+  for (int32_t t = tokens_->nodes()[static_cast<size_t>(begin)].tokens_begin; t < last; ++t) {
     const auto id = static_cast<size_t>(tokens_->tokens()[static_cast<size_t>(t)]);
     allowed[id / 64] |= uint64_t{1} << (id % 64);
   }
 }
 
-void GrammarMatcher::walk(State state, int32_t begin, int32_t end, int depth, std::vector<uint64_t>& allowed,
+// Whether every way on with a character of several bytes, of which `left` bytes are missing, ends in `to`.
+bool GrammarMatcher::leads_to(State to, State from, Utf8Range range, int left) {
+  State known = kDead;
+  for (int byte = range.first; byte <= range.last; ++byte) {
+    const State next = step(from, static_cast<uint8_t>(byte));
+    if (next == kDead) return false;
+    if (next == known) continue;
+    known = next;
+    if (left == 1 ? next != to : !leads_to(to, next, {0x80, 0xbf}, left - 1)) return false;
+  }
+  return true;
+}
+
+GrammarMatcher::Step GrammarMatcher::find_step(State state) {
+  if (const auto found = next_.find(state); found != next_.end()) return found->second;
+  Step found;
+  // Within a text most letters lead to one state.
+  for (const char c : {'e', '0', ' ', 'E', '_'}) {
+    found.to = step(state, static_cast<uint8_t>(c));
+    if (found.to != kDead) break;
+  }
+  if (found.to != kDead) {
+    for (int c = 0; c < 128; ++c) {
+      if (step(state, static_cast<uint8_t>(c)) == found.to)
+        found.ascii[static_cast<size_t>(c) / 64] |= uint64_t{1} << (c % 64);
+    }
+    found.has_multibyte = true;
+    State known = kDead;
+    for (int lead = 0xc2; lead <= 0xf4 && found.has_multibyte; ++lead) {
+      int left = 0;
+      const Utf8Range range = utf8_after(static_cast<uint8_t>(lead), left);
+      const State next = step(state, static_cast<uint8_t>(lead));
+      // Neighbours that the grammar does not tell apart, and that are followed by the same bytes, are one case.
+      const bool is_plain = range.first == 0x80 && range.last == 0xbf;
+      if (next != kDead && next == known && is_plain) continue;
+      known = is_plain ? next : kDead;
+      found.has_multibyte = next != kDead && leads_to(found.to, next, range, left);
+    }
+  }
+  next_.emplace(state, found);
+  return found;
+}
+
+const GrammarMatcher::Run& GrammarMatcher::run_of(State state) {
+  const auto index = static_cast<size_t>(state);
+  if (index >= run_indices_.size()) run_indices_.resize(states_.size(), -1);
+  if (run_indices_[index] >= 0) return runs_[static_cast<size_t>(run_indices_[index])];
+  const Step first = find_step(state);
+  Run run;
+  run.ascii = first.ascii;
+  run.has_multibyte = first.has_multibyte;
+  const auto goes_on = [&](const Step& next) {
+    return next.to != kDead && (run.ascii[0] & ~next.ascii[0]) == 0 && (run.ascii[1] & ~next.ascii[1]) == 0 &&
+           (next.has_multibyte || !run.has_multibyte);
+  };
+  State at = state;
+  for (Step next = first; goes_on(next) && run.length < tokens_->most_depth(); next = find_step(at)) {
+    const StateData& data = states_[static_cast<size_t>(next.to)];
+    if (data.places.empty() && !data.is_complete) break;
+    run.may_leave = run.may_leave || data.is_left;
+    ++run.length;
+    if (next.to == at) run.length = kLongestRun;
+    if (next.to == at) break;
+    at = next.to;
+  }
+  run_indices_[index] = static_cast<int32_t>(runs_.size());
+  return runs_.emplace_back(run);
+}
+
+bool GrammarMatcher::covers(const Run& run, const TokenTrie::Texts& texts) const {
+  return texts.most_chars <= run.length && (texts.ascii[0] & ~run.ascii[0]) == 0 &&
+         (texts.ascii[1] & ~run.ascii[1]) == 0 && (run.has_multibyte || !texts.has_multibyte);
+}
+
+bool GrammarMatcher::walk(State state, int32_t begin, int32_t end, int depth, std::vector<uint64_t>& allowed,
                           std::vector<int32_t>* exits) {
-  path_[0] = state;
+  path_[0] = {state, nullptr};
   const std::vector<TokenTrie::Node>& nodes = tokens_->nodes();
   for (int32_t i = begin; i < end;) {
     const TokenTrie::Node& node = nodes[static_cast<size_t>(i)];
     const auto level = static_cast<size_t>(node.depth - depth);
-    const State next = step(path_[level], node.byte);
+    PathNode& before = path_[level];
+    const State next = step(before.state, node.byte);
     if (next == kDead) {
       i = node.end;
       continue;
     }
-    path_[level + 1] = next;
+    if (node.texts >= 0 && node.end - i >= kFewestNodes) {
+      if (before.run == nullptr) before.run = &run_of(before.state);
+      if (covers(*before.run, tokens_->texts(node.texts))) {
+        if (exits != nullptr && before.run->may_leave) return false;
+        allow_tokens(i, node.end, allowed);
+        i = node.end;
+        continue;
+      }
+    }
+    path_[level + 1] = {next, nullptr};
     const StateData& data = states_[static_cast<size_t>(next)];
-    if (exits != nullptr && data.is_left) exits->push_back(i);
-    if (!data.places.empty() || data.is_complete) allow_tokens(i, allowed);
+    if (exits != nullptr && data.is_left) {
+      if (exits->size() >= kMostExits) return false;
+      exits->push_back(i);
+    }
+    if (!data.places.empty() || data.is_complete) allow_tokens(i, i + 1, allowed);
     ++i;
   }
+  return true;
 }
 
 const GrammarMatcher::LocalMask& GrammarMatcher::local_mask(int32_t node) {
@@ -163,8 +255,38 @@ const GrammarMatcher::LocalMask& GrammarMatcher::local_mask(int32_t node) {
   LocalMask local;
   local.allowed.assign(static_cast<size_t>((tokens_->vocab_size() + 63) / 64), 0);
   const State state = close({{node, kUnknown}});
-  if (state != kDead) walk(state, 0, tokens_->num_nodes(), 0, local.allowed, &local.exits);
+  if (state != kDead) local.is_open = !walk(state, 0, tokens_->num_nodes(), 0, local.allowed, &local.exits);
+  if (local.is_open) {
+    local.allowed = {};
+    local.exits = {};
+  }
   return local_masks_.emplace(node, std::move(local)).first->second;
+}
+
+// Of few places each one's own mask, joined; false where one of them has none.
+bool GrammarMatcher::join_local_masks(const std::vector<Place>& places, std::vector<uint64_t>& allowed) {
+  constexpr size_t kFewPlaces = 16;
+  if (places.size() > kFewPlaces) return false;
+  for (const Place& place : places) {
+    if (local_mask(place.node).is_open) return false;
+  }
+  for (const Place& place : places) {
+    const LocalMask& local = local_mask(place.node);
+    for (size_t i = 0; i < allowed.size(); ++i) allowed[i] |= local.allowed[i];
+    if (place.stack == kBottom) {
+      for (const int32_t exit : local.exits) allow_tokens(exit, exit + 1, allowed);
+      continue;
+    }
+    const StackNode top = stacks_[static_cast<size_t>(place.stack)];
+    const State around = close({{top.back, top.below}});
+    for (const int32_t exit : local.exits) {
+      if (around == kDead) break;
+      allow_tokens(exit, exit + 1, allowed);
+      const TokenTrie::Node& node = tokens_->nodes()[static_cast<size_t>(exit)];
+      if (exit + 1 < node.end) (void)walk(around, exit + 1, node.end, node.depth + 1, allowed, nullptr);
+    }
+  }
+  return true;
 }
 
 std::span<const uint64_t> GrammarMatcher::mask(State state) {
@@ -174,26 +296,9 @@ std::span<const uint64_t> GrammarMatcher::mask(State state) {
   std::vector<uint64_t> allowed(static_cast<size_t>((tokens_->vocab_size() + 63) / 64), 0);
   // By value: what is found on the way may move the states.
   const std::vector<Place> places = states_[static_cast<size_t>(state)].places;
-  constexpr size_t kFewPlaces = 16;
-  if (places.size() > kFewPlaces) {
-    walk(state, 0, tokens_->num_nodes(), 0, allowed, nullptr);
-  } else {
-    for (const Place& place : places) {
-      const LocalMask& local = local_mask(place.node);
-      for (size_t i = 0; i < allowed.size(); ++i) allowed[i] |= local.allowed[i];
-      if (place.stack == kBottom) {
-        for (const int32_t exit : local.exits) allow_tokens(exit, allowed);
-        continue;
-      }
-      const StackNode top = stacks_[static_cast<size_t>(place.stack)];
-      const State around = close({{top.back, top.below}});
-      for (const int32_t exit : local.exits) {
-        if (around == kDead) break;
-        allow_tokens(exit, allowed);
-        const TokenTrie::Node& node = tokens_->nodes()[static_cast<size_t>(exit)];
-        if (exit + 1 < node.end) walk(around, exit + 1, node.end, node.depth + 1, allowed, nullptr);
-      }
-    }
+  if (!join_local_masks(places, allowed)) {
+    std::fill(allowed.begin(), allowed.end(), 0);
+    (void)walk(state, 0, tokens_->num_nodes(), 0, allowed, nullptr);
   }
   if (is_complete(state)) {
     for (const TokenId id : tokens_->end_ids()) allowed[static_cast<size_t>(id) / 64] |= uint64_t{1} << (id % 64);

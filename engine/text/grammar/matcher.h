@@ -1,6 +1,8 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -9,6 +11,7 @@
 
 #include "engine/text/grammar/grammar.h"
 #include "engine/text/grammar/token_trie.h"
+#include "engine/text/utf8.h"
 
 namespace foretoken {
 
@@ -19,7 +22,8 @@ namespace foretoken {
 ///   state   set of (node, stack): a place within a rule, and the places where the rules around it go on
 ///   step    (state, byte) -> state
 ///   mask    a walk over the tokens' tree. What a place allows whatever is around its rule is found once for all stacks;
-///           only tokens that go beyond the rule's end are looked at again.
+///           only tokens that go beyond the rule's end are looked at again. Where a state goes on with any text of some
+///           characters (within a string), a subtree of such texts is allowed as a whole: see Run.
 ///
 /// Memory is bounded: caches are emptied when they are full, and a text that needs more states or stacks than the limits
 /// is an InputError. One thread at a time may call it; several texts over one grammar may share it.
@@ -69,16 +73,38 @@ class GrammarMatcher {
   struct LocalMask {
     std::vector<uint64_t> allowed;
     std::vector<int32_t> exits;  // nodes of the tree behind which the rule may be over
+    bool is_open = false;        // the rule may be over nearly everywhere: the rest is not filled in
   };
+  // The next character of a state, for all characters of a set.
+  struct Step {
+    std::array<uint64_t, 2> ascii{};  // the set
+    bool has_multibyte = false;       // all characters of several bytes are in it
+    State to = kDead;                 // behind each of them
+  };
+  // Texts of at most `length` characters of the set lead to states where a text may go on.
+  struct Run {
+    std::array<uint64_t, 2> ascii{};
+    bool has_multibyte = false;
+    bool may_leave = false;  // the rule may be over on the way
+    int length = 0;
+  };
+  static constexpr int kLongestRun = 1024;
 
   [[nodiscard]] State step(State state, uint8_t byte);
   [[nodiscard]] State close(std::vector<Place> begin);
   [[nodiscard]] int32_t push(int32_t back, int32_t below);
   [[nodiscard]] const LocalMask& local_mask(int32_t node);
-  // Marks the tokens in nodes [begin, end) of the tree that `state` allows, whose depth is counted from `depth`.
-  void walk(State state, int32_t begin, int32_t end, int depth, std::vector<uint64_t>& allowed,
-            std::vector<int32_t>* exits);
-  void allow_tokens(int32_t node, std::vector<uint64_t>& allowed) const;
+  [[nodiscard]] bool join_local_masks(const std::vector<Place>& places, std::vector<uint64_t>& allowed);
+  [[nodiscard]] Step find_step(State state);
+  [[nodiscard]] bool leads_to(State to, State from, Utf8Range range, int left);
+  [[nodiscard]] const Run& run_of(State state);
+  [[nodiscard]] bool covers(const Run& run, const TokenTrie::Texts& texts) const;
+  // Marks the tokens in nodes [begin, end) of the tree that `state` allows, whose depth is counted from `depth`. False:
+  // there are more exits than are worth a list.
+  [[nodiscard]] bool walk(State state, int32_t begin, int32_t end, int depth, std::vector<uint64_t>& allowed,
+                          std::vector<int32_t>* exits);
+  // The tokens of nodes [begin, end).
+  void allow_tokens(int32_t begin, int32_t end, std::vector<uint64_t>& allowed) const;
 
   std::shared_ptr<const Grammar> grammar_;
   std::shared_ptr<const TokenTrie> tokens_;
@@ -90,7 +116,14 @@ class GrammarMatcher {
   std::vector<char> tail_;  // nodes from which nothing but the rule's end follows
   std::unordered_map<int32_t, LocalMask> local_masks_;
   std::unordered_map<State, std::vector<uint64_t>> masks_;
-  std::vector<State> path_;
+  std::unordered_map<State, Step> next_;
+  std::deque<Run> runs_;              // of states that were asked for
+  std::vector<int32_t> run_indices_;  // [states or fewer] -1: not found yet
+  struct PathNode {
+    State state = kDead;
+    const Run* run = nullptr;  // nullptr: not looked up yet
+  };
+  std::vector<PathNode> path_;  // of walk(): the state in front of each depth
   State start_ = kDead;
 };
 

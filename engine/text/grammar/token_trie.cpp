@@ -2,17 +2,19 @@
 
 #include <algorithm>
 
+#include "engine/text/utf8.h"
 #include "kernels/base/error.h"
 
 namespace foretoken {
 
-std::shared_ptr<const TokenTrie> TokenTrie::build(const Tokenizer& tokenizer) {
+std::shared_ptr<const TokenTrie> TokenTrie::build(const Tokenizer& tokenizer, std::span<const TokenId> marks) {
   std::vector<std::string_view> pieces;
   std::vector<TokenId> end_ids;
   for (TokenId id = 0; id < tokenizer.vocab_size(); ++id) {
     const bool ends = tokenizer.is_end_of_generation(id);
     if (ends) end_ids.push_back(id);
-    pieces.push_back(ends ? std::string_view() : tokenizer.piece(id));
+    const bool is_mark = std::find(marks.begin(), marks.end(), id) != marks.end();
+    pieces.push_back(ends ? std::string_view() : tokenizer.piece(id, is_mark));
   }
   return std::make_shared<const TokenTrie>(pieces, std::move(end_ids));
 }
@@ -55,6 +57,66 @@ TokenTrie::TokenTrie(const std::vector<std::string_view>& pieces, std::vector<To
   }
   close(0);
   nodes_.emplace_back().tokens_begin = static_cast<int32_t>(tokens_.size());
+  summarise();
+}
+
+void TokenTrie::summarise() {
+  // Each node's subtree, read from a character's begin at the node itself.
+  struct Subtree {
+    Texts texts;
+    bool is_text = true;  // false: something is no UTF-8
+  };
+  std::vector<Subtree> all(nodes_.size());
+  const auto for_children = [&](size_t i, const auto& visit) {
+    for (auto child = static_cast<int32_t>(i) + 1; child < nodes_[i].end;
+         child = nodes_[static_cast<size_t>(child)].end)
+      visit(static_cast<size_t>(child));
+  };
+  // A character ends at node i: what is below it are texts of their own.
+  const auto end_character = [&](Subtree& to, size_t i) {
+    to.texts.most_chars = std::max(to.texts.most_chars, uint16_t{1});
+    for_children(i, [&](size_t child) {
+      const Subtree& below = all[child];
+      to.texts.ascii[0] |= below.texts.ascii[0];
+      to.texts.ascii[1] |= below.texts.ascii[1];
+      to.texts.most_chars = std::max(to.texts.most_chars, static_cast<uint16_t>(below.texts.most_chars + 1));
+      to.texts.has_multibyte = to.texts.has_multibyte || below.texts.has_multibyte;
+      to.is_text = to.is_text && below.is_text;
+    });
+  };
+  // The rest of a character that node i is in: `left` bytes, the first of them from `range`.
+  const auto go_on = [&](const auto& self, Subtree& to, size_t i, Utf8Range range, int left) -> void {
+    for_children(i, [&](size_t child) {
+      const uint8_t byte = nodes_[child].byte;
+      if (byte < range.first || byte > range.last) {
+        to.is_text = false;
+      } else if (left == 1) {
+        end_character(to, child);
+      } else {
+        self(self, to, child, {}, left - 1);
+      }
+    });
+  };
+  // From the last node to the first: children come before their parents.
+  for (size_t i = nodes_.size() - 1; i-- > 0;) {
+    Subtree& to = all[i];
+    const uint8_t byte = nodes_[i].byte;
+    if (byte < 0x80) {
+      to.texts.ascii[byte / 64] |= uint64_t{1} << (byte % 64);
+      end_character(to, i);
+    } else {
+      int left = 0;
+      const Utf8Range range = utf8_after(byte, left);
+      to.is_text = left > 0;
+      to.texts.has_multibyte = true;
+      to.texts.most_chars = 1;  // also where the tokens end within it
+      if (left > 0) go_on(go_on, to, i, range, left);
+    }
+    const bool is_leaf = nodes_[i].end == static_cast<int32_t>(i) + 1;
+    if (is_leaf || !to.is_text) continue;
+    nodes_[i].texts = static_cast<int32_t>(texts_.size());
+    texts_.push_back(to.texts);
+  }
 }
 
 }  // namespace foretoken

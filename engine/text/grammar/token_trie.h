@@ -1,7 +1,9 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -13,7 +15,9 @@ namespace foretoken {
 /// not in it. Immutable.
 class TokenTrie {
  public:
-  [[nodiscard]] static std::shared_ptr<const TokenTrie> build(const Tokenizer& tokenizer);
+  /// `marks`: control tokens that stand in the tree by their names nevertheless.
+  [[nodiscard]] static std::shared_ptr<const TokenTrie> build(const Tokenizer& tokenizer,
+                                                              std::span<const TokenId> marks = {});
   /// pieces[id] are the bytes of token id; empty: it is not in the tree. end_ids: tokens that end a text.
   TokenTrie(const std::vector<std::string_view>& pieces, std::vector<TokenId> end_ids);
 
@@ -22,7 +26,16 @@ class TokenTrie {
     uint16_t depth = 0;        // bytes before this one
     int32_t end = 0;           // the node behind the subtree
     int32_t tokens_begin = 0;  // tokens that end here: tokens()[tokens_begin, next node's tokens_begin)
+    int32_t texts = -1;        // index of its subtree's Texts; -1: the subtree is a leaf, or no text
   };
+  /// A subtree's bytes, from its first node's on, read as UTF-8: where a grammar goes on with any text of such
+  /// characters, all of its tokens are allowed and none has to be looked at.
+  struct Texts {
+    std::array<uint64_t, 2> ascii{};  // bit c % 64 of word c / 64: the character c is there
+    uint16_t most_chars = 0;          // of one token; a character that a token's end cuts off counts
+    bool has_multibyte = false;       // characters of several bytes are there
+  };
+  [[nodiscard]] const Texts& texts(int32_t index) const { return texts_[static_cast<size_t>(index)]; }
   /// One more than there are, so that the last node's tokens have an end.
   [[nodiscard]] const std::vector<Node>& nodes() const { return nodes_; }
   [[nodiscard]] int32_t num_nodes() const { return static_cast<int32_t>(nodes_.size()) - 1; }
@@ -36,7 +49,10 @@ class TokenTrie {
   [[nodiscard]] int most_depth() const { return most_depth_; }
 
  private:
+  void summarise();
+
   std::vector<Node> nodes_;
+  std::vector<Texts> texts_;
   std::vector<TokenId> tokens_;
   std::string bytes_;
   std::vector<size_t> bytes_begin_;
