@@ -48,6 +48,14 @@ AnswerForm detect_answer_form(std::string_view source) {
   return AnswerForm::kPlain;
 }
 
+std::span<const std::string_view> answer_marks(AnswerForm form) {
+  static constexpr std::string_view kTagged[] = {kThinkBegin, kThinkEnd,    kCallBegin,    kCallEnd,
+                                                 "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"};
+  static constexpr std::string_view kHarmony[] = {kChannel,   kMessage,     "<|constrain|>", "<|end|>",
+                                                  "<|call|>", "<|return|>", "<|start|>"};
+  return form == AnswerForm::kHarmony ? std::span<const std::string_view>(kHarmony) : kTagged;
+}
+
 bool prompt_opens_thought(std::string_view prompt) {
   const std::string_view end = trimmed(prompt);
   return end.ends_with(kThinkBegin);
@@ -59,6 +67,7 @@ AnswerParser::AnswerParser(Options options) : options_(std::move(options)) {
 }
 
 AnswerDelta AnswerParser::push(std::string_view text) {
+  if (is_done()) return {};
   buffer_ += text;
   AnswerDelta delta;
   run(delta, false);
@@ -67,7 +76,9 @@ AnswerDelta AnswerParser::push(std::string_view text) {
 
 AnswerDelta AnswerParser::finish() {
   AnswerDelta delta;
+  if (is_done()) return delta;
   run(delta, true);
+  if (is_done()) return delta;
   // White space at the end of the content is its own.
   if (state_ == State::kContent && !at_begin_) delta.content += blanks_;
   blanks_.clear();
@@ -75,7 +86,8 @@ AnswerDelta AnswerParser::finish() {
 }
 
 void AnswerParser::run(AnswerDelta& delta, bool is_end) {
-  while (options_.form == AnswerForm::kHarmony ? run_harmony(delta, is_end) : run_tagged(delta, is_end)) continue;
+  while (!is_done() && (options_.form == AnswerForm::kHarmony ? run_harmony(delta, is_end) : run_tagged(delta, is_end)))
+    continue;
 }
 
 // White space is held back until something follows it; at a part's begin it goes.

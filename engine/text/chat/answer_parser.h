@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,6 +21,9 @@ enum class AnswerForm { kPlain, kHermes, kQwenXml, kGlm, kHarmony };
 
 /// The form that a chat template teaches its model, from the marks in its source.
 [[nodiscard]] AnswerForm detect_answer_form(std::string_view template_source);
+
+/// The marks that an answer's form is made of, control tokens of many models: what AnswerParser has to see spelled out.
+[[nodiscard]] std::span<const std::string_view> answer_marks(AnswerForm form);
 
 /// Whether a rendered prompt ends within a thought: the template has opened <think> itself.
 [[nodiscard]] bool prompt_opens_thought(std::string_view prompt);
@@ -50,6 +54,7 @@ class AnswerParser {
     bool in_thought = false;       // prompt_opens_thought()
     bool parse_reasoning = true;   // false: thoughts stay in the content, with their marks
     bool parse_calls = true;       // false: calls stay in the content
+    int most_calls = 0;            // what follows so many calls is dropped; 0: nothing is
     nlohmann::ordered_json tools;  // as requests have them: says which values are strings where a form does not
   };
   explicit AnswerParser(Options options);
@@ -61,6 +66,7 @@ class AnswerParser {
  private:
   enum class State { kStart, kThought, kContent, kCall, kHeader, kMessage };
 
+  [[nodiscard]] bool is_done() const { return options_.most_calls > 0 && num_calls_ >= options_.most_calls; }
   void run(AnswerDelta& delta, bool is_end);
   bool run_tagged(AnswerDelta& delta, bool is_end);
   bool run_harmony(AnswerDelta& delta, bool is_end);
@@ -86,10 +92,20 @@ class AnswerParser {
   std::string channel_, recipient_;  // of a harmony message
 };
 
+/// Whether an answer under a grammar has a thought in front, which the grammar leaves free.
+enum class ThoughtBefore {
+  kNone,
+  kOpened,  // the prompt has opened it
+  kMayOpen  // the model may open one itself
+};
+
 /// A grammar (GBNF) of an answer that calls tools: `tool_name`, or any where it is empty; once, or with `several` once or
-/// more. Thoughts may come first where the prompt has opened one. Throws InputError for a form whose marks no grammar
-/// can make, a tool that is not there, and schemas that are not supported.
+/// more (harmony: once, its calls end the answer). Throws InputError for a form without calls, a tool that is not there,
+/// and schemas that are not supported.
 [[nodiscard]] std::string tool_call_gbnf(AnswerForm form, const nlohmann::ordered_json& tools,
-                                         std::string_view tool_name, bool several, bool in_thought);
+                                         std::string_view tool_name, bool several, ThoughtBefore thought);
+
+/// A grammar (GBNF) of an answer whose content is one of `content_gbnf`, in the marks of the form.
+[[nodiscard]] std::string content_gbnf(AnswerForm form, std::string_view content_gbnf, ThoughtBefore thought);
 
 }  // namespace foretoken

@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "engine/text/chat/answer_parser.h"
 #include "engine/text/grammar/grammar.h"
 #include "engine/text/utf8.h"
@@ -33,6 +35,40 @@ std::string text_rule(const std::string& name, char first, char second) {
       name, mark, first, second);
 }
 
+// A grammar whose rules have their names behind `prefix`.
+std::string with_prefix(const std::string& gbnf, const std::string& prefix) {
+  std::string renamed;
+  // Names stand where no string or class does.
+  bool in_string = false, in_class = false;
+  for (size_t i = 0; i < gbnf.size(); ++i) {
+    const char c = gbnf[i];
+    const auto is_name = [](char x) { return (x >= 'a' && x <= 'z') || (x >= '0' && x <= '9') || x == '-'; };
+    if ((in_string || in_class) && c == '\\') {
+      renamed += gbnf.substr(i, 2);
+      ++i;
+      continue;
+    }
+    if (!in_class && c == '"') in_string = !in_string;
+    if (!in_string && (c == '[' || c == ']')) in_class = c == '[';
+    const bool starts = !in_string && !in_class && c >= 'a' && c <= 'z' && (i == 0 || !is_name(gbnf[i - 1]));
+    if (starts) renamed += prefix;
+    renamed += c;
+  }
+  return renamed;
+}
+
+// What may stand before an answer that a grammar rules, as the beginning of its root rule; the rules it needs.
+std::string thought_before(AnswerForm form, ThoughtBefore thought, std::string& rules) {
+  if (thought == ThoughtBefore::kNone) return {};
+  if (form == AnswerForm::kHarmony) {
+    rules += "thought-text ::= ([^<] | \"<\"+ [^<|])*\n";
+    return "(\"<|channel|>analysis<|message|>\" thought-text \"<|end|><|start|>assistant\")? ";
+  }
+  rules += text_rule("thought-text", 't', 'h');
+  const std::string rest = "thought-text \"</think>\" \"\\n\"{0,2}";
+  return thought == ThoughtBefore::kOpened ? rest + " " : "(\"<think>\" " + rest + ")? ";
+}
+
 struct Tool {
   std::string name;
   Json parameters;
@@ -48,6 +84,8 @@ std::vector<Tool> tools_named(const Json& tools, std::string_view wanted) {
     for (const char* key : {"parameters", "input_schema"}) {
       if (function.contains(key) && !function[key].is_null()) tool.parameters = function[key];
     }
+    // Arguments are an object, whatever else their schema leaves open.
+    if (tool.parameters.is_object() && tool.parameters.empty()) tool.parameters = Json{{"type", "object"}};
     if (wanted.empty() || tool.name == wanted) out.push_back(std::move(tool));
   }
   if (out.empty())
@@ -85,25 +123,7 @@ std::string bare_call(const Tool& tool, size_t index, const Marks& marks, std::s
         }
         value += ")";
       } else {
-        std::string gbnf = json_schema_to_gbnf(own);
-        std::string renamed;
-        // Names stand where no string or class does.
-        bool in_string = false, in_class = false;
-        for (size_t i = 0; i < gbnf.size(); ++i) {
-          const char c = gbnf[i];
-          const auto is_name = [](char x) { return (x >= 'a' && x <= 'z') || (x >= '0' && x <= '9') || x == '-'; };
-          if ((in_string || in_class) && c == '\\') {
-            renamed += gbnf.substr(i, 2);
-            ++i;
-            continue;
-          }
-          if (!in_class && c == '"') in_string = !in_string;
-          if (!in_string && (c == '[' || c == ']')) in_class = c == '[';
-          const bool starts = !in_string && !in_class && c >= 'a' && c <= 'z' && (i == 0 || !is_name(gbnf[i - 1]));
-          if (starts) renamed += prefix;
-          renamed += c;
-        }
-        rules += renamed;
+        rules += with_prefix(json_schema_to_gbnf(own), prefix);
         value = prefix + "root";
       }
     }
@@ -121,7 +141,7 @@ std::string bare_call(const Tool& tool, size_t index, const Marks& marks, std::s
 }  // namespace
 
 std::string tool_call_gbnf(AnswerForm form, const Json& tools, std::string_view tool_name, bool several,
-                           bool in_thought) {
+                           ThoughtBefore thought) {
   const std::vector<Tool> wanted = tools_named(tools, tool_name);
   std::string rules, call;
   if (form == AnswerForm::kHermes) {
@@ -136,10 +156,8 @@ std::string tool_call_gbnf(AnswerForm form, const Json& tools, std::string_view 
                      {"required", {"name", "arguments"}},
                      {"additionalProperties", false}});
     }
-    rules = json_schema_to_gbnf(Json{{"anyOf", any}});
-    // Its root becomes the call's body.
-    rules.replace(0, std::string_view("root").size(), "body");
-    call = "\"<tool_call>\\n\" body \"\\n</tool_call>\"";
+    rules = with_prefix(json_schema_to_gbnf(Json{{"anyOf", any}}), "t-");
+    call = "\"<tool_call>\\n\" t-root \"\\n</tool_call>\"";
   } else if (form == AnswerForm::kQwenXml || form == AnswerForm::kGlm) {
     const Marks xml{"<tool_call>\n<function={}>\n", "<parameter=", ">\n", "\n</parameter>\n",
                     "</function>\n</tool_call>"};
@@ -147,14 +165,28 @@ std::string tool_call_gbnf(AnswerForm form, const Json& tools, std::string_view 
     for (size_t i = 0; i < wanted.size(); ++i)
       call += (i == 0 ? "" : " | ") + bare_call(wanted[i], i, form == AnswerForm::kGlm ? glm : xml, rules);
     rules += form == AnswerForm::kGlm ? text_rule("bare-text", 'a', 'r') : text_rule("bare-text", 'p', 'a');
+  } else if (form == AnswerForm::kHarmony) {
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      const std::string prefix = fmt::format("t{}-", i);
+      call += (i == 0 ? "" : " | ") + literal(fmt::format("{} <|constrain|>json<|message|>", wanted[i].name)) + " " +
+              prefix + "root";
+      rules += with_prefix(json_schema_to_gbnf(wanted[i].parameters), prefix);
+    }
+    call = literal("<|channel|>commentary to=functions.") + " (" + call + ")";
+    several = false;
   } else {
-    throw InputError("tools: this model's template has no form of calls that can be forced");
+    throw InputError("tools: this model's chat template has no form of calls that can be forced");
   }
-  std::string out = fmt::format("root ::= {}{}\n", in_thought ? "thought-text \"</think>\" \"\\n\"{0,2} " : "",
-                                several ? "call (\"\\n\" call)*" : "call");
-  out += fmt::format("call ::= {}\n{}\n", call, rules);
-  if (in_thought) out += text_rule("thought-text", 't', 'h');
-  return out;
+  const std::string before = thought_before(form, thought, rules);
+  return fmt::format("root ::= {}{}\ncall ::= {}\n{}\n", before, several ? "call (\"\\n\" call)*" : "call", call,
+                     rules);
+}
+
+std::string content_gbnf(AnswerForm form, std::string_view content_gbnf, ThoughtBefore thought) {
+  std::string rules = with_prefix(std::string(content_gbnf), "content-");
+  const std::string before = thought_before(form, thought, rules);
+  const char* mark = form == AnswerForm::kHarmony ? "\"<|channel|>final<|message|>\" " : "";
+  return fmt::format("root ::= {}{}content-root\n{}\n", before, mark, rules);
 }
 
 }  // namespace foretoken

@@ -174,37 +174,76 @@ TEST_CASE("Calls and thoughts stay text where that is asked for", "[answer]") {
 
 TEST_CASE("A forced call is one that is parsed again", "[answer]") {
   const Json tools = Json::parse(kTools);
-  const auto judge = [&](AnswerForm form, std::string_view name, bool several, bool in_thought,
+  constexpr auto kNone = ThoughtBefore::kNone, kOpened = ThoughtBefore::kOpened, kMayOpen = ThoughtBefore::kMayOpen;
+  const auto judge = [&](AnswerForm form, std::string_view name, bool several, ThoughtBefore thought,
                          const std::string& text) {
     INFO(text);
     static const auto none = std::make_shared<const TokenTrie>(std::vector<std::string_view>{}, std::vector<TokenId>{});
     GrammarMatcher matcher(
-        std::make_shared<const Grammar>(Grammar::parse(tool_call_gbnf(form, tools, name, several, in_thought))), none);
+        std::make_shared<const Grammar>(Grammar::parse(tool_call_gbnf(form, tools, name, several, thought))), none);
     const auto state = matcher.accept_bytes(matcher.start(), text);
     const bool accepted = state != GrammarMatcher::kDead && matcher.is_complete(state);
-    if (accepted) CHECK_FALSE(parse(options(form, in_thought), {text}).calls.empty());
+    if (accepted) CHECK_FALSE(parse(options(form, thought == ThoughtBefore::kOpened), {text}).calls.empty());
     return accepted;
   };
   const std::string json =
       "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"B\", \"days\": 1}}\n</tool_call>";
-  CHECK(judge(AnswerForm::kHermes, "weather", false, false, json));
-  CHECK(judge(AnswerForm::kHermes, "", true, false, json + "\n" + json));
-  CHECK_FALSE(judge(AnswerForm::kHermes, "", false, false, json + "\n" + json));
-  CHECK_FALSE(judge(AnswerForm::kHermes, "noop", false, false, json));
-  CHECK(judge(AnswerForm::kHermes, "", false, true, "I < think </x\n</think>\n\n" + json));
+  CHECK(judge(AnswerForm::kHermes, "weather", false, kNone, json));
+  CHECK(judge(AnswerForm::kHermes, "", true, kNone, json + "\n" + json));
+  CHECK_FALSE(judge(AnswerForm::kHermes, "", false, kNone, json + "\n" + json));
+  CHECK_FALSE(judge(AnswerForm::kHermes, "noop", false, kNone, json));
+  CHECK(judge(AnswerForm::kHermes, "", false, kOpened, "I < think </x\n</think>\n\n" + json));
   const std::string xml =
       "<tool_call>\n<function=weather>\n<parameter=city>\na <b> "
       "</c>\n</parameter>\n<parameter=days>\n12\n</parameter>\n"
       "<parameter=unit>\nc\n</parameter>\n</function>\n</tool_call>";
-  CHECK(judge(AnswerForm::kQwenXml, "weather", false, false, xml));
-  CHECK(judge(AnswerForm::kQwenXml, "", true, true, "x</think>\n\n" + xml));
-  CHECK_FALSE(judge(AnswerForm::kQwenXml, "", false, false, "hello"));
-  CHECK(judge(AnswerForm::kQwenXml, "noop", false, false, "<tool_call>\n<function=noop>\n</function>\n</tool_call>"));
-  CHECK(judge(AnswerForm::kGlm, "weather", false, false,
+  CHECK(judge(AnswerForm::kQwenXml, "weather", false, kNone, xml));
+  CHECK(judge(AnswerForm::kQwenXml, "", true, kOpened, "x</think>\n\n" + xml));
+  CHECK_FALSE(judge(AnswerForm::kQwenXml, "", false, kNone, "hello"));
+  CHECK(judge(AnswerForm::kQwenXml, "noop", false, kNone, "<tool_call>\n<function=noop>\n</function>\n</tool_call>"));
+  CHECK(judge(AnswerForm::kGlm, "weather", false, kNone,
               "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>x < "
               "y</arg_value>\n<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>"));
-  CHECK_THROWS_WITH(tool_call_gbnf(AnswerForm::kHarmony, tools, "", false, false), Catch::Contains("forced"));
-  CHECK_THROWS_WITH(tool_call_gbnf(AnswerForm::kHermes, tools, "nobody", false, false), Catch::Contains("nobody"));
+  CHECK(judge(AnswerForm::kHermes, "", false, kMayOpen, "<think>\nI see\n</think>\n\n" + json));
+  CHECK(judge(AnswerForm::kHermes, "", false, kMayOpen, json));
+  CHECK_FALSE(judge(AnswerForm::kHermes, "", false, kNone, "<think>x</think>" + json));
+  const std::string harmony =
+      "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{\"city\": \"B <|\", \"days\": 1}";
+  CHECK(judge(AnswerForm::kHarmony, "", false, kMayOpen, harmony));
+  CHECK(judge(AnswerForm::kHarmony, "weather", true, kMayOpen,
+              "<|channel|>analysis<|message|>I < << see<|end|><|start|>assistant" + harmony));
+  CHECK_FALSE(judge(AnswerForm::kHarmony, "noop", false, kMayOpen, harmony));
+  CHECK_THROWS_WITH(tool_call_gbnf(AnswerForm::kPlain, tools, "", false, kNone), Catch::Contains("forced"));
+  CHECK_THROWS_WITH(tool_call_gbnf(AnswerForm::kHermes, tools, "nobody", false, kNone), Catch::Contains("nobody"));
+}
+
+TEST_CASE("A schema rules the content and leaves thoughts free", "[answer]") {
+  const auto accepts = [](AnswerForm form, ThoughtBefore thought, std::string_view text) {
+    static const auto none = std::make_shared<const TokenTrie>(std::vector<std::string_view>{}, std::vector<TokenId>{});
+    const std::string schema = json_schema_to_gbnf(Json::parse(R"({"type": "array", "items": {"type": "integer"}})"));
+    GrammarMatcher matcher(std::make_shared<const Grammar>(Grammar::parse(content_gbnf(form, schema, thought))), none);
+    const auto state = matcher.accept_bytes(matcher.start(), text);
+    return state != GrammarMatcher::kDead && matcher.is_complete(state);
+  };
+  CHECK(accepts(AnswerForm::kHermes, ThoughtBefore::kNone, "[1, 2]"));
+  CHECK_FALSE(accepts(AnswerForm::kHermes, ThoughtBefore::kNone, "x</think>[1]"));
+  CHECK(accepts(AnswerForm::kPlain, ThoughtBefore::kOpened, "x [ </think>\n\n[1]"));
+  CHECK_FALSE(accepts(AnswerForm::kPlain, ThoughtBefore::kOpened, "[1]"));
+  CHECK(accepts(AnswerForm::kQwenXml, ThoughtBefore::kMayOpen, "[1]"));
+  CHECK(accepts(AnswerForm::kQwenXml, ThoughtBefore::kMayOpen, "<think>x</think>[1]"));
+  CHECK(accepts(AnswerForm::kHarmony, ThoughtBefore::kMayOpen,
+                "<|channel|>analysis<|message|>x<|end|><|start|>assistant<|channel|>final<|message|>[1]"));
+}
+
+TEST_CASE("Where one call is asked for, what follows it is dropped", "[answer]") {
+  AnswerParser::Options how = options(AnswerForm::kHermes, false);
+  how.most_calls = 1;
+  const std::string call = "<tool_call>\n{\"name\": \"noop\", \"arguments\": {}}\n</tool_call>";
+  const std::string text = "I will.\n" + call + "\n" + call + "\nDone.";
+  for (size_t cut = 0; cut <= text.size(); ++cut) {
+    const std::string_view view = text;
+    CHECK(parse(how, {view.substr(0, cut), view.substr(cut)}) == Answer{"I will.", "", {"noop{}"}});
+  }
 }
 
 }  // namespace
