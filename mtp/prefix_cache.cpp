@@ -1,6 +1,7 @@
 #include "mtp/prefix_cache.h"
 
 #include <algorithm>
+#include <set>
 
 #include "kernels/base/error.h"
 
@@ -31,7 +32,8 @@ bool serves(const TextCheckpoint* checkpoint, bool with_drafts) {
 
 }  // namespace
 
-PrefixCache::PrefixCache(size_t max_bytes) : max_bytes_(max_bytes), root_(std::make_unique<Node>()) {}
+PrefixCache::PrefixCache(size_t max_bytes, int max_checkpoints)
+    : max_bytes_(max_bytes), max_checkpoints_(max_checkpoints), root_(std::make_unique<Node>()) {}
 PrefixCache::~PrefixCache() = default;
 
 const TextCheckpoint* PrefixCache::find(std::span<const TokenId> text, bool with_drafts) {
@@ -66,6 +68,15 @@ PrefixCache::Node* PrefixCache::find_node(std::span<const TokenId> text) const {
 bool PrefixCache::has(std::span<const TokenId> text, bool with_drafts) const {
   const Node* node = find_node(text);
   return node != nullptr && serves(node->checkpoint.get(), with_drafts);
+}
+
+int PrefixCache::num_pages() const {
+  std::set<int32_t> pages;
+  for (const Node* node : by_use_) {
+    const std::span<const int32_t> held = node->checkpoint->sequence->pages();
+    pages.insert(held.begin(), held.end());
+  }
+  return static_cast<int>(pages.size());
 }
 
 void PrefixCache::drop(std::span<const TokenId> text) {
@@ -123,7 +134,8 @@ void PrefixCache::insert(std::span<const TokenId> text, std::unique_ptr<TextChec
     (void)find(text, checkpoint->drafts);
     return;
   }
-  while (bytes_ + needed > max_bytes_) {
+  if (max_checkpoints_ <= 0) return;
+  while (bytes_ + needed > max_bytes_ || num_checkpoints() >= max_checkpoints_) {
     if (!drop_oldest()) return;
   }
   Node* node = node_for(text);

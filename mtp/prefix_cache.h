@@ -22,8 +22,8 @@ namespace foretoken {
 /// One thread at a time may call it.
 class PrefixCache {
  public:
-  /// max_bytes: of the host's memory, beside the pages. 0: nothing is ever kept.
-  explicit PrefixCache(size_t max_bytes);
+  /// max_bytes: of the host's memory, beside the pages. 0: nothing is ever kept. max_checkpoints: as many at most.
+  explicit PrefixCache(size_t max_bytes, int max_checkpoints = INT32_MAX);
   ~PrefixCache();
   PrefixCache(const PrefixCache&) = delete;
   PrefixCache& operator=(const PrefixCache&) = delete;
@@ -47,6 +47,8 @@ class PrefixCache {
   [[nodiscard]] size_t bytes() const { return bytes_; }
   [[nodiscard]] size_t max_bytes() const { return max_bytes_; }
   [[nodiscard]] int num_checkpoints() const { return static_cast<int>(by_use_.size()); }
+  /// Pages of the engine that checkpoints hold, each once. Looks at all of them.
+  [[nodiscard]] int num_pages() const;
   /// Nodes but the root, for tests.
   [[nodiscard]] int num_nodes() const { return num_nodes_; }
 
@@ -61,6 +63,7 @@ class PrefixCache {
   void tidy(Node* node);
 
   const size_t max_bytes_;
+  const int max_checkpoints_;
   size_t bytes_ = 0;
   int num_nodes_ = 0;
   std::unique_ptr<Node> root_;

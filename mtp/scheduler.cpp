@@ -64,7 +64,10 @@ const DecodeStatistics& Scheduler::Request::statistics() const {
 }
 
 Scheduler::Scheduler(Engine& engine, const SchedulerOptions& options)
-    : engine_(engine), options_(options), generator_(engine, options.generator), cache_(options.cache_bytes) {
+    : engine_(engine),
+      options_(options),
+      generator_(engine, options.generator),
+      cache_(options.cache_bytes, options.most_checkpoints) {
   const auto parallel = static_cast<size_t>(engine.options().parallel);
   active_.reserve(parallel);
   slot_texts_.resize(parallel);

@@ -23,6 +23,7 @@ struct SchedulerOptions {
   /// Memory for checkpoints of texts, from which others that begin alike go on; 0: none are kept. Their full pages are
   /// the engine's, as long as no text needs them.
   size_t cache_bytes = 0;
+  int most_checkpoints = INT32_MAX;  // of all texts together
   /// While a prompt is read there is a checkpoint every so many positions, and one near its end.
   int64_t checkpoint_every = 2048;
 };

@@ -155,6 +155,15 @@ const std::string& Model::fingerprint() const {
 size_t Model::file_bytes() const {
   return impl_->file.size_bytes();
 }
+int64_t Model::num_parameters() const {
+  int64_t sum = 0;
+  for (const GgufTensor& tensor : impl_->file.tensors()) {
+    int64_t count = 1;
+    for (const int64_t side : tensor.shape) count *= side;
+    sum += count;
+  }
+  return sum;
+}
 void Model::check_unchanged() const {
   impl_->file.check_unchanged("in use");
 }

@@ -44,6 +44,7 @@ class Model {
   [[nodiscard]] const std::string& path() const;
   [[nodiscard]] const std::string& fingerprint() const;  // GgufFile::fingerprint, reported as model_sha256
   [[nodiscard]] size_t file_bytes() const;
+  [[nodiscard]] int64_t num_parameters() const;  // numbers in all of the file's tensors
   /// Throws InputError if the file was written to since it was opened: what was computed from it cannot be trusted.
   void check_unchanged() const;
   [[nodiscard]] double load_seconds() const;  // reading, checking and repacking
