@@ -1,5 +1,7 @@
 #include "tools/serve/answer.h"
 
+#include <algorithm>
+
 #include "tools/serve/logprobs.h"
 
 namespace foretoken {
@@ -41,7 +43,8 @@ bool Answer::on_token(TokenId id) {
   event.prompt_tokens = prompt_tokens_;
   event.cached_tokens = request_->cached_tokens();
   event.id = id;
-  event.text = stops_.push(characters_.push(model_.tokenizer().piece(id)));
+  const bool is_spelled = std::binary_search(asked_.spelled.begin(), asked_.spelled.end(), id);
+  event.text = stops_.push(characters_.push(model_.tokenizer().piece(id, is_spelled)));
   event.origin = origin_;
   if (asked_.with_logprobs) event.logprobs = find_logprobs(logits_, id, asked_.num_logprobs);
   event.made = std::chrono::steady_clock::now();

@@ -22,6 +22,7 @@ struct AnswerRequest {
   LogitRules rules;
   bool ignore_eos = false;
   std::vector<std::string> stops;
+  std::vector<TokenId> spelled;  // control tokens that are part of the text, by their names; rising
   bool with_logprobs = false;
   int num_logprobs = 0;       // of the most likely tokens at each position
   double max_predict_ms = 0;  // after the first token; 0: no limit

@@ -59,7 +59,4 @@ class NativeFormat final : public AnswerFormat {
 /// {total, cache, processed, time_ms}
 [[nodiscard]] Json describe_progress_of(const AnswerRecord& record);
 
-/// A new identifier, "chatcmpl-" and 24 random digits and letters.
-[[nodiscard]] std::string make_id(std::string_view prefix);
-
 }  // namespace foretoken

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <random>
 
 namespace foretoken {
 
@@ -23,8 +24,46 @@ Json bytes_of(std::string_view text) {
 
 }  // namespace
 
+void AnswerRecord::add_parts(AnswerDelta delta) {
+  const auto add = [&](AnswerPart part) {
+    const bool goes_on = part.kind != AnswerPart::Kind::kCall && !parts.empty() && parts.back().kind == part.kind;
+    std::string added = part.text;
+    if (goes_on) {
+      parts.back().text += part.text;
+    } else {
+      parts.push_back(std::move(part));
+    }
+    changes.push_back({parts.size() - 1, !goes_on, std::move(added)});
+  };
+  if (!delta.reasoning.empty()) add({AnswerPart::Kind::kThought, std::move(delta.reasoning), "", "", 0});
+  if (!delta.content.empty()) add({AnswerPart::Kind::kText, std::move(delta.content), "", "", 0});
+  for (AnswerDelta::Call& call : delta.calls)
+    add({AnswerPart::Kind::kCall, std::move(call.arguments), std::move(call.name), make_id("call_"), call.index});
+}
+
+bool AnswerRecord::has_calls() const {
+  return std::any_of(parts.begin(), parts.end(),
+                     [](const AnswerPart& part) { return part.kind == AnswerPart::Kind::kCall; });
+}
+
+std::string AnswerRecord::text_of(AnswerPart::Kind kind) const {
+  std::string all;
+  for (const AnswerPart& part : parts) {
+    if (part.kind == kind) all += part.text;
+  }
+  return all;
+}
+
 void AnswerRecord::add(const AnswerEvent& event) {
   text += event.text;
+  changes.clear();
+  if (parser) {
+    if (!event.text.empty()) add_parts(parser->push(event.text));
+    if (event.kind == AnswerEvent::Kind::kEnd) add_parts(parser->finish());
+    const bool is_thought = std::none_of(
+        parts.begin(), parts.end(), [](const AnswerPart& part) { return part.kind != AnswerPart::Kind::kThought; });
+    if (event.kind == AnswerEvent::Kind::kToken && !parts.empty() && is_thought) ++thought_tokens;
+  }
   if (event.kind == AnswerEvent::Kind::kEnd) {
     end = event.end;
     prompt_tokens = end->prompt_tokens;
@@ -106,18 +145,36 @@ Json AnswerRecord::timings() const {
   return timings;
 }
 
-Json AnswerRecord::usage(const std::vector<AnswerRecord>& answers) {
-  int64_t prompt = 0, cached = 0, made = 0;
-  // Answers to one prompt have read it once.
-  for (const AnswerRecord& answer : answers) {
-    prompt = std::max(prompt, answer.prompt_tokens);
-    cached = std::max(cached, answer.cached_tokens);
+Json AnswerRecord::usage(const std::vector<AnswerRecord>& answers, int answers_a_prompt) {
+  int64_t prompt = 0, cached = 0, made = 0, thought = 0;
+  for (size_t i = 0; i < answers.size(); ++i) {
+    const AnswerRecord& answer = answers[i];
+    // Answers to one prompt have read it once.
+    if (i % static_cast<size_t>(answers_a_prompt) == 0) {
+      prompt += answer.prompt_tokens;
+      cached += answer.cached_tokens;
+    }
     made += static_cast<int64_t>(answer.ids.size());
+    thought += answer.thought_tokens;
   }
   return {{"prompt_tokens", prompt},
           {"completion_tokens", made},
           {"total_tokens", prompt + made},
-          {"prompt_tokens_details", {{"cached_tokens", cached}}}};
+          {"prompt_tokens_details", {{"cached_tokens", cached}}},
+          {"completion_tokens_details", {{"reasoning_tokens", thought}}}};
+}
+
+Json describe_call(const AnswerPart& call) {
+  return {{"id", call.id}, {"type", "function"}, {"function", {{"name", call.name}, {"arguments", call.text}}}};
+}
+
+std::string make_id(std::string_view prefix) {
+  static constexpr std::string_view kLetters = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+  thread_local std::mt19937_64 generator{std::random_device{}()};
+  std::uniform_int_distribution<size_t> pick(0, kLetters.size() - 1);
+  std::string id(prefix);
+  for (int i = 0; i < 24; ++i) id += kLetters[pick(generator)];
+  return id;
 }
 
 Json describe_logprobs(const Tokenizer& tokenizer, const std::vector<TokenLogprob>& found, bool with_ids) {

@@ -1,15 +1,8 @@
 #pragma once
 
 #include "tools/serve/answer_format.h"
-#include "tools/serve/chat_prompts.h"
 
 namespace foretoken {
-
-/// An Anthropic request's `system`, `messages` and `tools` as a chat template reads them. Throws ApiError.
-struct AnthropicChat {
-  Json messages, tools;
-};
-[[nodiscard]] AnthropicChat parse_anthropic_chat(const Fields& fields);
 
 /// Anthropic's /v1/messages.
 class MessagesFormat final : public AnswerFormat {
@@ -24,12 +17,17 @@ class MessagesFormat final : public AnswerFormat {
 
  private:
   [[nodiscard]] Json message(Json content, Json stop_reason, Json stop_sequence, Json usage) const;
-  [[nodiscard]] std::string text_delta(const std::string& text);
+  /// The events of the last event's changes.
+  [[nodiscard]] std::string changes_of(const AnswerRecord& record);
+  [[nodiscard]] std::string begin_block(const AnswerPart& part);
+  [[nodiscard]] std::string end_block();
 
   const ServedModel& served_;
   const GenerationRequest request_;
   const std::string id_;
-  bool has_block_ = false;
+  int num_blocks_ = 0;
+  AnswerPart::Kind kind_ = AnswerPart::Kind::kText;  // of the last block
+  bool is_open_ = false;                             // it has no end yet
 };
 
 /// {"type": "error", "error": {...}}, as its clients know errors.

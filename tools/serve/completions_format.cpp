@@ -17,7 +17,7 @@ Json CompletionsFormat::object(Json choices) const {
 
 Json CompletionsFormat::logprobs(const std::vector<std::vector<TokenLogprob>>& found,
                                  const std::vector<std::string>& texts, size_t offset) const {
-  const Tokenizer& tokenizer = served_.model->tokenizer();
+  const Tokenizer& tokenizer = *served_.tokenizer;
   Json tokens = Json::array(), values = Json::array(), likeliest = Json::array(), offsets = Json::array();
   for (size_t i = 0; i < found.size(); ++i) {
     const Json entry = describe_logprobs(tokenizer, found[i], /*with_ids=*/false);
@@ -46,9 +46,17 @@ Json CompletionsFormat::whole(const std::vector<AnswerRecord>& answers) {
     if (request_.return_tokens) choices.back()["tokens"] = answer.ids;
   }
   Json result = object(std::move(choices));
-  result["usage"] = AnswerRecord::usage(answers);
+  result["usage"] = AnswerRecord::usage(answers, request_.n);
   result["timings"] = answers[0].timings();
   return result;
+}
+
+std::string CompletionsFormat::prompt(const AnswerRecord& record, const AnswerEvent& event) {
+  if (!request_.return_progress) return {};
+  Json result =
+      object(Json::array({{{"index", event.answer}, {"text", ""}, {"logprobs", nullptr}, {"finish_reason", nullptr}}}));
+  result["prompt_progress"] = describe_progress_of(record);
+  return sse_data(result);
 }
 
 std::string CompletionsFormat::token(const AnswerRecord& record, const AnswerEvent& event) {
@@ -76,7 +84,7 @@ std::string CompletionsFormat::end(const std::vector<AnswerRecord>& answers) {
   std::string text;
   if (request_.include_usage) {
     Json usage = object(Json::array());
-    usage["usage"] = AnswerRecord::usage(answers);
+    usage["usage"] = AnswerRecord::usage(answers, request_.n);
     text = sse_data(usage);
   }
   return text + std::string(kSseDone);

@@ -67,9 +67,15 @@ void Exchange::run(const std::string& route, const GenerationRequest& request, s
   course->request = request;
   course->format = std::move(format);
   std::vector<AnswerRequest> answers = request.answers(served_);
-  course->records.resize(answers.size());
+  for (size_t i = 0; i < answers.size(); ++i) {
+    if (request.parsing) {
+      course->records.emplace_back(*request.parsing);
+    } else {
+      course->records.emplace_back();
+    }
+  }
   course->ticket = service_.submit(std::move(answers));
-  const auto log = [&to = log_, &tokenizer = served_.model->tokenizer()](const Course& done, int status) {
+  const auto log = [&to = log_, &tokenizer = *served_.tokenizer](const Course& done, int status) {
     to.write(done.route, status, done.request, tokenizer, done.records, done.watch.elapsed_ms());
   };
 

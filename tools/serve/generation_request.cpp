@@ -170,9 +170,18 @@ GenerationRequest parse_generation(const Fields& fields, const ServedModel& serv
   (void)fields.integer("n_keep", -1, INT32_MAX);
   if (const auto value = fields.number("t_max_predict_ms", -1, 1e12)) request.max_predict_ms = std::max(0.0, *value);
   request.sampling = parse_sampling(fields, served);
-  request.rules = parse_rules(fields, served.model->tokenizer(), *served.trie);
+  request.rules = parse_rules(fields, *served.tokenizer);
   request.max_drafts = parse_drafts(fields, served);
   parse_logprobs(fields, request);
+  return request;
+}
+
+GenerationRequest parse_completion(const Fields& fields, const ServedModel& served) {
+  const Tokenizer& tokenizer = *served.tokenizer;
+  GenerationRequest request = parse_generation(fields, served);
+  request.prompts = parse_prompts(fields, "prompt", tokenizer);
+  if (const std::optional<RequestGrammar> grammar = parse_request_grammar(fields))
+    request.rules.grammar = make_matcher(fields, *grammar, served.trie->get(tokenizer, {}));
   return request;
 }
 
@@ -189,6 +198,7 @@ std::vector<AnswerRequest> GenerationRequest::answers(const ServedModel& served)
       answer.sampling.seed += static_cast<uint64_t>(i);  // answers to one prompt differ
       answer.ignore_eos = ignore_eos;
       answer.stops = stops;
+      if (parsing) answer.spelled = served.marks;
       answer.with_logprobs = with_logprobs;
       answer.num_logprobs = num_logprobs;
       answer.max_predict_ms = max_predict_ms;

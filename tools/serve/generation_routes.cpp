@@ -1,4 +1,5 @@
 #include "tools/serve/anthropic.h"
+#include "tools/serve/chat_request.h"
 #include "tools/serve/openai_format.h"
 #include "tools/serve/responses.h"
 #include "tools/serve/routes.h"
@@ -17,36 +18,24 @@ void answer(ServeState& state, const Request& http, const GenerationRequest& req
 }
 
 void complete(ServeState& state, const Request& http, const Json& body, Response& response) {
-  const Fields fields(body);
-  GenerationRequest request = parse_generation(fields, state.served);
-  request.prompts = parse_prompts(fields, "prompt", state.served.model->tokenizer());
-  answer<NativeFormat>(state, http, request, response);
+  answer<NativeFormat>(state, http, parse_completion(Fields(body), state.served), response);
 }
 
 void complete_openai(ServeState& state, const Request& http, const Json& body, Response& response) {
   const Fields fields(body);
-  GenerationRequest request = parse_generation(fields, state.served);
+  GenerationRequest request = parse_completion(fields, state.served);
   if (fields.boolean("echo").value_or(false)) throw not_supported("\"echo\" is not served here");
   if (const auto best_of = fields.integer("best_of", 1, 128); best_of && *best_of != request.n)
     throw not_supported("\"best_of\" is not served here");
   if (!fields.has("max_tokens") && !fields.has("n_predict") && !fields.has("max_completion_tokens"))
     request.max_tokens = 16;  // as the API has it
-  request.prompts = parse_prompts(fields, "prompt", state.served.model->tokenizer());
   answer<CompletionsFormat>(state, http, request, response);
 }
 
 void chat(ServeState& state, const Request& http, const Json& body, Response& response) {
   const Fields fields(body);
-  GenerationRequest request = parse_generation(fields, state.served);
-  request.prompts = {state.chat->encode(render_chat(fields, *state.chat))};
-  answer<ChatFormat>(state, http, request, response);
-}
-
-std::vector<TokenId> encode_messages(const ServeState& state, const Fields& fields, const Json& messages,
-                                     const Json& tools) {
-  const Json* kwargs = fields.object("chat_template_kwargs");
-  return state.chat->encode(
-      state.chat->render(check_messages(messages), tools, kwargs == nullptr ? Json::object() : *kwargs));
+  const ChatRequest chat = parse_openai_chat(fields, state.chat->defaults());
+  answer<ChatFormat>(state, http, parse_chat_generation(fields, state.served, *state.chat, chat), response);
 }
 
 void refuse_several(const GenerationRequest& request) {
@@ -55,30 +44,24 @@ void refuse_several(const GenerationRequest& request) {
 
 void respond(ServeState& state, const Request& http, const Json& body, Response& response) {
   const Fields fields(body);
-  GenerationRequest request = parse_generation(fields, state.served);
+  const ChatRequest chat = parse_responses_chat(fields, state.chat->defaults());
+  const GenerationRequest request = parse_chat_generation(fields, state.served, *state.chat, chat);
   refuse_several(request);
-  const Json* tools = fields.array("tools");
-  request.prompts = {
-      encode_messages(state, fields, parse_responses_input(fields), tools == nullptr ? Json::array() : *tools)};
   answer<ResponsesFormat>(state, http, request, response);
-}
-
-std::vector<TokenId> anthropic_prompt(const ServeState& state, const Fields& fields) {
-  const AnthropicChat chat = parse_anthropic_chat(fields);
-  return encode_messages(state, fields, chat.messages, chat.tools);
 }
 
 void answer_messages(ServeState& state, const Request& http, const Json& body, Response& response) {
   const Fields fields(body);
   if (!fields.has("max_tokens")) fields.fail("max_tokens", "is missing");
-  GenerationRequest request = parse_generation(fields, state.served);
+  const ChatRequest chat = parse_anthropic_chat(fields, state.chat->defaults());
+  const GenerationRequest request = parse_chat_generation(fields, state.served, *state.chat, chat);
   refuse_several(request);
-  request.prompts = {anthropic_prompt(state, fields)};
   answer<MessagesFormat>(state, http, request, response);
 }
 
 void count_tokens(ServeState& state, const Request&, const Json& body, Response& response) {
-  answer_json(response, {{"input_tokens", anthropic_prompt(state, Fields(body)).size()}});
+  const ChatRequest chat = parse_anthropic_chat(Fields(body), state.chat->defaults());
+  answer_json(response, {{"input_tokens", state.chat->encode(state.chat->render(chat)).size()}});
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "tools/serve/http_server.h"
 
 #include <fmt/format.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 
@@ -93,6 +94,22 @@ HttpServer::HttpServer(const HttpOptions& options) : options_(options) {
     if (response.status == 400 || response.status == 413) close_connection(response);
     if (response.body.empty()) answer_error(response, error_of_status(response.status, request));
   });
+}
+
+int HttpServer::listen_on(const std::string& host, int port) {
+  // Not SO_REUSEPORT, the library's default: a second server on the port would get half of its connections.
+  set_socket_options([](socket_t socket) {
+    const int yes = 1;
+    ::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+  });
+  if (port == 0) {
+    port = bind_to_any_port(host);
+  } else if (!bind_to_port(host, port)) {
+    return -1;
+  }
+  // The library lets 5 connections wait to be accepted; what many clients begin at once beyond that is reset.
+  if (port > 0 && ::listen(svr_sock_, SOMAXCONN) != 0) return -1;
+  return port;
 }
 
 void HttpServer::route_post(const std::string& path, JsonHandler handle) {

@@ -35,6 +35,9 @@ class HttpServer : public httplib::Server {
   /// Why nothing is served now, as {"error": ...}; an empty message: all is. Paths of open_to_all() are always served.
   void set_gate(std::function<void()> gate) { gate_ = std::move(gate); }
 
+  /// Listens on an address and a port, 0: any that is free; the port, or -1 if that is not possible.
+  [[nodiscard]] int listen_on(const std::string& host, int port);
+
   /// Idle connections end soon.
   void close_idle() { closes_idle_ = true; }
 

@@ -36,12 +36,13 @@ void Histogram::write(const std::string& name, const std::string& help, std::str
   to += fmt::format("{0}_bucket{{le=\"+Inf\"}} {1}\n{0}_sum {2}\n{0}_count {1}\n", name, count_, sum_);
 }
 
-void Metrics::count_step(const Generator::Step& step) {
+void Metrics::count_step(const Generator::Step& step, double weight_bytes) {
   const std::lock_guard lock(mutex_);
   ++steps_;
   windows_ += step.num_windows;
   window_rows_ += step.window_rows;
   distinct_experts_ += step.distinct_experts;
+  if (step.num_windows > 0) weight_bytes_ += weight_bytes;
 }
 
 void Metrics::count_answer(const AnswerEnd& end, double time_to_first_token_ms) {
@@ -52,6 +53,7 @@ void Metrics::count_answer(const AnswerEnd& end, double time_to_first_token_ms) 
   requests_failed_ += end.reason == StopReason::kFailed ? 1 : 0;
   prompt_tokens_ += s.prompt_tokens;
   cached_tokens_ += end.cached_tokens;
+  cache_hits_ += end.cached_tokens > 0 ? 1 : 0;
   prompt_ms_ += s.prompt_ms;
   new_tokens_ += s.new_tokens;
   decode_tokens_ += s.decode_tokens;
@@ -72,10 +74,17 @@ void Metrics::set_load(int processing, int deferred) {
   deferred_ = deferred;
 }
 
-void Metrics::set_cache(int num_checkpoints, size_t bytes) {
+void Metrics::set_cache(int num_checkpoints, size_t bytes, int num_pages) {
   const std::lock_guard lock(mutex_);
   num_checkpoints_ = num_checkpoints;
   cache_bytes_ = bytes;
+  cache_pages_ = num_pages;
+}
+
+void Metrics::set_pages(int num_pages, int num_free) {
+  const std::lock_guard lock(mutex_);
+  num_pages_ = num_pages;
+  free_pages_ = num_free;
 }
 
 std::string Metrics::text() const {
@@ -112,12 +121,18 @@ std::string Metrics::text() const {
   counter("foretoken:answers_cancelled_total", "Answers whose client left, or that the server's end cut off.",
           requests_cancelled_);
   counter("foretoken:answers_failed_total", "Answers that ended in an error.", requests_failed_);
+  counter("foretoken:cache_hits_total", "Answers that began from the prefix cache.", cache_hits_);
   gauge("foretoken:batch_rows", "Rows of windows in a step, on average.",
         share(static_cast<double>(window_rows_), steps_));
   gauge("foretoken:distinct_experts", "Distinct experts that a step reads, in units of one token's, on average.",
         share(distinct_experts_, steps_));
+  gauge("foretoken:bytes_per_token", "Bytes of weights that steps with windows read, for each token that was made.",
+        share(weight_bytes_, new_tokens_));
   gauge("foretoken:cache_checkpoints", "Checkpoints of texts in the prefix cache.", num_checkpoints_);
   gauge("foretoken:cache_bytes", "Memory that the prefix cache takes beside the pages.", cache_bytes_);
+  gauge("foretoken:cache_pages", "Pages of the KV memory that the prefix cache holds.", cache_pages_);
+  gauge("foretoken:kv_pages", "Pages of the KV memory, of 256 positions.", num_pages_);
+  gauge("foretoken:kv_pages_free", "Pages that neither a text nor the prefix cache holds.", free_pages_);
   first_token_.write("foretoken:time_to_first_token_seconds", "From a request's arrival to its first token.", to);
   between_tokens_.write("foretoken:time_between_tokens_seconds", "Mean time of a token, by answer.", to);
   return to;

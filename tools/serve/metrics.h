@@ -30,26 +30,29 @@ class Histogram {
 /// What /metrics tells. Any thread may call it.
 class Metrics {
  public:
-  void count_step(const Generator::Step& step);
+  /// weight_bytes: of the trunk, that its pass had to read.
+  void count_step(const Generator::Step& step, double weight_bytes);
   /// time_to_first_token_ms: 0 where there was none.
   void count_answer(const AnswerEnd& end, double time_to_first_token_ms);
   void set_load(int processing, int deferred);
-  void set_cache(int num_checkpoints, size_t bytes);
+  void set_cache(int num_checkpoints, size_t bytes, int num_pages);
+  /// Of the KV memory: all pages, and those that neither a text nor the cache holds.
+  void set_pages(int num_pages, int num_free);
 
   /// Prometheus' text format 0.0.4.
   [[nodiscard]] std::string text() const;
 
  private:
   mutable std::mutex mutex_;
-  int64_t requests_ = 0, requests_cancelled_ = 0, requests_failed_ = 0;
+  int64_t requests_ = 0, requests_cancelled_ = 0, requests_failed_ = 0, cache_hits_ = 0;
   int64_t prompt_tokens_ = 0, cached_tokens_ = 0, new_tokens_ = 0, decode_tokens_ = 0;
   double prompt_ms_ = 0, decode_ms_ = 0;
   int64_t steps_ = 0, windows_ = 0, window_rows_ = 0;
-  double distinct_experts_ = 0;  // sum over steps
+  double distinct_experts_ = 0, weight_bytes_ = 0;  // sums over steps
   int64_t drafts_ = 0, drafted_ = 0, accepted_ = 0;
   std::vector<int64_t> accepted_by_position_;
   int processing_ = 0, deferred_ = 0;
-  int num_checkpoints_ = 0;
+  int num_checkpoints_ = 0, cache_pages_ = 0, num_pages_ = 0, free_pages_ = 0;
   size_t cache_bytes_ = 0;
   Histogram first_token_, between_tokens_;
 };

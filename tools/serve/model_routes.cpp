@@ -17,6 +17,7 @@ Json describe_model(const ServedModel& served) {
            {{"n_vocab", config.vocab_size},
             {"n_ctx_train", config.context_length},
             {"n_embd", config.hidden_dim},
+            {"n_params", served.model->num_parameters()},
             {"size", served.model->file_bytes()},
             {"architecture", config.architecture},
             {"fingerprint", served.model->fingerprint()}}}};

@@ -1,5 +1,4 @@
 #include <array>
-#include <random>
 
 #include "tools/serve/answer_format.h"
 
@@ -13,15 +12,6 @@ std::string_view stop_type(const AnswerEnd& end) {
 }
 
 }  // namespace
-
-std::string make_id(std::string_view prefix) {
-  static constexpr std::string_view kLetters = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
-  thread_local std::mt19937_64 generator{std::random_device{}()};
-  std::uniform_int_distribution<size_t> pick(0, kLetters.size() - 1);
-  std::string id(prefix);
-  for (int i = 0; i < 24; ++i) id += kLetters[pick(generator)];
-  return id;
-}
 
 Json describe_settings(const ServedModel& served, const GenerationRequest& request) {
   const SamplingOptions& sampling = request.sampling;
@@ -63,7 +53,7 @@ Json NativeFormat::finished(const AnswerRecord& record, int index, bool with_tex
   object["tokens_evaluated"] = record.prompt_tokens;
   object["generation_settings"] = describe_settings(served_, request_);
   const std::vector<TokenId>& prompt = request_.prompts[static_cast<size_t>(index / request_.n)];
-  object["prompt"] = served_.model->tokenizer().decode(prompt, /*keep_special=*/true);
+  object["prompt"] = served_.tokenizer->decode(prompt, /*keep_special=*/true);
   object["has_new_line"] = record.text.find('\n') != std::string::npos;
   object["truncated"] = record.end->reason == StopReason::kContextFull;
   object["stop_type"] = stop_type(*record.end);
@@ -72,7 +62,7 @@ Json NativeFormat::finished(const AnswerRecord& record, int index, bool with_tex
   if (with_text && request_.with_logprobs) {
     Json& all = object["completion_probabilities"] = Json::array();
     for (const std::vector<TokenLogprob>& found : record.logprobs)
-      all.push_back(describe_logprobs(served_.model->tokenizer(), found, /*with_ids=*/true));
+      all.push_back(describe_logprobs(*served_.tokenizer, found, /*with_ids=*/true));
   }
   object["timings"] = record.timings();
   return object;
@@ -105,7 +95,7 @@ std::string NativeFormat::token(const AnswerRecord& record, const AnswerEvent& e
   object["tokens_evaluated"] = record.prompt_tokens;
   if (request_.with_logprobs) {
     object["completion_probabilities"] =
-        Json::array({describe_logprobs(served_.model->tokenizer(), event.logprobs, /*with_ids=*/true)});
+        Json::array({describe_logprobs(*served_.tokenizer, event.logprobs, /*with_ids=*/true)});
   }
   if (request_.token_origins) object["origin"] = describe_origin(event.origin);
   if (request_.timings_per_token) object["timings"] = record.timings();

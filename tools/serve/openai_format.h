@@ -9,6 +9,7 @@ class CompletionsFormat final : public AnswerFormat {
  public:
   CompletionsFormat(const ServedModel& served, const GenerationRequest& request);
   Json whole(const std::vector<AnswerRecord>& answers) override;
+  std::string prompt(const AnswerRecord& record, const AnswerEvent& event) override;
   std::string token(const AnswerRecord& record, const AnswerEvent& event) override;
   std::string end_of(const AnswerRecord& record, const AnswerEvent& event) override;
   std::string end(const std::vector<AnswerRecord>& answers) override;

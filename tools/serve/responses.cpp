@@ -8,77 +8,36 @@ namespace foretoken {
 
 namespace {
 
-void add_item(const Json& item, const std::string& name, Json& messages) {
-  const Fields fields(item, name);
-  const std::string type = fields.text("type").value_or("message");
-  if (type == "message") {
-    messages.push_back({{"role", fields.text("role").value_or("")}});
-    if (const Json* content = fields.find("content"))
-      messages.back()["content"] = text_of_content(*content, name + ".content");
-  } else if (type == "function_call") {
-    messages.push_back({{"role", "assistant"},
-                        {"content", ""},
-                        {"tool_calls", Json::array({{{"id", fields.text("call_id").value_or("")},
-                                                     {"type", "function"},
-                                                     {"function",
-                                                      {{"name", fields.text("name").value_or("")},
-                                                       {"arguments", fields.text("arguments").value_or("{}")}}}}})}});
-  } else if (type == "function_call_output") {
-    const Json* output = fields.find("output");
-    messages.push_back({{"role", "tool"},
-                        {"tool_call_id", fields.text("call_id").value_or("")},
-                        {"content", output == nullptr ? "" : text_of_content(*output, name + ".output")}});
-  } else if (type != "reasoning") {
-    throw not_supported(fmt::format("\"{}\": an item of type \"{}\" is not served here", name, type));
-  }
+using Kind = AnswerPart::Kind;
+
+Json text_part(const AnswerPart& part) {
+  if (part.kind == Kind::kThought) return {{"type", "reasoning_text"}, {"text", part.text}};
+  return {{"type", "output_text"}, {"text", part.text}, {"annotations", Json::array()}};
 }
 
-Json text_part(const std::string& text) {
-  return {{"type", "output_text"}, {"text", text}, {"annotations", Json::array()}};
+// `is_begun`: nothing of its text is there yet.
+Json describe_item(const AnswerPart& part, const std::string& id, const char* status, bool is_begun) {
+  const Json content = is_begun ? Json::array() : Json::array({text_part(part)});
+  switch (part.kind) {
+    case Kind::kThought:
+      return {{"type", "reasoning"}, {"id", id}, {"status", status}, {"summary", Json::array()}, {"content", content}};
+    case Kind::kText:
+      return {{"type", "message"}, {"id", id}, {"status", status}, {"role", "assistant"}, {"content", content}};
+    case Kind::kCall:
+      return {{"type", "function_call"}, {"id", id},          {"status", status},
+              {"call_id", part.id},      {"name", part.name}, {"arguments", is_begun ? "" : part.text}};
+  }
+  return {};
 }
 
 }  // namespace
-
-Json parse_responses_input(const Fields& fields) {
-  for (const char* name : {"previous_response_id", "conversation", "prompt"}) {
-    if (fields.has(name)) throw not_supported(fmt::format("\"{}\" is not served here: nothing is stored", name));
-  }
-  if (fields.boolean("background").value_or(false)) throw not_supported("\"background\" is not served here");
-  if (const Json* text = fields.object("text")) {
-    const Json* format = Fields(*text, "text").object("format");
-    if (format != nullptr && Fields(*format, "text.format").text("type").value_or("text") != "text")
-      throw not_supported("\"text.format\" is not served here");
-  }
-  Json messages = Json::array();
-  if (const auto instructions = fields.text("instructions"))
-    messages.push_back({{"role", "system"}, {"content", *instructions}});
-  const Json* input = fields.find("input");
-  if (input == nullptr) fields.fail("input", "is missing");
-  if (input->is_string()) {
-    messages.push_back({{"role", "user"}, {"content", *input}});
-  } else if (input->is_array()) {
-    for (size_t i = 0; i < input->size(); ++i) add_item((*input)[i], fmt::format("input[{}]", i), messages);
-  } else {
-    fields.fail("input", "expected a string or an array of items");
-  }
-  return messages;
-}
 
 ResponsesFormat::ResponsesFormat(const ServedModel& served, const GenerationRequest& request)
     : served_(served),
       request_(request),
       id_(make_id("resp_")),
-      item_id_(make_id("msg_")),
+      item_stem_(make_id("_")),
       created_at_(std::time(nullptr)) {}
-
-Json ResponsesFormat::item(const AnswerRecord* answer) const {
-  const char* status = answer == nullptr ? "in_progress" : answer->ended_by_text() ? "completed" : "incomplete";
-  return {{"type", "message"},
-          {"id", item_id_},
-          {"status", status},
-          {"role", "assistant"},
-          {"content", answer == nullptr ? Json::array() : Json::array({text_part(answer->text)})}};
-}
 
 // As it stands; answer == nullptr: nothing of it is there.
 Json ResponsesFormat::response(const AnswerRecord* answer) const {
@@ -107,12 +66,12 @@ Json ResponsesFormat::response(const AnswerRecord* answer) const {
                  {"metadata", Json::object()}};
   if (answer == nullptr) return object;
   if (is_cut) object["incomplete_details"] = {{"reason", "max_output_tokens"}};
-  object["output"].push_back(item(answer));
+  object["output"] = items_of(*answer);
   const auto made = static_cast<int64_t>(answer->ids.size());
   object["usage"] = {{"input_tokens", answer->prompt_tokens},
                      {"input_tokens_details", {{"cached_tokens", answer->cached_tokens}}},
                      {"output_tokens", made},
-                     {"output_tokens_details", {{"reasoning_tokens", 0}}},
+                     {"output_tokens_details", {{"reasoning_tokens", answer->thought_tokens}}},
                      {"total_tokens", answer->prompt_tokens + made}};
   return object;
 }
@@ -127,34 +86,105 @@ std::string ResponsesFormat::event(const char* type, Json data) {
   return sse_event(type, data);
 }
 
-Json ResponsesFormat::at_part(Json data) const {
-  data["item_id"] = item_id_;
-  data["output_index"] = 0;
-  data["content_index"] = 0;
+std::string ResponsesFormat::item_id(const AnswerPart& part, size_t index) const {
+  const char* prefix = part.kind == Kind::kThought ? "rs" : part.kind == Kind::kText ? "msg" : "fc";
+  return fmt::format("{}{}{}", prefix, item_stem_, index);
+}
+
+Json ResponsesFormat::items_of(const AnswerRecord& record) const {
+  const char* status = record.ended_by_text() ? "completed" : "incomplete";
+  Json items = Json::array();
+  for (size_t i = 0; i < record.parts.size(); ++i)
+    items.push_back(describe_item(record.parts[i], item_id(record.parts[i], i), status, /*is_begun=*/false));
+  if (items.empty()) items.push_back(describe_item({}, item_id({}, 0), status, /*is_begun=*/false));
+  return items;
+}
+
+Json ResponsesFormat::at_item(const AnswerPart& part, Json data) const {
+  data["item_id"] = item_id(part, num_items_ - 1);
+  data["output_index"] = num_items_ - 1;
+  if (part.kind != Kind::kCall) data["content_index"] = 0;
   return data;
 }
 
 std::string ResponsesFormat::begin() {
   std::string events = event("response.created", {{"response", response(nullptr)}});
-  events += event("response.in_progress", {{"response", response(nullptr)}});
-  events += event("response.output_item.added", {{"output_index", 0}, {"item", item(nullptr)}});
-  return events + event("response.content_part.added", at_part({{"part", text_part("")}}));
+  return events + event("response.in_progress", {{"response", response(nullptr)}});
 }
 
-std::string ResponsesFormat::delta(const std::string& text) {
-  if (text.empty()) return {};
-  return event("response.output_text.delta", at_part({{"delta", text}, {"logprobs", Json::array()}}));
+std::string ResponsesFormat::begin_item(const AnswerPart& part) {
+  is_open_ = true;
+  ++num_items_;
+  AnswerPart empty = part;
+  empty.text.clear();
+  const size_t index = num_items_ - 1;
+  std::string events =
+      event("response.output_item.added",
+            {{"output_index", index}, {"item", describe_item(empty, item_id(part, index), "in_progress", true)}});
+  if (part.kind != Kind::kCall)
+    events += event("response.content_part.added", at_item(part, {{"part", text_part(empty)}}));
+  return events;
 }
 
-std::string ResponsesFormat::token(const AnswerRecord&, const AnswerEvent& event) {
-  return delta(event.text);
+std::string ResponsesFormat::delta(const AnswerPart& part, const std::string& text) {
+  switch (part.kind) {
+    case Kind::kThought:
+      return event("response.reasoning_text.delta", at_item(part, {{"delta", text}}));
+    case Kind::kText:
+      return event("response.output_text.delta", at_item(part, {{"delta", text}, {"logprobs", Json::array()}}));
+    case Kind::kCall:
+      return event("response.function_call_arguments.delta", at_item(part, {{"delta", text}}));
+  }
+  return {};
 }
 
-std::string ResponsesFormat::end_of(const AnswerRecord& record, const AnswerEvent& last) {
-  std::string events = delta(last.text);
-  events += event("response.output_text.done", at_part({{"text", record.text}, {"logprobs", Json::array()}}));
-  events += event("response.content_part.done", at_part({{"part", text_part(record.text)}}));
-  events += event("response.output_item.done", {{"output_index", 0}, {"item", item(&record)}});
+std::string ResponsesFormat::end_item(const AnswerRecord& record) {
+  if (!is_open_) return {};
+  is_open_ = false;
+  const size_t index = num_items_ - 1;
+  const AnswerPart part = index < record.parts.size() ? record.parts[index] : AnswerPart();
+  std::string events;
+  switch (part.kind) {
+    case Kind::kThought:
+      events = event("response.reasoning_text.done", at_item(part, {{"text", part.text}}));
+      break;
+    case Kind::kText:
+      events = event("response.output_text.done", at_item(part, {{"text", part.text}, {"logprobs", Json::array()}}));
+      break;
+    case Kind::kCall:
+      events = event("response.function_call_arguments.done", at_item(part, {{"arguments", part.text}}));
+      break;
+  }
+  if (part.kind != Kind::kCall)
+    events += event("response.content_part.done", at_item(part, {{"part", text_part(part)}}));
+  const bool is_cut = record.end != nullptr && !record.ended_by_text();
+  return events +
+         event("response.output_item.done",
+               {{"output_index", index},
+                {"item", describe_item(part, item_id(part, index), is_cut ? "incomplete" : "completed", false)}});
+}
+
+std::string ResponsesFormat::changes_of(const AnswerRecord& record) {
+  std::string events;
+  for (const AnswerRecord::Change& change : record.changes) {
+    const AnswerPart& part = record.parts[change.part];
+    if (change.is_new) {
+      events += end_item(record);
+      events += begin_item(part);
+    }
+    events += delta(part, change.text);
+  }
+  return events;
+}
+
+std::string ResponsesFormat::token(const AnswerRecord& record, const AnswerEvent&) {
+  return changes_of(record);
+}
+
+std::string ResponsesFormat::end_of(const AnswerRecord& record, const AnswerEvent&) {
+  std::string events = changes_of(record);
+  if (num_items_ == 0) events += begin_item({});
+  events += end_item(record);
   return events + event(record.ended_by_text() ? "response.completed" : "response.incomplete",
                         {{"response", response(&record)}});
 }

@@ -67,69 +67,80 @@ void parse_bias(const Fields& fields, const Tokenizer& tokenizer, LogitRules& ru
   }
 }
 
-// Set where one of the fields is: which one, and the grammar.
-struct Source {
-  std::string field;
-  std::shared_ptr<const Grammar> grammar;
-};
-
-class Grammars {
+/// Takes one grammar, and refuses a second one.
+class GrammarField {
  public:
-  explicit Grammars(const Fields& fields) : fields_(fields) {}
+  explicit GrammarField(const Fields& fields) : fields_(fields) {}
 
   template <class Make>
   void add(const std::string& field, const Make& make) {
-    if (source_.grammar != nullptr)
-      fields_.fail(field, fmt::format("\"{}\" is given too; one of them says what the text may be", source_.field));
+    if (found_)
+      fields_.fail(field, fmt::format("\"{}\" is given too; one of them says what the text may be", found_->field));
     try {
-      source_ = {field, std::make_shared<const Grammar>(make())};
+      found_ = RequestGrammar{field, make()};
     } catch (const InputError& error) {
       fields_.fail(field, error.what());
     }
   }
-  [[nodiscard]] std::shared_ptr<const Grammar> grammar() const { return source_.grammar; }
+  /// {"type": "json_object" or "json_schema"}; the schema's place is what the two APIs differ in.
+  void add_format(const std::string& field, const Json& format, const char* schema_in) {
+    const Fields inner(format, field);
+    const std::string type = inner.text("type").value_or("text");
+    if (type == "json_object") {
+      const Json* schema = inner.object("schema");  // llama.cpp's addition
+      add(field, [&] { return json_schema_to_gbnf(schema != nullptr ? *schema : Json{{"type", "object"}}); });
+    } else if (type == "json_schema") {
+      const Json* holder = schema_in == nullptr ? &format : inner.object(schema_in);
+      if (holder == nullptr) inner.fail(schema_in, "is missing");
+      const Json* schema = Fields(*holder, field).find("schema");
+      if (schema == nullptr) inner.fail("schema", "is missing");
+      add(field, [&] { return json_schema_to_gbnf(*schema); });
+    } else if (type != "text") {
+      inner.fail("type", fmt::format("\"{}\" is none of text, json_object, json_schema", type));
+    }
+  }
+  [[nodiscard]] std::optional<RequestGrammar> found() const { return found_; }
 
  private:
   const Fields& fields_;
-  Source source_;
+  std::optional<RequestGrammar> found_;
 };
-
-std::shared_ptr<const Grammar> parse_grammar(const Fields& fields) {
-  Grammars grammars(fields);
-  if (const std::optional<std::string> text = fields.text("grammar"); text && !text->empty())
-    grammars.add("grammar", [&] { return Grammar::parse(*text); });
-  if (const Json* schema = fields.find("json_schema"); schema != nullptr && !(schema->is_object() && schema->empty()))
-    grammars.add("json_schema", [&] { return Grammar::from_json_schema(*schema); });
-  const Json* format = fields.object("response_format");
-  if (format == nullptr) return grammars.grammar();
-  const Fields inner(*format, "response_format");
-  const std::string type = inner.text("type").value_or("text");
-  if (type == "json_object") {
-    const Json* schema = inner.object("schema");  // llama.cpp's addition
-    grammars.add("response_format", [&] {
-      return Grammar::from_json_schema(schema != nullptr ? *schema : Json{{"type", "object"}});
-    });
-  } else if (type == "json_schema") {
-    const Json* named = inner.object("json_schema");
-    if (named == nullptr) inner.fail("json_schema", "is missing");
-    const Json* schema = Fields(*named, "response_format.json_schema").find("schema");
-    if (schema == nullptr) inner.fail("json_schema", "has no \"schema\"");
-    grammars.add("response_format", [&] { return Grammar::from_json_schema(*schema); });
-  } else if (type != "text") {
-    inner.fail("type", fmt::format("\"{}\" is none of text, json_object, json_schema", type));
-  }
-  return grammars.grammar();
-}
 
 }  // namespace
 
-std::shared_ptr<const TokenTrie> SharedTrie::get(const Tokenizer& tokenizer) {
-  const std::lock_guard lock(mutex_);
-  if (tree_ == nullptr) tree_ = TokenTrie::build(tokenizer);
-  return tree_;
+std::optional<RequestGrammar> parse_request_grammar(const Fields& fields) {
+  GrammarField grammar(fields);
+  if (const std::optional<std::string> text = fields.text("grammar"); text && !text->empty())
+    grammar.add("grammar", [&] { return *text; });
+  if (const Json* schema = fields.find("json_schema"); schema != nullptr && !(schema->is_object() && schema->empty()))
+    grammar.add("json_schema", [&] { return json_schema_to_gbnf(*schema); });
+  if (const Json* format = fields.object("response_format"))
+    grammar.add_format("response_format", *format, "json_schema");
+  // Responses have the same in another place.
+  const Json* text = fields.has("input") ? fields.object("text") : nullptr;
+  if (const Json* format = text == nullptr ? nullptr : Fields(*text, "text").object("format"))
+    grammar.add_format("text.format", *format, nullptr);
+  return grammar.found();
 }
 
-LogitRules parse_rules(const Fields& fields, const Tokenizer& tokenizer, SharedTrie& trie) {
+std::shared_ptr<GrammarMatcher> make_matcher(const Fields& fields, const RequestGrammar& grammar,
+                                             std::shared_ptr<const TokenTrie> trie) {
+  try {
+    return std::make_shared<GrammarMatcher>(std::make_shared<const Grammar>(Grammar::parse(grammar.gbnf)),
+                                            std::move(trie));
+  } catch (const InputError& error) {
+    fields.fail(grammar.field, error.what());
+  }
+}
+
+std::shared_ptr<const TokenTrie> SharedTrie::get(const Tokenizer& tokenizer, std::span<const TokenId> marks) {
+  const std::lock_guard lock(mutex_);
+  std::shared_ptr<const TokenTrie>& tree = marks.empty() ? tree_ : tree_with_marks_;
+  if (tree == nullptr) tree = TokenTrie::build(tokenizer, marks);
+  return tree;
+}
+
+LogitRules parse_rules(const Fields& fields, const Tokenizer& tokenizer) {
   LogitRules rules;
   if (const auto value = fields.number("repeat_penalty", 1e-3, 1e3)) rules.repeat_penalty = static_cast<float>(*value);
   if (const auto value = fields.number("presence_penalty", -1e3, 1e3))
@@ -138,8 +149,6 @@ LogitRules parse_rules(const Fields& fields, const Tokenizer& tokenizer, SharedT
     rules.frequency_penalty = static_cast<float>(*value);
   if (const auto value = fields.integer("repeat_last_n", -1, INT32_MAX)) rules.repeat_last_n = *value;
   parse_bias(fields, tokenizer, rules);
-  if (const std::shared_ptr<const Grammar> grammar = parse_grammar(fields))
-    rules.grammar = std::make_shared<GrammarMatcher>(grammar, trie.get(tokenizer));
   return rules;
 }
 

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <ctime>
 #include <filesystem>
 #include <thread>
@@ -27,9 +28,11 @@ struct ServeFlags {
   double timeout_s = 60, drain_s = 30;
   std::string max_body_text = "16M", cache_ram_text = "1G";
   int64_t checkpoint_every = SchedulerOptions().checkpoint_every;
+  std::optional<int> ctx_checkpoints;
   std::string api_key, api_key_path, cors_origin, alias, slot_save_path, chat_template, chat_template_path;
+  std::string kwargs_text = "{}", reasoning_format = "auto";
   bool no_slots = false, no_metrics = false, no_webui = false, log_prompts = false;
-  bool metrics = false;  // on anyway; taken for scripts that ask for it
+  bool metrics = false, props = false;  // on anyway; taken for scripts that ask for them
 
   [[nodiscard]] bool parse(int argc, const char* const* argv);
   [[nodiscard]] HttpOptions http_options() const;
@@ -37,6 +40,7 @@ struct ServeFlags {
     return cache_ram_text == "0" ? 0 : parse_size("--cache-ram", cache_ram_text);
   }
   [[nodiscard]] std::string template_source(const Tokenizer& tokenizer) const;
+  [[nodiscard]] ChatDefaults chat_defaults() const;
 };
 
 bool ServeFlags::parse(int argc, const char* const* argv) {
@@ -53,6 +57,8 @@ bool ServeFlags::parse(int argc, const char* const* argv) {
                 "memory for states of texts that later requests may begin with, as 800M or 4G; 0: none are kept");
   line.add_int("checkpoint-every", &checkpoint_every, 64, INT32_MAX, "N",
                "positions between such states while a long prompt is read");
+  line.add_int("ctx-checkpoints", &ctx_checkpoints, 0, 1 << 20, "N",
+               "such states at most, for each answer at a time; 0: none (default: as many as --cache-ram holds)");
   line.add_text("slot-save-path", &slot_save_path, "DIR", "folder that POST /slots/N?action=save may write files to");
   line.add_float("timeout", &timeout_s, 1, 1e6, "SECONDS",
                  "time to send a request's body, and to take a part of the answer");
@@ -64,8 +70,14 @@ bool ServeFlags::parse(int argc, const char* const* argv) {
   line.add_text("alias,a", &alias, "NAME", "name of the model in answers (default: the file's)");
   line.add_text("chat-template", &chat_template, "TEMPLATE", "chat template in place of the file's; chatml: that one");
   line.add_text("chat-template-file", &chat_template_path, "FILE", "the same from a file");
+  line.add_text(
+      "chat-template-kwargs", &kwargs_text, "JSON",
+      "variables of the chat template, as {\"enable_thinking\": false}, where a request has none of that name");
+  line.add_text("reasoning-format", &reasoning_format, "FORM",
+                "thoughts of answers; auto, deepseek: apart from the content; none: in it, with their marks");
   line.add_switch("metrics", &metrics, "answer /metrics; on unless --no-metrics is given");
   line.add_switch("no-metrics", &no_metrics, "do not answer /metrics");
+  line.add_switch("props", &props, "answer GET /props; always on");
   line.add_switch("no-slots", &no_slots, "do not answer /slots");
   line.add_switch("no-webui", &no_webui, "do not answer / with the page to chat with");
   line.add_switch("log-prompts", &log_prompts, "put prompts and answers into the log");
@@ -74,7 +86,12 @@ bool ServeFlags::parse(int argc, const char* const* argv) {
   model.add_draft(line);
   model.add_batch(line);
   model.add_to(line);
-  if (!line.parse(argc, argv)) return false;
+  // llama.cpp's short form, of two letters.
+  std::vector<const char*> arguments(argv, argv + argc);
+  std::replace_if(
+      arguments.begin(), arguments.end(), [](const char* typed) { return std::string_view(typed) == "-np"; },
+      "--parallel");
+  if (!line.parse(argc, arguments.data())) return false;
   mtp_given = line.given("mtp");
   seed_given = line.given("seed");
   if (no_metrics && metrics) throw UsageError("--metrics and --no-metrics: give one of them");
@@ -83,6 +100,7 @@ bool ServeFlags::parse(int argc, const char* const* argv) {
   if (!chat_template.empty() && !chat_template_path.empty())
     throw UsageError("--chat-template and --chat-template-file: give one of them");
   (void)cache_bytes();
+  (void)chat_defaults();
   model.resolve(line);
   return true;
 }
@@ -111,6 +129,17 @@ std::string ServeFlags::template_source(const Tokenizer& tokenizer) const {
   if (chat_template == "chatml") return {};
   if (!chat_template.empty()) return chat_template;
   return chat_template_path.empty() ? std::string(tokenizer.chat_template()) : read_file(chat_template_path);
+}
+
+ChatDefaults ServeFlags::chat_defaults() const {
+  ChatDefaults defaults;
+  defaults.kwargs = Json::parse(kwargs_text, nullptr, /*allow_exceptions=*/false);
+  if (!defaults.kwargs.is_object())
+    throw UsageError(fmt::format("--chat-template-kwargs {}: this is no JSON object", kwargs_text));
+  if (reasoning_format != "auto" && reasoning_format != "deepseek" && reasoning_format != "none")
+    throw UsageError(fmt::format("--reasoning-format {}: it takes auto, deepseek or none", reasoning_format));
+  defaults.parse_reasoning = reasoning_format != "none";
+  return defaults;
 }
 
 /// The HTTP threads while this lives.
@@ -171,11 +200,7 @@ int run_serve(int argc, const char* const* argv) {
   add_slot_routes(server, state);
   add_unserved_routes(server);
   if (!flags.no_webui) add_page(server);
-  if (flags.port == 0) {
-    flags.port = server.bind_to_any_port(flags.host);
-  } else if (!server.bind_to_port(flags.host, flags.port)) {
-    flags.port = -1;
-  }
+  flags.port = server.listen_on(flags.host, flags.port);
   if (flags.port < 0)
     throw InputError(fmt::format("--host {}: this address, or the port, cannot be listened on", flags.host));
 
@@ -193,10 +218,12 @@ int run_serve(int argc, const char* const* argv) {
   options.scheduler.step_ms = flags.model.step_ms;
   options.scheduler.cache_bytes = flags.cache_bytes();
   options.scheduler.checkpoint_every = flags.checkpoint_every;
+  if (flags.ctx_checkpoints) options.scheduler.most_checkpoints = *flags.ctx_checkpoints * flags.model.parallel;
   options.max_queue = flags.max_queue;
   state.service = std::make_unique<Service>(*model, session, options);
   ServedModel& served = state.served;
   served.model = &*model;
+  served.tokenizer = &model->tokenizer();
   served.name = flags.alias.empty() ? std::filesystem::path(model->path()).filename().string() : flags.alias;
   served.ctx_size = state.service->engine().options().ctx_size;
   served.max_drafts = flags.model.mtp;
@@ -204,7 +231,8 @@ int run_serve(int argc, const char* const* argv) {
   served.sampling = flags.model.sampling;
   if (flags.seed_given) served.seed = flags.model.sampling.seed;
   served.created = std::time(nullptr);
-  state.chat.emplace(model->tokenizer(), flags.template_source(model->tokenizer()));
+  state.chat.emplace(model->tokenizer(), flags.template_source(model->tokenizer()), flags.chat_defaults());
+  served.marks = find_mark_tokens(model->tokenizer(), state.chat->form());
   describe_service(flags, *state.service);
 
   const PolledInterrupts polled;

@@ -27,7 +27,12 @@ AnswerChannel& Service::Ticket::channel() {
 }
 
 Service::Service(const Model& model, const SessionOptions& session, const ServiceOptions& options)
-    : model_(model), options_(options), engine_(model, session), scheduler_(engine_, options.scheduler) {
+    : model_(model),
+      options_(options),
+      bytes_(model.weights(), model.config()),
+      engine_(model, session),
+      scheduler_(engine_, options.scheduler) {
+  metrics_.set_pages(engine_.num_pages(), engine_.free_pages());
   thread_ = std::thread([this] { run(); });
 }
 
@@ -206,8 +211,10 @@ void Service::step() {
   try {
     scheduler_.admit();
     for (const Running& running : running_) running.answer->note_begin();
-    if (scheduler_.step()) metrics_.count_step(scheduler_.last_step());
-    metrics_.set_cache(scheduler_.cache().num_checkpoints(), scheduler_.cache().bytes());
+    if (scheduler_.step()) {
+      const Generator::Step& step = scheduler_.last_step();
+      metrics_.count_step(step, bytes_.trunk_pass(step.distinct_experts, 0, KvType::kF32).total());
+    }
   } catch (const std::exception& error) {
     // Nobody can say which rows a broken pass has left behind: all of them go.
     end_all(StopReason::kFailed, error.what());
@@ -226,6 +233,12 @@ void Service::finish_ended() {
     return true;
   });
   if (running_.empty()) metrics_.set_load(0, 0);
+  const PrefixCache& cache = scheduler_.cache();
+  // Its pages are counted where it has changed.
+  if (cache.bytes() != counted_cache_bytes_ || running_.empty())
+    metrics_.set_cache(cache.num_checkpoints(), cache.bytes(), cache.num_pages());
+  counted_cache_bytes_ = cache.bytes();
+  metrics_.set_pages(engine_.num_pages(), engine_.free_pages());
 }
 
 void Service::count(const Answer& answer, const AnswerEnd& end) {

@@ -12,6 +12,7 @@
 
 #include "engine/engine.h"
 #include "mtp/scheduler.h"
+#include "tools/bench/byte_model.h"
 #include "tools/serve/answer.h"
 #include "tools/serve/metrics.h"
 
@@ -91,6 +92,7 @@ class Service {
 
   const Model& model_;
   const ServiceOptions options_;
+  const ByteModel bytes_;
   Engine engine_;
   Scheduler scheduler_;
   Metrics metrics_;
@@ -103,6 +105,7 @@ class Service {
   std::atomic<bool> is_closed_ = false, is_cut_ = false;
   std::atomic<int> num_unfinished_ = 0;
 
+  size_t counted_cache_bytes_ = 0;
   std::vector<Running> running_;  // of the engine's thread, in order of arrival
   std::thread thread_;            // last: it uses all of the above
 };

@@ -1,3 +1,4 @@
+#include "tools/serve/chat_request.h"
 #include "tools/serve/routes.h"
 
 namespace foretoken {
@@ -40,15 +41,16 @@ Json detokenize(const Fields& fields, const Tokenizer& tokenizer) {
 
 void add_text_routes(HttpServer& server, ServeState& state) {
   server.route_post("/tokenize", [&state](const httplib::Request&, const Json& body, httplib::Response& response) {
-    answer_json(response, tokenize(Fields(body), state.served.model->tokenizer()));
+    answer_json(response, tokenize(Fields(body), *state.served.tokenizer));
   });
   server.route_post("/detokenize", [&state](const httplib::Request&, const Json& body, httplib::Response& response) {
-    answer_json(response, detokenize(Fields(body), state.served.model->tokenizer()));
+    answer_json(response, detokenize(Fields(body), *state.served.tokenizer));
   });
   server.route_post("/apply-template",
                     [&state](const httplib::Request&, const Json& body, httplib::Response& response) {
                       std::string prompt;
-                      for (const TextPart& part : render_chat(Fields(body), *state.chat)) prompt += part.text;
+                      const ChatRequest chat = parse_openai_chat(Fields(body), state.chat->defaults());
+                      for (const TextPart& part : state.chat->render(chat)) prompt += part.text;
                       answer_json(response, {{"prompt", prompt}});
                     });
 }

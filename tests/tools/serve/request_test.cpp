@@ -14,12 +14,13 @@ using Catch::Matchers::Contains;
 GenerationRequest parse(const std::string& body) {
   static const Model model = Model::load(FORETOKEN_SOURCE_DIR "/models/foretoken-demo.gguf", {});
   ServedModel served;
-  served.model = &model;
+  served.tokenizer = &model.tokenizer();
   served.ctx_size = 2048;
   served.max_drafts = 4;
   served.drafter = "mtp";
-  const Json json = parse_body(body);
-  return parse_generation(Fields(json), served);
+  Json json = parse_body(body);
+  json["prompt"] = "x";
+  return parse_completion(Fields(json), served);
 }
 
 /// The error that a body gets: "400 message".
