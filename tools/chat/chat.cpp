@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -51,6 +52,31 @@ struct ChatFlags {
   }
 };
 
+/// Shows an answer. Its thoughts are dimmed at a terminal; where standard output is none they go to standard error, for
+/// the result is the answer alone.
+class AnswerWriter {
+ public:
+  explicit AnswerWriter(ResultStream& out) : out_(out) {}
+
+  bool write(std::string_view text, bool is_thought) {
+    if (is_thought && !kDims) {
+      print_message(text);
+      return true;
+    }
+    if (is_thought != is_dim_) {
+      if (!out_.write(is_thought ? "\033[2m" : "\033[0m\n\n")) return false;
+      is_dim_ = is_thought;
+    }
+    return out_.write(text);
+  }
+  void finish() { (void)out_.write(is_dim_ ? "\033[0m\n" : "\n"); }
+
+ private:
+  static inline const bool kDims = isatty(STDOUT_FILENO) == 1;
+  ResultStream& out_;
+  bool is_dim_ = false;
+};
+
 /// The commands and messages of one sitting.
 class Repl {
  public:
@@ -93,9 +119,11 @@ class Repl {
  private:
   void ask(const std::string& text) {
     clear_interrupt();
+    AnswerWriter writer(out_);
     const Conversation::Answer answer = conversation_.ask(
-        text, options_, [&](std::string_view piece) { return out_.write(piece); }, [] { return interrupted().load(); });
-    (void)out_.write("\n");
+        text, options_, [&](std::string_view piece, bool is_thought) { return writer.write(piece, is_thought); },
+        [] { return interrupted().load(); });
+    writer.finish();
     if (!answer.failure.empty()) print_message("{}\n", answer.failure);
     if (interrupted()) print_message("(stopped)\n");
     clear_interrupt();

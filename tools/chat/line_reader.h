@@ -9,11 +9,12 @@ namespace foretoken {
 class LineReader {
  public:
   LineReader();
-  /// A message: lines that end in a backslash go on with the next one. Nothing at the end of the input.
+  /// A message: lines that end in a backslash go on with the next one. Nothing at the end of the input; an empty one
+  /// after Ctrl-C.
   [[nodiscard]] std::optional<std::string> read(const char* prompt);
 
  private:
-  [[nodiscard]] std::optional<std::string> read_line(const char* prompt) const;
+  [[nodiscard]] std::optional<std::string> read_line(const char* prompt, bool& is_dropped) const;
   const bool edits_;
 };
 

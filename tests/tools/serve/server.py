@@ -14,7 +14,7 @@ class Server:
     """`foretoken serve` on a free port, until stop()."""
 
     def __init__(self, program, model, *flags):
-        self.process = subprocess.Popen([program, "serve", "-m", model, "--port", "0", *flags], stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([program, "serve", "-m", model, *([] if "--port" in flags else ["--port", "0"]), *flags], stderr=subprocess.PIPE, text=True)
         self.log = []
         for line in self.process.stderr:
             self.log.append(line)
@@ -45,6 +45,21 @@ class Server:
 
     def open_files(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def open_sockets(self):
+        """Connections that clients have: open files that are sockets, but for the one that listens."""
+        links = []
+        for name in os.listdir(f"/proc/{self.process.pid}/fd"):
+            try:
+                links.append(os.readlink(f"/proc/{self.process.pid}/fd/{name}"))
+            except OSError:
+                pass
+        return sum(link.startswith("socket:") for link in links) - 1
+
+    def memory_kb(self):
+        """What is resident and nobody else's."""
+        with open(f"/proc/{self.process.pid}/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("RssAnon:"))
 
     def threads(self):
         return len(os.listdir(f"/proc/{self.process.pid}/task"))
