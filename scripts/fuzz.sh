@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fuzzes the GGUF reader, the tokenizer, chat templates and grammars with libFuzzer under address and undefined-behaviour sanitizers.
+# Fuzzes the GGUF reader, the tokenizer, chat templates, grammars and the bodies of requests with libFuzzer under address and undefined-behaviour sanitizers.
 #   scripts/fuzz.sh [seconds]     seconds in all, shared by all programs; 60 if not given
 # Needs: clang, libclang-rt-14-dev (or another release's), and what the build needs. Finds are kept in build/fuzz/finds.
 set -euo pipefail
@@ -12,7 +12,7 @@ usage() {
 seconds=${1:-60}
 [[ $seconds =~ ^[0-9]{1,7}$ ]] && ((10#$seconds >= 10)) || usage
 seconds=$((10#$seconds))
-parts=(gguf tokenizer template grammar)
+parts=(gguf tokenizer template grammar request)
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 build=${FORETOKEN_FUZZ_BUILD:-$root/build/fuzz}

@@ -78,6 +78,19 @@ SEEDS = {
     b' "required": ["ab"], "additionalProperties": {"enum": [1, "x"]}}\0{"a": 12, "ab": null}',
     "grammar/schema_others": b'S{"$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}, "maxItems": 2}}, "anyOf": [{"$ref": "#/$defs/n"},'
     b' {"type": "string", "pattern": "^[a-c]{2}(x|y)?$"}, {"type": "string", "format": "date"}, {"allOf": [{"properties": {"k": {}}}]}]}\0[[],[[]]]',
+    # The first byte is the route and, times 4, the form of calls.
+    "request/completion": b'\x00{"prompt": ["a", [1, 2], "b"], "n_predict": 5, "stop": ["x"], "logit_bias": {"5": -1, "a": false}, "grammar": "root ::= \\"a\\"", "n": 2}',
+    "request/chat": b'\x01{"messages": [{"role": "system", "content": "x"}, {"role": "assistant", "content": null, "tool_calls": [{"id": "1", "function": {"name": "f",'
+    b' "arguments": "{\\"a\\": 1}"}}]}, {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "y"}]}], "tools": [{"type": "function", "function":'
+    b' {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}}], "tool_choice": "required", "parallel_tool_calls": false}',
+    "request/chat_continued": b'\x05{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "<think>a"}], "continue_final_message": true,'
+    b' "chat_template_kwargs": {"enable_thinking": true}, "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "array"}}}, "reasoning_format": "none"}',
+    "request/messages": b'\x0a{"max_tokens": 5, "system": [{"type": "text", "text": "s"}], "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content":'
+    b' [{"type": "thinking", "thinking": "t"}, {"type": "tool_use", "id": "1", "name": "f", "input": {"a": 1}}]}, {"role": "user", "content": [{"type": "tool_result",'
+    b' "tool_use_id": "1", "content": "r"}]}], "tools": [{"name": "f", "input_schema": {"type": "object"}}], "tool_choice": {"type": "tool", "name": "f"}}',
+    "request/responses": b'\x0f{"instructions": "s", "input": [{"role": "user", "content": [{"type": "input_text", "text": "x"}]}, {"type": "reasoning", "summary": [],'
+    b' "content": [{"type": "reasoning_text", "text": "t"}]}, {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}, {"type": "function_call_output",'
+    b' "call_id": "1", "output": "r"}], "tools": [{"type": "function", "name": "f", "parameters": {}}], "text": {"format": {"type": "json_object"}}, "reasoning": {"effort": "low"}}',
     "template/chatml": b"{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content | trim }}\n{% endfor %}",
     "template/macro": b"{% macro f(a, b=2) %}{{ a }}{{ caller() }}{% endmacro %}{% call f(1) %}x{% endcall %}{% set ns = namespace(n=0) %}"
     b"{% for i in range(3) if i is odd %}{% set ns.n = ns.n + loop.index %}{% endfor %}{{ ns.n }}",
