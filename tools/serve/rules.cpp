@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
 #include <limits>
 
 #include "kernels/base/error.h"
@@ -17,7 +18,9 @@ constexpr size_t kMostBiased = 4096;
 float bias_of(const Fields& fields, const Json& value) {
   if (value.is_boolean() && !value.get<bool>()) return -std::numeric_limits<float>::infinity();
   if (!value.is_number()) fields.fail("logit_bias", "expected a number for each token, or false to ban it");
-  return value.get<float>();
+  const double bias = value.get<double>();
+  if (!(std::abs(bias) <= 1e9)) fields.fail("logit_bias", fmt::format("{} is outside -1e9 to 1e9", to_text(value)));
+  return static_cast<float>(bias);
 }
 
 // [[token or text, bias], ...], {"token or text": bias, ...} or [{"token": ..., "bias": ...}, ...]. Of a text, each token.

@@ -109,11 +109,12 @@ TEST_CASE("Biases, penalties and grammars become rules of the choice", "[serve]"
        {R"({"json_schema": {"type": "integer"}})", R"({"response_format": {"type": "json_object"}})",
         R"({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "null"}}}})"})
     CHECK(parse(body).rules.grammar != nullptr);
-  for (const char* body : {R"({"logit_bias": [[999999, 1]]})", R"({"logit_bias": 3})", R"({"logit_bias": [[1, "x"]]})",
-                           R"({"grammar": "root = 1"})", R"({"grammar": 5})", R"({"json_schema": {"type": "psychic"}})",
-                           R"({"grammar": "root ::= \"a\"", "json_schema": {"type": "null"}})",
-                           R"({"response_format": {"type": "xml"}})", R"({"response_format": {"type": "json_schema"}})",
-                           R"({"repeat_penalty": 0})", R"({"frequency_penalty": "much"})"}) {
+  for (const char* body :
+       {R"({"logit_bias": [[999999, 1]]})", R"({"logit_bias": 3})", R"({"logit_bias": [[1, "x"]]})",
+        R"({"logit_bias": [[1, 1e300]]})", R"({"grammar": "root = 1"})", R"({"grammar": 5})",
+        R"({"json_schema": {"type": "psychic"}})", R"({"grammar": "root ::= \"a\"", "json_schema": {"type": "null"}})",
+        R"({"response_format": {"type": "xml"}})", R"({"response_format": {"type": "json_schema"}})",
+        R"({"repeat_penalty": 0})", R"({"frequency_penalty": "much"})"}) {
     INFO(body);
     CHECK_THAT(refusal(body), Catch::Matchers::StartsWith("400 "));
   }
