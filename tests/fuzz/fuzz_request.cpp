@@ -1,6 +1,7 @@
 // The first byte chooses the route and the chat template; the rest is a request's body. Either an error of the client's
 // (4xx) or of what is not served (501), or a request within all limits, whose prompt is one of the vocabulary's.
 
+#include <set>
 #include <string>
 #include <string_view>
 
@@ -40,8 +41,15 @@ const ChatPrompts& prompts(int which) {
 void check(const GenerationRequest& request, const ServedModel& served) {
   require(request.n >= 1 && request.n <= 128 && request.max_tokens >= -1);
   require(request.max_drafts >= 0 && request.max_drafts <= served.max_drafts);
-  request.sampling.check();
-  request.rules.check(tokenizer().vocab_size());
+  const SamplingOptions& sampling = request.sampling;
+  require(sampling.temperature >= 0 && sampling.top_k >= 0 && sampling.top_p > 0 && sampling.top_p <= 1);
+  require(sampling.typical_p > 0 && sampling.typical_p <= 1 && sampling.min_p >= 0 && sampling.min_p <= 1);
+  require(request.rules.repeat_penalty > 0 && request.rules.repeat_last_n >= -1);
+  std::set<TokenId> biased;
+  for (const auto& [id, bias] : request.rules.bias) {
+    require(id >= 0 && id < tokenizer().vocab_size() && biased.insert(id).second);
+    require(!(bias > 1e38f) && bias == bias);
+  }
   require(!request.prompts.empty());
   for (const std::vector<TokenId>& prompt : request.prompts) {
     for (const TokenId id : prompt) require(id >= 0 && id < tokenizer().vocab_size());

@@ -1,7 +1,7 @@
 #include "engine/text/grammar/grammar.h"
 
 #include <catch2/catch.hpp>
-#include <chrono>
+#include <ctime>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <set>
@@ -319,8 +319,13 @@ TEST_CASE("Time of masks over a large vocabulary", "[.][mask-time]") {
     words.push_back(word.substr(0, 1 + random() % 16));
   }
   std::vector<std::string_view> pieces(words.begin(), words.end());
-  const auto clock = [] { return std::chrono::steady_clock::now(); };
-  const auto ms = [](auto begin, auto end) { return std::chrono::duration<double, std::milli>(end - begin).count(); };
+  // This thread's time: others may be busy.
+  const auto clock = [] {
+    timespec now = {};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return 1e3 * static_cast<double>(now.tv_sec) + 1e-6 * static_cast<double>(now.tv_nsec);
+  };
+  const auto ms = [](double begin, double end) { return end - begin; };
   auto begin = clock();
   const auto trie = std::make_shared<const TokenTrie>(pieces, std::vector<TokenId>{});
   WARN("tree of " << trie->num_nodes() << " nodes: " << ms(begin, clock()) << " ms");
