@@ -13,6 +13,7 @@ constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kQueries =
     8;  // that a block serves with one read of keys and values; one a warp when the scores become weights
 static_assert(kQueries == kWarps);
+constexpr int kValuesAhead = 8;
 
 __device__ __forceinline__ void store_value(const DeviceKv& kv, int64_t at, float x) {
   if (kv.type == KvType::kF16) {
@@ -94,9 +95,9 @@ __global__ void __launch_bounds__(kThreads) cuda_prepare_attention(PrepareAttent
 template <KvType kType>
 __device__ __forceinline__ float load_kv(const void* from, int64_t at) {
   if constexpr (kType == KvType::kF16) {
-    return half_bits_to_float(static_cast<const uint16_t*>(from)[at]);
+    return half_bits_to_float(load_constant(static_cast<const uint16_t*>(from) + at));
   } else {
-    return static_cast<const float*>(from)[at];
+    return load_constant(static_cast<const float*>(from) + at);
   }
 }
 
@@ -190,17 +191,29 @@ __global__ void __launch_bounds__(kThreads) cuda_attention(AttentionDesc a, bool
     const int64_t left = most_seen - begin;
     const int count = static_cast<int>(left < kAttentionSplit ? left : kAttentionSplit);
 
-    // Scores: a warp a position.
-    for (int j = warp; j < count; j += kWarps) {
-      const int64_t key = base + int64_t{j} * a.head_dim;
-      float dots[kQueries] = {};
+    // Scores: a warp a position. The key's values are asked for all at once, those of the next position before this one
+    // is folded.
+    float next[kChunks];
+    const auto load_key = [&](int j) {
+      const int64_t key = base + int64_t{j < count ? j : count - 1} * a.head_dim;
       FT_UNROLL
       for (int c = 0; c < kChunks; ++c) {
         const int i = c * kWarpSize + lane;
-        if (i >= a.head_dim) continue;
-        const float k = load_kv<kType>(a.kv.data, key + i);
+        next[c] = i < a.head_dim ? load_kv<kType>(a.kv.data, key + i) : 0.0f;
+      }
+    };
+    load_key(warp);
+    for (int j = warp; j < count; j += kWarps) {
+      float k[kChunks];
+      FT_UNROLL
+      for (int c = 0; c < kChunks; ++c) k[c] = next[c];
+      load_key(j + kWarps);
+      float dots[kQueries] = {};
+      FT_UNROLL
+      for (int c = 0; c < kChunks; ++c) {
+        if (c * kWarpSize + lane >= a.head_dim) continue;
         FT_UNROLL
-        for (int q = 0; q < kQueries; ++q) dots[q] = __fmaf_rn(query_values[q][c], k, dots[q]);
+        for (int q = 0; q < kQueries; ++q) dots[q] = __fmaf_rn(query_values[q][c], k[c], dots[q]);
       }
       // Folds 32 -> 16 -> 8 -> 4 with the queries dealt out on the way, so that eight folds take 9 exchanges instead
       // of 40.
@@ -266,10 +279,16 @@ __global__ void __launch_bounds__(kThreads) cuda_attention(AttentionDesc a, bool
         common = own_seen[i] < common ? own_seen[i] : common;
       }
       int j = 0;
-      for (; j < common; ++j) {
-        const float v = load_kv<kType>(a.kv.data, value + int64_t{j} * a.head_dim);
+      // Eight positions' values are asked for together.
+      for (; j + kValuesAhead <= common; j += kValuesAhead) {
+        float v[kValuesAhead];
         FT_UNROLL
-        for (int i = 0; i < kChunks; ++i) out[i] = __fmaf_rn(weights[j * kQueries + own + i], v, out[i]);
+        for (int p = 0; p < kValuesAhead; ++p) v[p] = load_kv<kType>(a.kv.data, value + int64_t{j + p} * a.head_dim);
+        FT_UNROLL
+        for (int p = 0; p < kValuesAhead; ++p) {
+          FT_UNROLL
+          for (int i = 0; i < kChunks; ++i) out[i] = __fmaf_rn(weights[(j + p) * kQueries + own + i], v[p], out[i]);
+        }
       }
       for (; j < count; ++j) {
         const float v = load_kv<kType>(a.kv.data, value + int64_t{j} * a.head_dim);

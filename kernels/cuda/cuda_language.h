@@ -24,6 +24,13 @@ __device__ __forceinline__ uint16_t float_to_half_bits(float x) {
   return __half_as_ushort(__float2half_rn(x));
 }
 
+/// Loads from device memory that nobody writes while the kernel runs, by the path for such data (ld.global.nc). It also
+/// says that the address is the device's: through a pointer that was chosen among several, the compiler does not know.
+template <class T>
+__device__ __forceinline__ T load_constant(const T* p) {
+  return __ldg(p);
+}
+
 /// C += A B over int8 fragments of a warp; see emulated_mma for the layout of the registers.
 __device__ __forceinline__ void mma_16x8x32(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"

@@ -108,12 +108,15 @@ __global__ void __launch_bounds__(kMaxStateSize) cuda_convolve(ConvolveDesc a) {
 }
 
 // A warp takes 32 value columns of one head of one span (blockIdx.x: head, blockIdx.y: columns, blockIdx.z: span): each
-// lane keeps its column of the state in registers for all rows, so the state is read once and written once. More warps
+// lane keeps its column of the state in registers for all rows, so the state is read once and written once; of 128
+// values the last 16 lie in shared memory, since 255 registers do not hold them all and spills go further. More warps
 // would not help: along a column everything is one chain of fma.
 template <int kSize>
 __global__ void __launch_bounds__(kWarpSize) cuda_delta_net(DeltaNetDesc a) {
+  constexpr int kHeld = kSize < 112 ? kSize : 112;  // of a column in registers
   FT_SHARED(float, key, kSize);
   FT_SHARED(float, query, kSize);
+  FT_SHARED(float, rest, (kSize > kHeld ? kSize - kHeld : 1) * kWarpSize);  // [value][lane]
   if (static_cast<int>(blockIdx.z) >= a.pass.counts->num_spans) return;
   const DeviceSpan span = a.pass.spans[blockIdx.z];
   const int head = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
@@ -126,35 +129,47 @@ __global__ void __launch_bounds__(kWarpSize) cuda_delta_net(DeltaNetDesc a) {
   const DeltaSlot before = old_rows(a.slots, span, channels, a.num_value_heads),
                   own = new_rows(a.slots, span, channels, a.num_value_heads);
 
-  float s[kSize];
+  float s[kHeld];
   FT_UNROLL
-  for (int i = 0; i < kSize; ++i) s[i] = inside ? state[i * kSize] : 0.0f;
+  for (int i = 0; i < kHeld; ++i) s[i] = inside ? state[i * kSize] : 0.0f;
+  for (int i = kHeld; i < kSize; ++i) rest[(i - kHeld) * kWarpSize + lane] = inside ? state[i * kSize] : 0.0f;
 
   const int num_committed = span.replay + (span.is_window == 0 ? span.num_rows : 1);
   for (int r = -span.replay; r < span.num_rows; ++r) {
-    const DeltaSlot& slot = r < 0 ? before : own;
     const int row = r < 0 ? span.kept + r : r;
-    const float* mixed = slot.mixed + row * channels;
+    const float* mixed = (r < 0 ? before.mixed : own.mixed) + row * channels;
+    const int64_t gate = int64_t{row} * a.num_value_heads + head;
+    const float decay = (r < 0 ? before.decay : own.decay)[gate], beta = (r < 0 ? before.beta : own.beta)[gate];
+    const float v = inside ? mixed[2 * key_dim + head * kSize + column] : 0.0f;
     __syncwarp();  // nobody reads the last row's key any more
     for (int i = lane; i < kSize; i += kWarpSize) {
       key[i] = mixed[key_dim + key_head * kSize + i];
       query[i] = mixed[key_head * kSize + i];
     }
     __syncwarp();
-    const float decay = slot.decay[row * a.num_value_heads + head], beta = slot.beta[row * a.num_value_heads + head];
     float m = 0.0f;
     FT_UNROLL
-    for (int i = 0; i < kSize; ++i) {
+    for (int i = 0; i < kHeld; ++i) {
       s[i] = s[i] * decay;
       m = __fmaf_rn(s[i], key[i], m);
     }
-    const float v = inside ? mixed[2 * key_dim + head * kSize + column] : 0.0f;
+    for (int i = kHeld; i < kSize; ++i) {
+      float& value = rest[(i - kHeld) * kWarpSize + lane];
+      value = value * decay;
+      m = __fmaf_rn(value, key[i], m);
+    }
     const float d = beta * (v - m);
+    if constexpr (kHeld < kSize) __syncwarp();  // or the compiler keeps `rest` in registers after all
     float sum = 0.0f;
     FT_UNROLL
-    for (int i = 0; i < kSize; ++i) {
+    for (int i = 0; i < kHeld; ++i) {
       s[i] = __fmaf_rn(key[i], d, s[i]);
       sum = __fmaf_rn(s[i], query[i], sum);
+    }
+    for (int i = kHeld; i < kSize; ++i) {
+      float& value = rest[(i - kHeld) * kWarpSize + lane];
+      value = __fmaf_rn(key[i], d, value);
+      sum = __fmaf_rn(value, query[i], sum);
     }
     if (r >= 0 && inside) {
       const int64_t out_row = int64_t{span.first_row} + r;
@@ -162,7 +177,8 @@ __global__ void __launch_bounds__(kWarpSize) cuda_delta_net(DeltaNetDesc a) {
     }
     if (r + span.replay + 1 == num_committed && inside) {
       FT_UNROLL
-      for (int i = 0; i < kSize; ++i) state[i * kSize] = s[i];
+      for (int i = 0; i < kHeld; ++i) state[i * kSize] = s[i];
+      for (int i = kHeld; i < kSize; ++i) state[i * kSize] = rest[(i - kHeld) * kWarpSize + lane];
     }
   }
 }

@@ -33,11 +33,12 @@ __device__ __forceinline__ LaneRow<kBlock> load_lane_row(const QuantRows& rows, 
   const int8_t* q = rows.q + row * q_stride(kBlock, rows.num_blocks);
   const int16_t* sums = rows.sums + row * sums_stride(kBlock, rows.num_blocks);
   if constexpr (kBlock == 256) {
-    for (int j = 0; j < 4; ++j) lane.run[j] = *reinterpret_cast<const uint4*>(q + run_offset(block, t, j));
-    lane.sums = *reinterpret_cast<const uint2*>(sums + block * 16 + t * 4);
+    for (int j = 0; j < 4; ++j)
+      lane.run[j] = load_constant(reinterpret_cast<const uint4*>(q + run_offset(block, t, j)));
+    lane.sums = load_constant(reinterpret_cast<const uint2*>(sums + block * 16 + t * 4));
   } else {
-    lane.words = *reinterpret_cast<const uint2*>(q + block * 32 + t * 8);
-    lane.sum = sums[block];
+    lane.words = load_constant(reinterpret_cast<const uint2*>(q + block * 32 + t * 8));
+    lane.sum = load_constant(sums + block);
   }
   return lane;
 }
@@ -56,16 +57,16 @@ __device__ __forceinline__ const uint8_t* plane_of(const std::byte* row, int ind
   return reinterpret_cast<const uint8_t*>(row) + plane_offset(kType, index, num_blocks);
 }
 __device__ __forceinline__ uint4 load_uint4(const uint8_t* p) {
-  return *reinterpret_cast<const uint4*>(p);
+  return load_constant(reinterpret_cast<const uint4*>(p));
 }
 __device__ __forceinline__ uint2 load_uint2(const uint8_t* p) {
-  return *reinterpret_cast<const uint2*>(p);
+  return load_constant(reinterpret_cast<const uint2*>(p));
 }
 __device__ __forceinline__ uint32_t load_word(const uint8_t* p) {
-  return *reinterpret_cast<const uint32_t*>(p);
+  return load_constant(reinterpret_cast<const uint32_t*>(p));
 }
 __device__ __forceinline__ float load_half(const uint8_t* p) {
-  return half_bits_to_float(*reinterpret_cast<const uint16_t*>(p));
+  return half_bits_to_float(load_constant(reinterpret_cast<const uint16_t*>(p)));
 }
 
 /// Bytes of `word` less `offset`, for bytes below 128.
@@ -323,7 +324,7 @@ struct LaneBlock<kType, 32> {
       }
     }
     if constexpr (kType == WeightType::kMXFP4) {
-      const uint32_t e = plane_of<kType>(row, 1, num_blocks)[b];
+      const uint32_t e = load_constant(plane_of<kType>(row, 1, num_blocks) + b);
       d = math::float_from_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23);  // 2^(e-128); the two smallest are denormal
     } else if constexpr (kType == WeightType::kQ4_1 || kType == WeightType::kQ5_1) {
       const uint32_t header = load_word(plane_of<kType>(row, kType == WeightType::kQ4_1 ? 1 : 2, num_blocks) + b * 4);

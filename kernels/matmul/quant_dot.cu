@@ -46,25 +46,49 @@ __device__ __forceinline__ float fold_quads(float partial, int log2_slots) {
 /// output o.
 template <WeightType kType, int kRows>
 struct DotTile {
+  static constexpr int kBlock = block_size_of<kType>();
   static constexpr int kDeal = kRows < 4 ? kRows : 4;  // rows whose sums a quad shares out at once
   static constexpr int kDeals = kRows / kDeal;
-  float acc[2][kDeals];
+  // Steps whose weights are asked for together: a block of 32 is two words a lane, too few to keep memory busy.
+  static constexpr int kAhead = kBlock == 256 ? 1 : 2;
+  float acc[2][kDeals] = {};
+  // Rows of the activations, found once: behind them lies a division. Rows that are not there are the first one again,
+  // computed and not kept, so that no branch stands between the loads of a deal. Of many rows each lane knows one and
+  // tells it the others: registers are short there.
+  static constexpr bool kTold = kRows > 4;
+  int32_t inputs[kTold ? 1 : kRows];
 
-  __device__ __forceinline__ void add_block(const MatmulArguments& a, const RowSet& rows, int first,
-                                            const std::byte* const (&w)[2], int64_t b, bool inside, int t) {
-    constexpr int kBlock = block_size_of<kType>();
-    LaneBlock<kType> block[2];
-    for (int o = 0; o < 2; ++o) block[o].load(w[o], a.rows.num_blocks, b, t);
+  __device__ __forceinline__ DotTile(const RowSet& rows, int first) {
+    FT_UNROLL
+    for (int i = 0; i < (kTold ? 1 : kRows); ++i) {
+      const int row = first + (kTold ? static_cast<int>(threadIdx.x % kWarpSize) : i);
+      inputs[i] = static_cast<int32_t>(rows.input(row < rows.count ? row : first));
+    }
+  }
+  /// Of row first + i. Called by all lanes together; i may differ between them.
+  __device__ __forceinline__ int32_t input(int i) const {
+    if constexpr (kTold) {
+      return __shfl_sync(kAllLanes, inputs[0], i);
+    } else {
+      int32_t found = inputs[0];
+      FT_UNROLL
+      for (int r = 1; r < kRows; ++r) found = i == r ? inputs[r] : found;
+      return found;
+    }
+  }
+
+  /// Block b of both outputs meets all rows. inside: false for a lane whose slot has no block in this step; it computes
+  /// on another and keeps nothing.
+  __device__ __forceinline__ void add_block(const MatmulArguments& a, const LaneBlock<kType> (&block)[2], int left,
+                                            int64_t b, bool inside, int t) {
     FT_UNROLL
     for (int g = 0; g < kDeals; ++g) {
-      const int begin = first + g * kDeal;
-      if (begin >= rows.count) break;      // the same in all lanes
-      int isum[2][kDeal], msum[2][kDeal];  // msum: with float runs the second run's sum, and isum the first's
+      if (g > 0 && g * kDeal >= left) break;  // the same in all lanes
+      int isum[2][kDeal], msum[2][kDeal];     // msum: with float runs the second run's sum, and isum the first's
       FT_UNROLL
       for (int i = 0; i < kDeal; ++i) {
-        for (int o = 0; o < 2; ++o) isum[o][i] = msum[o][i] = 0;
-        if (begin + i >= rows.count) continue;
-        const LaneRow<kBlock> row = load_lane_row<kBlock>(a.rows, rows.input(begin + i), b, t);
+        const LaneRow<kBlock> row = load_lane_row<kBlock>(a.rows, input(g * kDeal + i), b, t);
+        FT_UNROLL
         for (int o = 0; o < 2; ++o) {
           if constexpr (has_float_runs<kType>()) {
             isum[o][i] = block[o].run_isum(row, 0);
@@ -75,10 +99,9 @@ struct DotTile {
           if constexpr (has_lane_mins<kType>() && kBlock == 256) msum[o][i] = block[o].msum(row);
         }
       }
-      const int mine = begin + t % kDeal;
-      const bool used = inside && mine < rows.count;
-      const int64_t input = rows.input(used ? mine : begin);
-      const float d = a.rows.d[input * a.rows.num_blocks + b];
+      const bool used = inside && g * kDeal + t % kDeal < left;
+      const int64_t own = input(g * kDeal + t % kDeal);  // the row that this lane turns into floats
+      const float d = load_constant(a.rows.d + own * a.rows.num_blocks + b);
       FT_UNROLL
       for (int o = 0; o < 2; ++o) {
         const int sum = deal_sums<kDeal>(isum[o], t);
@@ -95,7 +118,7 @@ struct DotTile {
           if constexpr (kBlock == 256) {
             mins = deal_sums<kDeal>(msum[o], t);
           } else {
-            mins = a.rows.sums[input * sums_stride(32, a.rows.num_blocks) + b];
+            mins = load_constant(a.rows.sums + own * sums_stride(32, a.rows.num_blocks) + b);
           }
           if (used) acc[o][g] = __fmaf_rn(-static_cast<float>(mins), block[o].dmin * d, acc[o][g]);
         }
@@ -105,7 +128,7 @@ struct DotTile {
 };
 
 template <WeightType kType, int kRows>
-__global__ void __launch_bounds__(128) cuda_quant_dot(MatmulArguments a, int log2_slots) {
+__global__ void __launch_bounds__(128, kRows >= 4 ? 3 : 4) cuda_quant_dot(MatmulArguments a, int log2_slots) {
   using Tile = DotTile<kType, kRows>;
   const RowSet rows = rows_of_bucket(a, static_cast<int>(blockIdx.y));
   const int lane = static_cast<int>(threadIdx.x % kWarpSize), t = lane % 4, quad = lane / 4;
@@ -127,10 +150,21 @@ __global__ void __launch_bounds__(128) cuda_quant_dot(MatmulArguments a, int log
 
   const int64_t num_blocks = a.rows.num_blocks;
   for (int first = 0; first < rows.count; first += kRows) {  // more than once only in buckets beyond any window
-    Tile tile{};
-    for (int64_t base = 0; base < num_blocks; base += slots) {
-      const bool inside = base + slot < num_blocks;
-      tile.add_block(a, rows, first, w, inside ? base + slot : num_blocks - 1, inside, t);
+    Tile tile(rows, first);
+    for (int64_t base = 0; base < num_blocks; base += Tile::kAhead * slots) {
+      LaneBlock<kType> block[Tile::kAhead][2];
+      FT_UNROLL
+      for (int s = 0; s < Tile::kAhead; ++s) {
+        const int64_t b = base + s * slots + slot;
+        FT_UNROLL
+        for (int o = 0; o < 2; ++o) block[s][o].load(w[o], num_blocks, b < num_blocks ? b : num_blocks - 1, t);
+      }
+      FT_UNROLL
+      for (int s = 0; s < Tile::kAhead; ++s) {
+        const int64_t b = base + s * slots + slot;
+        if (s > 0 && base + s * slots >= num_blocks) break;  // the same in all lanes
+        tile.add_block(a, block[s], rows.count - first, b < num_blocks ? b : num_blocks - 1, b < num_blocks, t);
+      }
     }
     for (int g = 0; g < Tile::kDeals; ++g) {
       const float scale1 = per_pair == 2 ? rows.scale : rows.up_scale;

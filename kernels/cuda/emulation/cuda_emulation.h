@@ -210,6 +210,10 @@ inline int __ffs(uint32_t x) {
   return __builtin_ffs(static_cast<int>(x));
 }
 
+template <class T>
+T load_constant(const T* p) {
+  return *p;
+}
 inline float half_bits_to_float(uint16_t h) {
   return half_to_float(h);
 }
