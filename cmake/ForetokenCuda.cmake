@@ -116,12 +116,13 @@ function(foretoken_cuda_tests)
     set_source_files_properties(${FORETOKEN_CUDA_KERNELS} PROPERTIES LANGUAGE CXX)
     foretoken_warnings(foretoken_cuda_emulation)
     target_compile_options(foretoken_cuda_emulation PRIVATE -O1)  # half the time to compile
-    target_compile_definitions(foretoken_cuda_emulation PUBLIC FORETOKEN_CUDA_EMULATION)
+    target_compile_definitions(foretoken_cuda_emulation PUBLIC FORETOKEN_CUDA_EMULATION
+      PRIVATE FORETOKEN_KERNEL_TABLE="${CMAKE_SOURCE_DIR}/docs/cuda-kernels.tsv")
     target_link_libraries(foretoken_cuda_emulation PUBLIC foretoken_kernels PRIVATE Boost::context)
     if(NOT FORETOKEN_SANITIZE)
       # Every load and store of the kernels calls access_checker.cpp. The sanitizers' own builds look at memory themselves.
       target_sources(foretoken_cuda_emulation PRIVATE ${CMAKE_SOURCE_DIR}/kernels/cuda/emulation/access_checker.cpp
-        ${CMAKE_SOURCE_DIR}/kernels/cuda/emulation/emulated_memory.cpp)
+        ${CMAKE_SOURCE_DIR}/kernels/cuda/emulation/emulated_memory.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda/emulation/warp_traffic.cpp)
       target_compile_definitions(foretoken_cuda_emulation PUBLIC FORETOKEN_ACCESS_CHECKS)
       foretoken_check_accesses(${FORETOKEN_CUDA_KERNELS})
     endif()
@@ -136,6 +137,7 @@ function(foretoken_cuda_tests)
     foretoken_cuda_engine_of(foretoken_cuda_emulation_engine foretoken_cuda_emulation)
     add_executable(test_cuda_session_emulation ${session_tests})
     foretoken_warnings(test_cuda_session_emulation)
+    target_compile_definitions(test_cuda_session_emulation PRIVATE FORETOKEN_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
     target_link_libraries(test_cuda_session_emulation PRIVATE
       foretoken_cuda_test_main foretoken_reference foretoken_mtp foretoken_cuda_emulation_engine)
     catch_discover_tests(test_cuda_session_emulation TEST_PREFIX "cuda session emulation: " PROPERTIES TIMEOUT 1200)

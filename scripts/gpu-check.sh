@@ -190,7 +190,7 @@ if wants sanitizer; then
     skip "compute-sanitizer" "test_cuda was not built"
   else
     # Every kernel at least once; the long sweeps over all types are left out, each tool slows a kernel down some hundred times.
-    for tool in memcheck racecheck; do
+    for tool in memcheck racecheck initcheck synccheck; do
       for filter in "attention*" "choice*" "delta net*" "router*,buckets*,experts*" "norm of rows*,gated norm*" \
         "matmul: a draft head*,matmul: rows beyond*" "cublas: a graph*"; do
         step "$tool: $filter" 1200 "$sanitizer" --tool "$tool" --error-exitcode 9 "$test_cuda" "$filter"

@@ -12,6 +12,7 @@
 #include "kernels/base/error.h"
 #include "kernels/cuda/emulation/cuda_emulation.h"
 #include "kernels/cuda/emulation/emulated_memory.h"
+#include "kernels/cuda/emulation/warp_traffic.h"
 
 namespace foretoken::cuda::emulation {
 
@@ -252,6 +253,7 @@ void look_at_access(const void* address, size_t size_bytes, bool is_store, const
   const Stamp me{running->block, running->thread, running->barriers, running->warp_barriers, place_of(code)};
   const auto offset = static_cast<size_t>(at - memory.begin);
   const Access access{address, size_bytes, is_store, me.place, nullptr};
+  if (measures_traffic()) note_access(me.thread, me.place, offset, size_bytes, offset < DeviceMemory::kSharedBytes);
   const size_t end = offset + size_bytes;
   for (size_t word = offset / 4; word * 4 < end; ++word) {
     unsigned bytes = kWrittenBytes;

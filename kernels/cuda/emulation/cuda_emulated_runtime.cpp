@@ -5,9 +5,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <fstream>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <random>
+#include <sstream>
 #include <string>
 #include <unordered_set>
 #include <vector>
@@ -19,6 +22,7 @@
 #include "kernels/cuda/emulation/cuda_emulation.h"
 #if defined(FORETOKEN_ACCESS_CHECKS)
 #include "kernels/cuda/emulation/emulated_memory.h"
+#include "kernels/cuda/emulation/warp_traffic.h"
 #endif
 
 namespace foretoken::cuda {
@@ -494,6 +498,27 @@ void fill_zero(const Stream& stream, void* to, size_t size_bytes) {
   device().submit(emulated(stream), std::move(item));
 }
 
+// Threads that a block of each kernel may have: its __launch_bounds__, as nvcc wrote them into the table of kernels. The
+// instances of a template have the same. Kernels that are not in it (tests have their own) take what a GPU takes.
+static const std::map<std::string, unsigned, std::less<>>& launch_bounds() {
+  static const std::map<std::string, unsigned, std::less<>> bounds = [] {
+    std::map<std::string, unsigned, std::less<>> found;
+    std::ifstream table(FORETOKEN_KERNEL_TABLE);
+    FT_CHECK(table.good());
+    for (std::string line; std::getline(table, line);) {
+      std::istringstream cells(line);
+      std::vector<std::string> row;
+      for (std::string cell; std::getline(cells, cell, '\t');) row.push_back(cell);
+      constexpr size_t kThreads = 6;
+      if (line.starts_with('#') || row.size() <= kThreads || row[0] == "kernel") continue;
+      unsigned& most = found[row[0].substr(0, row[0].find('<'))];
+      most = std::max(most, static_cast<unsigned>(std::stoul(row[kThreads])));
+    }
+    return found;
+  }();
+  return bounds;
+}
+
 // As a GPU's driver, also while work is recorded. The limits are those of all compute capabilities.
 static void check_shape(const LaunchShape& shape, const char* name) {
   constexpr unsigned kMostX = 0x7fffffff, kMostYZ = 65535, kMostThreads = 1024, kMostThreadsZ = 64;
@@ -501,7 +526,13 @@ static void check_shape(const LaunchShape& shape, const char* name) {
   const bool fits = grid.x >= 1 && grid.x <= kMostX && grid.y >= 1 && grid.y <= kMostYZ && grid.z >= 1 &&
                     grid.z <= kMostYZ && block.x >= 1 && block.y >= 1 && block.z >= 1 && block.z <= kMostThreadsZ &&
                     uint64_t{block.x} * block.y * block.z <= kMostThreads;
-  if (fits) return;
+  if (fits) {
+    const auto bound = launch_bounds().find(name);
+    const unsigned threads = block.x * block.y * block.z;
+    if (bound == launch_bounds().end() || threads <= bound->second) return;
+    throw EmulationError(
+        fmt::format("{}: blocks of {} threads, its launch bounds allow {}", name, threads, bound->second));
+  }
   throw EmulationError(fmt::format("{}: a grid of {} x {} x {} blocks of {} x {} x {} threads: no GPU takes it", name,
                                    grid.x, grid.y, grid.z, block.x, block.y, block.z));
 }
@@ -515,6 +546,9 @@ static void submit_kernel(const Stream& stream, const LaunchShape& shape, const 
   item.hash = add_to_hash(hash, shape);
   item.run = [shape, name, body = std::move(body), parameters] {
     try {
+#if defined(FORETOKEN_ACCESS_CHECKS)
+      emulation::begin_grid_traffic(name);
+#endif
       emulation::run_grid({shape.grid.x, shape.grid.y, shape.grid.z}, {shape.block.x, shape.block.y, shape.block.z},
                           shape.shared_bytes, body, parameters);
     } catch (const EmulationError& error) {

@@ -16,6 +16,7 @@
 #if defined(FORETOKEN_ACCESS_CHECKS)
 #include "kernels/cuda/emulation/access_checker.h"
 #include "kernels/cuda/emulation/emulated_memory.h"
+#include "kernels/cuda/emulation/warp_traffic.h"
 #endif
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -43,6 +44,7 @@ constexpr size_t kStackBytes = 64 << 10;
 #endif
 // What every GPU from sm_80 on can give a block, less the 1 KiB that the system keeps of 100.
 constexpr size_t kMaxSharedBytes = 99 << 10;
+constexpr size_t kMaxStaticSharedBytes = 48 << 10;  // ptxas refuses more
 
 enum class State { kReady, kAtBarrier, kAtCollective, kDone };
 
@@ -239,6 +241,11 @@ class Machine {
     for (const SharedArray& array : shared_) {
       if (same_site(array.site, site)) return array.data;
     }
+    static_shared_bytes_ += size_bytes;
+    if (static_shared_bytes_ > kMaxStaticSharedBytes)
+      fail([&] {
+        return "static shared memory: " + std::to_string(static_shared_bytes_) + " bytes at " + name_of(site);
+      });
     return add_shared(size_bytes, site);
   }
   std::byte* dynamic_shared() {
@@ -282,12 +289,13 @@ class Machine {
       if (!progress && failure_.empty()) failure_ = describe_standstill();
     }
 #if defined(FORETOKEN_ACCESS_CHECKS)
+    if (measures_traffic()) end_block_traffic();
     clear_shared();
 #else
     for (const SharedArray& array : shared_) std::free(array.data);
 #endif
     shared_.clear();
-    shared_bytes_ = 0;
+    shared_bytes_ = static_shared_bytes_ = 0;
     dynamic_shared_ = nullptr;
     if (!failure_.empty()) {
       // Threads that were left waiting keep a half-run body on their stacks: kernel bodies hold nothing that needs
@@ -447,7 +455,7 @@ class Machine {
   RunningThread running_;
 #endif
   std::vector<SharedArray> shared_;
-  size_t shared_bytes_ = 0;
+  size_t shared_bytes_ = 0, static_shared_bytes_ = 0;
   size_t dynamic_shared_bytes_ = 0;
   std::byte* dynamic_shared_ = nullptr;
   std::string failure_;

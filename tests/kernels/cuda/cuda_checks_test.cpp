@@ -10,6 +10,7 @@
 #include "kernels/cuda/cuda_runtime_wrap.h"
 #include "kernels/cuda/emulation/access_checker.h"
 #include "kernels/cuda/emulation/cuda_emulation.h"
+#include "kernels/cuda/emulation/warp_traffic.h"
 
 // What the emulation finds, each shown by a kernel or by host code with that mistake, and by its neighbour without it.
 // This file is compiled as the kernels are: its loads and stores are looked at.
@@ -341,6 +342,88 @@ TEST_CASE("Graphs: a recording that is out of date is found at its replay") {
   std::vector<int> seen(32);
   copy_to_host(stream, seen.data(), values.data(), 128);
   CHECK(seen == std::vector<int>(32, 3));
+}
+
+// --- Limits.
+
+__global__ void large_static_arrays(int* out, bool with_second) {
+  FT_SHARED(int, first, 6 << 10);
+  first[threadIdx.x] = 1;
+  if (with_second) {
+    FT_SHARED(int, second, (6 << 10) + 1);
+    second[threadIdx.x] = 1;
+  }
+  out[threadIdx.x] = first[threadIdx.x];
+}
+
+TEST_CASE("Limits: static shared memory and the threads of a block") {
+  const DeviceBuffer values = zeros(4096);
+  const auto run = [&](const char* name, unsigned threads, bool with_second) {
+    return failure([&] {
+      const Stream stream;
+      launch(stream, {{1}, {threads}}, name, large_static_arrays, values.data<int>(), with_second);
+      stream.synchronize();
+    });
+  };
+  CHECK(run("large_static_arrays", 32, false).empty());
+  CHECK_THAT(run("large_static_arrays", 32, true), Contains("static shared memory: 49156 bytes"));
+  // Bounds are known by the kernel's name: cuda_quant_dot has 128, cuda_rms_norm_rows 1024.
+  CHECK(run("cuda_quant_dot", 128, false).empty());
+  CHECK_THAT(run("cuda_quant_dot", 160, false), Contains("blocks of 160 threads, its launch bounds allow 128"));
+  CHECK(run("cuda_rms_norm_rows", 160, false).empty());
+}
+
+// --- Traffic.
+
+__global__ void load_with_stride(const int* from, int* out, unsigned stride) {
+  out[threadIdx.x] = from[threadIdx.x * stride];
+}
+__global__ void load_vectors(const int* from, int* out) {
+  const int* at = from + 4 * threadIdx.x;
+  const int a = at[0], b = at[1], c = at[2], d = at[3];
+  out[threadIdx.x] = a + b + c + d;
+}
+__global__ void load_shared_with_stride(int* out, unsigned stride) {
+  FT_SHARED(int, values, 32 * 32);
+  for (unsigned i = threadIdx.x; i < 32 * 32; i += 32) values[i] = static_cast<int>(i);
+  __syncthreads();
+  out[threadIdx.x] = values[threadIdx.x * stride];
+}
+
+TEST_CASE("Traffic: sectors of device memory and passes over the banks of shared memory") {
+  const DeviceBuffer from = zeros(32 * 32 * 4), out = zeros(128);
+  const auto measure = [&](const std::function<void(const Stream&)>& work) {
+    emulation::measure_traffic(true);
+    const Stream stream;
+    work(stream);
+    stream.synchronize();
+    emulation::measure_traffic(false);
+    return emulation::traffic_by_kernel().at("kernel");
+  };
+  // A load and a store, 128 bytes each in four sectors. At a stride of 2 the load touches eight, at 8 one for each lane.
+  for (const auto& [stride, sectors] : {std::pair{1u, 4u}, {2u, 8u}, {8u, 32u}, {0u, 1u}}) {
+    const auto traffic = measure([&](const Stream& stream) {
+      launch(stream, {{1}, {32}}, "kernel", load_with_stride, from.data<int>(), out.data<int>(), stride);
+    });
+    CHECK(traffic.device_instructions == 2);
+    CHECK(traffic.device_sectors == sectors + 4);
+    CHECK(traffic.device_bytes == (stride == 0 ? 4 : 128) + 128);
+    CHECK(traffic.shared_instructions == 0);
+  }
+  const auto vectors = measure([&](const Stream& stream) {
+    launch(stream, {{1}, {32}}, "kernel", load_vectors, from.data<int>(), out.data<int>());
+  });
+  CHECK(vectors.device_instructions == 2);
+  CHECK(vectors.device_sectors == 16 + 4);
+  // 32 stores and a load; at a stride of 2 two lanes meet in each bank, at 32 all in one.
+  for (const auto& [stride, passes] : {std::pair{1u, 1u}, {2u, 2u}, {32u, 32u}, {31u, 1u}, {0u, 1u}}) {
+    const auto traffic = measure([&](const Stream& stream) {
+      launch(stream, {{1}, {32}}, "kernel", load_shared_with_stride, out.data<int>(), stride);
+    });
+    CHECK(traffic.shared_instructions == 33);
+    CHECK(traffic.shared_passes == 32 + passes);
+    CHECK(traffic.shared_least_passes == 33);
+  }
 }
 
 }  // namespace
