@@ -109,7 +109,7 @@ inline DeviceMatrixMemory to_device(const Stream& stream, const MatrixView& view
   std::vector<std::byte> packed(static_cast<size_t>(view.num_rows * row_bytes));
   pack_device_rows(view, 0, view.num_rows, packed.data());
   DeviceMatrixMemory memory{upload(stream, packed), {}};
-  memory.matrix = {memory.buffer.data(), view.num_rows, view.num_cols, row_bytes, view.type};
+  memory.matrix = {memory.buffer.data(), view.num_rows, view.num_cols, row_bytes, view.type, view.scale};
   return memory;
 }
 

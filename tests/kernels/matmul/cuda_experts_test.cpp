@@ -137,6 +137,15 @@ void check_experts(WeightType gate_type, WeightType down_type, int num_rows, int
   const test::HostMatrix gate = test::random_matrix(gate_type, num_experts * inner, hidden, 1),
                          up = test::random_matrix(gate_type, num_experts * inner, hidden, 2),
                          down = test::random_matrix(down_type, num_experts * hidden, inner, 3);
+  // Each expert's matrices have a scale of their own.
+  const std::vector<float> gate_scales = random_values(index(num_experts), 21),
+                           up_scales = random_values(index(num_experts), 22),
+                           down_scales = random_values(index(num_experts), 23);
+  const auto expert_of = [](const test::HostMatrix& all, int64_t e, int64_t rows, const std::vector<float>& scales) {
+    MatrixView matrix = all.view.slice_rows(e * rows, (e + 1) * rows);
+    matrix.scale = scales[index(e)];
+    return matrix;
+  };
   const Routing routing = random_routing(num_rows, num_experts, top_k, 11);
   const auto x = random_values(index(num_rows * hidden), 5), residual = random_values(index(num_rows * hidden), 6);
 
@@ -152,12 +161,12 @@ void check_experts(WeightType gate_type, WeightType down_type, int num_rows, int
       std::vector<float> g(index(inner)), u(index(inner)), y(index(hidden));
       float *gp = g.data(), *up_p = u.data(), *yp = y.data();
       const RowView row = host_x.view(r);
-      matmul_rows(Isa::kScalar, gate.view.slice_rows(e * inner, (e + 1) * inner), 0, inner, &row, 1, &gp);
-      matmul_rows(Isa::kScalar, up.view.slice_rows(e * inner, (e + 1) * inner), 0, inner, &row, 1, &up_p);
+      matmul_rows(Isa::kScalar, expert_of(gate, e, inner, gate_scales), 0, inner, &row, 1, &gp);
+      matmul_rows(Isa::kScalar, expert_of(up, e, inner, up_scales), 0, inner, &row, 1, &up_p);
       silu_mul(Isa::kScalar, gp, up_p, inner, host_inner.row(0));
       host_inner.quantise(Isa::kScalar, 0, down_info.activation_block);
       const RowView inner_row = host_inner.view(0);
-      matmul_rows(Isa::kScalar, down.view.slice_rows(e * hidden, (e + 1) * hidden), 0, hidden, &inner_row, 1, &yp);
+      matmul_rows(Isa::kScalar, expert_of(down, e, hidden, down_scales), 0, hidden, &inner_row, 1, &yp);
       add_scaled(Isa::kScalar, routing.weights[index(slot)], yp, hidden, sum.data());
     }
     add(Isa::kScalar, sum.data(), hidden, &wanted[index(r * hidden)]);
@@ -172,6 +181,8 @@ void check_experts(WeightType gate_type, WeightType down_type, int num_rows, int
   const RowMemory d_x(num_rows, hidden, bits(gate_info)), d_inner(num_rows * top_k, inner, bits(down_info));
   const DeviceBuffer experts = test::upload(stream, routing.experts), weights = test::upload(stream, routing.weights),
                      d_residual = test::upload(stream, residual);
+  const DeviceBuffer d_gate_scales = test::upload(stream, gate_scales), d_up_scales = test::upload(stream, up_scales),
+                     d_down_scales = test::upload(stream, down_scales);
   const DeviceBuffer slots(index(num_rows * top_k * hidden) * 4);
   copy_to_device(stream, d_x.rows().values, x.data(), x.size() * 4);
   const QuantiseDesc quantise_x{d_x.rows(), num_rows, nullptr};
@@ -192,6 +203,8 @@ void check_experts(WeightType gate_type, WeightType down_type, int num_rows, int
   gate_up.max_buckets = group.max_buckets();
   gate_up.expert_stride = inner;
   gate_up.slots_per_input = top_k;
+  gate_up.scales = d_gate_scales.data<float>();
+  gate_up.up_scales = d_up_scales.data<float>();
   launch(gate_up, choose_config(gate_up), stream);
   const QuantiseDesc quantise_inner{d_inner.rows(), num_rows * top_k, nullptr};
   launch(quantise_inner, choose_config(quantise_inner), stream);
@@ -205,6 +218,7 @@ void check_experts(WeightType gate_type, WeightType down_type, int num_rows, int
   down_desc.buckets = group.buckets();
   down_desc.max_buckets = group.max_buckets();
   down_desc.expert_stride = hidden;
+  down_desc.scales = d_down_scales.data<float>();
   launch(down_desc, choose_config(down_desc), stream);
   NormRowsDesc combine;
   combine.residual = d_residual.data<float>();
@@ -226,6 +240,8 @@ TEST_CASE("experts: buckets through gate-up and down in one launch each") {
   check_experts(WeightType::kF16, WeightType::kBF16, 3, 4, 2);
   check_experts(WeightType::kIQ4_XS, WeightType::kMXFP4, 2, 4, 4);
   check_experts(WeightType::kQ5_K, WeightType::kQ3_K, 14, 3, 2);
+  check_experts(WeightType::kNVFP4, WeightType::kQ2_0, 3, 4, 2);
+  check_experts(WeightType::kNVFP4, WeightType::kTQ1_0, 20, 3, 2);
 }
 
 }  // namespace
