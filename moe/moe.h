@@ -49,7 +49,7 @@ struct BasicExpertMatrices {
   int64_t stride_rows = 0;
   int64_t first_row = 0;
   int64_t num_rows = 0;
-  VectorView scales;  // [num_experts]; empty: all 1
+  VectorView scales = {};  // [num_experts]; empty: all 1
   [[nodiscard]] MatrixView expert(int64_t e) const requires std::is_same_v<Matrix, MatrixView> {
     const int64_t begin = e * stride_rows + first_row;
     MatrixView matrix = all.slice_rows(begin, begin + num_rows);

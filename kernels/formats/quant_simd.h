@@ -241,7 +241,8 @@ struct Lanes16 {
     return _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(a, mask), splat8(value));
   }
   static FT_INLINE Int clear_where16(Int a, int x) {
-    return _mm512_maskz_mov_epi16(_mm512_cmpneq_epi16_mask(a, splat16(x)), a);
+    const Int difference = _mm512_xor_si512(a, splat16(x));
+    return _mm512_maskz_mov_epi16(_mm512_test_epi16_mask(difference, difference), a);
   }
   static FT_INLINE Int pairs(Int u, Int s) { return _mm512_maddubs_epi16(u, s); }
   static FT_INLINE Int madd(Int a, Int b) { return _mm512_madd_epi16(a, b); }
