@@ -296,9 +296,9 @@ std::vector<BadScale> bad_scales() {
                                 {kBF16, 0, {0x80, 0x7f}},
                                 {kMXFP4, 0, {0xff}}};
   const std::pair<WeightType, std::vector<size_t>> halves[] = {
-      {kF16, {0}},    {kQ4_0, {0}},      {kQ4_1, {0, 2}}, {kQ5_0, {0}},    {kQ5_1, {0, 2}},
-      {kQ8_0, {0}},   {kQ2_K, {80, 82}}, {kQ3_K, {108}},  {kQ4_K, {0, 2}}, {kQ5_K, {0, 2}},
-      {kQ6_K, {208}}, {kIQ4_NL, {0}},    {kIQ4_XS, {0}}};
+      {kF16, {0}},       {kQ4_0, {0}},   {kQ4_1, {0, 2}}, {kQ5_0, {0}},    {kQ5_1, {0, 2}}, {kQ8_0, {0}},
+      {kQ2_K, {80, 82}}, {kQ3_K, {108}}, {kQ4_K, {0, 2}}, {kQ5_K, {0, 2}}, {kQ6_K, {208}},  {kIQ4_NL, {0}},
+      {kIQ4_XS, {0}},    {kTQ1_0, {52}}, {kTQ2_0, {64}},  {kQ1_0, {0}},    {kQ2_0, {0}}};
   for (const auto& [type, offsets] : halves) {
     for (size_t offset : offsets) {
       for (const auto& bytes : {kHalfNan, kHalfInfinity, kHalfMinusInfinity}) list.push_back({type, offset, bytes});
@@ -327,6 +327,7 @@ TEST_CASE("a scale or value that is not finite is refused with tensor and row, i
     }
   }
   for (const WeightTypeInfo& info : all_weight_types()) {
+    if (info.type == WeightType::kNVFP4) continue;  // the one NaN of its scales counts as 0, as in ggml
     INFO(info.name);
     CHECK(std::find(seen.begin(), seen.end(), info.type) != seen.end());
   }

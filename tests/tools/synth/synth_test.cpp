@@ -254,6 +254,7 @@ TEST_CASE("Matrices have the deviation they should, drawn or put together", "[sy
 
 TEST_CASE("The head of a chain follows its cycle in every type, and drafts go wrong where they should", "[synth]") {
   for (const WeightTypeInfo& info : all_weight_types()) {
+    if (info.type == WeightType::kQ1_0) continue;  // one bit a weight does not hold a vector of the chain
     const TemporaryModel model;
     SynthSpec spec = small();
     spec.types = {info.type};
