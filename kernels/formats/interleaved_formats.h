@@ -103,21 +103,28 @@ FT_INLINE void split_nibbles(typename V::Int w, typename V::Int (&out)[2]) {
   out[1] = V::and_(V::template shift16<4>(w), V::splat8(0x0f));
 }
 
-// --- 32 values: one run, its scale is d alone. Low nibbles are columns 0..15, high nibbles 16..31. ---
-
+// One run, its scale is d alone: a half, the block's odd bytes.
 template <class V>
-struct NibbleBlock {
-  static constexpr int kBlockSize = 32, kRuns = 1, kLoops = 1, kChunks = 1, kSteps = 4, kStreams = 2;
-  static constexpr bool kSigned = false, kMins = false;
-  template <int kChunk, int kStep>
-  static FT_INLINE int column(int /*loop*/, int stream) {
-    return 16 * stream + 4 * kStep;
-  }
+struct OneRun {
+  static constexpr int kRuns = 1;
+  static constexpr bool kMins = false;
   template <int kChunk>
   static FT_INLINE int run(int, int) {
     return 0;
   }
   static FT_INLINE void header(const std::byte* block, int lane, Header<V, 1>& h) { h.d = V::halves(block + 2 * lane); }
+};
+
+// --- 32 values: one run, its scale is d alone. Low nibbles are columns 0..15, high nibbles 16..31. ---
+
+template <class V>
+struct NibbleBlock : OneRun<V> {
+  static constexpr int kBlockSize = 32, kLoops = 1, kChunks = 1, kSteps = 4, kStreams = 2;
+  static constexpr bool kSigned = false;
+  template <int kChunk, int kStep>
+  static FT_INLINE int column(int /*loop*/, int stream) {
+    return 16 * stream + 4 * kStep;
+  }
 };
 
 template <class V>
@@ -184,18 +191,13 @@ struct Q5_1 : NibbleBlock<V> {
 };
 
 template <class V>
-struct Q8_0 {
-  static constexpr int kBlockSize = 32, kRuns = 1, kLoops = 1, kChunks = 1, kSteps = 8, kStreams = 1;
+struct Q8_0 : OneRun<V> {
+  static constexpr int kBlockSize = 32, kLoops = 1, kChunks = 1, kSteps = 8, kStreams = 1;
   static constexpr int kBlockBytes = 34, kOddBytes = 2, kOffset = V::kDot ? 128 : 0, kMaxU = 255;
-  static constexpr bool kSigned = true, kMins = false;
-  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 1>& h) { h.d = V::halves(block + 2 * lane); }
+  static constexpr bool kSigned = true;
   template <int kChunk, int kStep>
   static FT_INLINE int column(int, int) {
     return 4 * kStep;
-  }
-  template <int kChunk>
-  static FT_INLINE int run(int, int) {
-    return 0;
   }
   template <int kChunk, int kStep>
   static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[1]) {
@@ -208,6 +210,11 @@ struct Q8_0 {
 FT_INLINE __m128i iq4_table(int bias) {
   return _mm_add_epi8(_mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113),
                       _mm_set1_epi8(static_cast<char>(bias)));
+}
+
+// The table of MXFP4 and NVFP4 (kMxfp4Table) plus 16.
+FT_INLINE __m128i mxfp4_table() {
+  return _mm_setr_epi8(16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4);
 }
 
 template <class V>
@@ -235,29 +242,22 @@ struct Mxfp4 : NibbleBlock<V> {
   }
   template <int kChunk, int kStep>
   static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[2]) {
-    const __m128i table =
-        _mm_setr_epi8(16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4);  // kMxfp4Table + 16
     split_nibbles<V>(word<V>(p, kStep), u);
-    u[0] = V::look_up(table, u[0]);
-    u[1] = V::look_up(table, u[1]);
+    u[0] = V::look_up(mxfp4_table(), u[0]);
+    u[1] = V::look_up(mxfp4_table(), u[1]);
   }
 };
 
 // Part of 32 values: one word. Bit 8b + s of it is column 8b + s; permuted, columns s, 8+s, 16+s and 24+s are 4s..4s+3.
 template <class V>
-struct Q1_0 {
-  static constexpr int kBlockSize = 32, kRuns = 1, kLoops = 1, kChunks = 1, kSteps = 8, kStreams = 1;
+struct Q1_0 : OneRun<V> {
+  static constexpr int kBlockSize = 32, kLoops = 1, kChunks = 1, kSteps = 8, kStreams = 1;
   static constexpr int kParts = 4, kFirstWord = 0, kPartWords = 1;
   static constexpr int kBlockBytes = 18, kOddBytes = 2, kOffset = 1, kMaxU = 2;
-  static constexpr bool kSigned = false, kMins = false;
-  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 1>& h) { h.d = V::halves(block + 2 * lane); }
+  static constexpr bool kSigned = false;
   template <int kChunk, int kStep>
   static FT_INLINE int column(int, int) {
     return 4 * kStep;
-  }
-  template <int kChunk>
-  static FT_INLINE int run(int, int) {
-    return 0;
   }
   template <int kChunk, int kStep>
   static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[1]) {
@@ -275,19 +275,14 @@ struct Q1_0 {
 // Part of 32 values: two words. Bits 8b + 2s of word w are column 16w + 4b + s; permuted, columns 16w + s, + 4, + 8 and
 // + 12 are 16w + 4s..4s+3.
 template <class V>
-struct Q2_0 {
-  static constexpr int kBlockSize = 32, kRuns = 1, kLoops = 1, kChunks = 2, kSteps = 4, kStreams = 1;
+struct Q2_0 : OneRun<V> {
+  static constexpr int kBlockSize = 32, kLoops = 1, kChunks = 2, kSteps = 4, kStreams = 1;
   static constexpr int kParts = 2, kFirstWord = 0, kPartWords = 2;
   static constexpr int kBlockBytes = 18, kOddBytes = 2, kOffset = 1, kMaxU = 3;
-  static constexpr bool kSigned = false, kMins = false;
-  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 1>& h) { h.d = V::halves(block + 2 * lane); }
+  static constexpr bool kSigned = false;
   template <int kChunk, int kStep>
   static FT_INLINE int column(int, int) {
     return 16 * kChunk + 4 * kStep;
-  }
-  template <int kChunk>
-  static FT_INLINE int run(int, int) {
-    return 0;
   }
   template <int kChunk, int kStep>
   static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[1]) {
@@ -332,11 +327,9 @@ struct Nvfp4 {
   }
   template <int kChunk, int kStep>
   static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[2]) {
-    const __m128i table =
-        _mm_setr_epi8(16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4);  // kMxfp4Table + 16
     split_nibbles<V>(word<V>(p, 2 * kChunk + kStep), u);
-    u[0] = V::look_up(table, u[0]);
-    u[1] = V::look_up(table, u[1]);
+    u[0] = V::look_up(mxfp4_table(), u[0]);
+    u[1] = V::look_up(mxfp4_table(), u[1]);
   }
 };
 
@@ -344,18 +337,13 @@ struct Nvfp4 {
 
 // One scale for the block: loop n, chunk 2t + half as in Q2_K.
 template <class V>
-struct Tq2_0 {
-  static constexpr int kBlockSize = 256, kRuns = 1, kLoops = 2, kChunks = 4, kSteps = 4, kStreams = 2;
+struct Tq2_0 : OneRun<V> {
+  static constexpr int kBlockSize = 256, kLoops = 2, kChunks = 4, kSteps = 4, kStreams = 2;
   static constexpr int kBlockBytes = 66, kOddBytes = 2, kOffset = 1, kMaxU = 3;
-  static constexpr bool kSigned = false, kMins = false;
-  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 1>& h) { h.d = V::halves(block + 2 * lane); }
+  static constexpr bool kSigned = false;
   template <int kChunk, int kStep>
   static FT_INLINE int column(int loop, int stream) {
     return 128 * loop + 32 * (kChunk / 2 * 2 + stream) + 16 * (kChunk % 2) + 4 * kStep;
-  }
-  template <int kChunk>
-  static FT_INLINE int run(int, int) {
-    return 0;
   }
   template <int kChunk, int kStep>
   static FT_INLINE void unpack(const std::byte* p, int loop, typename V::Int (&u)[2]) {
@@ -383,18 +371,13 @@ FT_INLINE typename V::Int times_power_of_three(typename V::Int x) {
 // Chunks 0..9: digit chunk / 2 of bytes 16 (chunk mod 2).. of the first 32; chunks 10..14: digit chunk - 10 of the next
 // 16; chunk 15: digits 0..3 of the last four.
 template <class V>
-struct Tq1_0 {
-  static constexpr int kBlockSize = 256, kRuns = 1, kLoops = 1, kChunks = 16, kSteps = 4, kStreams = 1;
+struct Tq1_0 : OneRun<V> {
+  static constexpr int kBlockSize = 256, kLoops = 1, kChunks = 16, kSteps = 4, kStreams = 1;
   static constexpr int kBlockBytes = 54, kOddBytes = 2, kOffset = 1, kMaxU = 2;
-  static constexpr bool kSigned = false, kMins = false;
-  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 1>& h) { h.d = V::halves(block + 2 * lane); }
+  static constexpr bool kSigned = false;
   template <int kChunk, int kStep>
   static FT_INLINE int column(int, int) {
     return 16 * kChunk + 4 * kStep;
-  }
-  template <int kChunk>
-  static FT_INLINE int run(int, int) {
-    return 0;
   }
   template <int kChunk, int kStep>
   static FT_INLINE void unpack(const std::byte* p, int, typename V::Int (&u)[1]) {

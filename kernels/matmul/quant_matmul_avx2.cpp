@@ -77,6 +77,10 @@ __m128i iq4_table() {
   return _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);  // kIq4Table
 }
 
+__m128i mxfp4_table() {
+  return _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);  // kMxfp4Table
+}
+
 // --- Formats of 32 values: d, dmin and 32 int8. Blocks of 64 and 128 are two or four parts of 32. ---
 
 struct Small {
@@ -147,8 +151,7 @@ struct Mxfp4 : Small {
     const auto e = static_cast<uint32_t>(p[0]);
     const uint32_t bits = e < 2 ? 0x00200000u << e : (e - 1) << 23;  // 2^(e-128); the two smallest are denormal
     __builtin_memcpy(&d, &bits, 4);
-    const __m128i table = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);  // kMxfp4Table
-    store(w, look_up(table, nibble_array(p + 1)));
+    store(w, look_up(mxfp4_table(), nibble_array(p + 1)));
   }
 };
 
@@ -186,11 +189,10 @@ struct Nvfp4 : Small {
   static void unpack(const std::byte* p, int part, int8_t* w, float& d, float& dmin) {
     d = half_of_ue4m3_at(p + 2 * part);
     dmin = half_of_ue4m3_at(p + 2 * part + 1);
-    const __m128i table = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);  // kMxfp4Table
     const __m128i x = load_half_register(p + 4 + 16 * part), high = _mm_srli_epi16(x, 4);
     // A run's eight bytes: their low nibbles, then their high ones.
     const __m256i nibbles = _mm256_set_m128i(_mm_unpackhi_epi64(x, high), _mm_unpacklo_epi64(x, high));
-    store(w, look_up(table, low_nibbles(nibbles)));
+    store(w, look_up(mxfp4_table(), low_nibbles(nibbles)));
   }
 };
 
