@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
+#include <utility>
 
 #include "engine/cuda/hot_experts.h"
 #include "engine/device_cycle.h"
@@ -80,6 +82,12 @@ class Backend {
   [[nodiscard]] virtual const float* mtp_hidden(int output) = 0;
   virtual void mtp_compute_logits(std::span<const int32_t> outputs) = 0;
   [[nodiscard]] virtual const float* mtp_logits(int index) = 0;  // of outputs[index]
+  /// The largest of logits(index), the lower id of equals, where it is known without all logits in one place.
+  [[nodiscard]] virtual std::optional<TokenId> largest_logit(int /*index*/) { return std::nullopt; }
+  /// The same of mtp_logits(index), and its share of their softmax.
+  [[nodiscard]] virtual std::optional<std::pair<TokenId, float>> mtp_largest_logit(int /*index*/) {
+    return std::nullopt;
+  }
   virtual void set_draft_groups(std::span<const int32_t> groups) = 0;
   virtual void add_draft_group(int32_t group) = 0;
 

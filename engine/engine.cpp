@@ -7,12 +7,14 @@
 #include <numeric>
 
 #include "engine/backend.h"
+#include "engine/cluster/cluster.h"
 #include "engine/cpu/cpu_backend.h"
 #include "engine/gguf/sha256.h"
 #include "engine/machine.h"
 #include "engine/sequence/page_pool.h"
 #include "kernels/base/error.h"
 #include "kernels/formats/matrix.h"
+#include "kernels/select/softmax.h"
 
 namespace foretoken {
 
@@ -33,6 +35,8 @@ SessionOptions filled(const Model& model, SessionOptions o) {
 }
 
 std::unique_ptr<Backend> make_backend(const Model& model, const SessionOptions& options) {
+  FT_CHECK((options.cluster != nullptr) == (model.share() != nullptr));
+  if (options.cluster != nullptr) return options.cluster->make_backend(model, options);
   if (options.device == Device::kCpu) return make_cpu_backend(model, options);
   if (device_backend == nullptr) {
     throw InputError(
@@ -213,6 +217,14 @@ const float* Engine::logits(int index) const {
   return impl_->backend->logits(index);
 }
 
+TokenId Engine::choose(int index, const SamplingOptions& sampling, int64_t position) const {
+  FT_CHECK(index >= 0 && index < impl_->num_logits);
+  if (sampling.temperature == 0.0f) {
+    if (const std::optional<TokenId> largest = impl_->backend->largest_logit(index)) return *largest;
+  }
+  return choose_token(options().isa, logits(index), model().config().vocab_size, sampling, position);
+}
+
 void Engine::mtp_forward(std::span<const MtpInput> inputs) {
   Impl& e = *impl_;
   FT_CHECK(e.options().with_mtp);
@@ -265,6 +277,17 @@ void Engine::mtp_compute_logits(std::span<const int32_t> outputs) {
 const float* Engine::mtp_logits(int index) const {
   FT_CHECK(index >= 0 && index < impl_->num_mtp_logits);
   return impl_->backend->mtp_logits(index);
+}
+
+Engine::DraftChoice Engine::mtp_choose(int index, const SamplingOptions& sampling, int64_t position) const {
+  FT_CHECK(index >= 0 && index < impl_->num_mtp_logits);
+  if (sampling.temperature == 0.0f) {
+    if (const auto largest = impl_->backend->mtp_largest_logit(index)) return {largest->first, largest->second};
+  }
+  const int64_t vocab_size = model().config().vocab_size;
+  const float* all = mtp_logits(index);
+  const TokenId id = choose_token(options().isa, all, vocab_size, sampling, position);
+  return {id, softmax_share(options().isa, all, vocab_size, id)};
 }
 
 void Engine::set_draft_groups(std::span<const int32_t> groups) {

@@ -11,6 +11,7 @@
 #include "engine/cuda/hot_experts.h"
 #include "engine/model/model.h"
 #include "engine/options.h"
+#include "engine/sampler.h"
 #include "engine/sequence/sequence_state.h"
 #include "engine/session_memory.h"
 #include "kernels/threads/thread_team.h"
@@ -96,6 +97,9 @@ class Engine {
   void compute_logits(std::span<const int32_t> rows);
   /// Logits [vocab_size] of rows[index] of the last compute_logits().
   [[nodiscard]] const float* logits(int index) const;
+  /// choose_token() of logits(index). Where several processes hold the head, a greedy choice does not bring all logits
+  /// together; logits() does.
+  [[nodiscard]] TokenId choose(int index, const SamplingOptions& sampling, int64_t position) const;
 
   // The MTP layer. REQUIRES for all: options().with_mtp.
 
@@ -120,6 +124,12 @@ class Engine {
   /// logits_capacity() of them.
   void mtp_compute_logits(std::span<const int32_t> outputs);
   [[nodiscard]] const float* mtp_logits(int index) const;  // [vocab_size] of outputs[index]
+  /// choose_token() of mtp_logits(index), and its softmax_share() among them.
+  struct DraftChoice {
+    TokenId id = 0;
+    float confidence = 0;
+  };
+  [[nodiscard]] DraftChoice mtp_choose(int index, const SamplingOptions& sampling, int64_t position) const;
 
   /// The first fault of this input's rows in the last mtp_forward() and their logits, as check_row() would put it, or
   /// nothing.

@@ -33,6 +33,22 @@ struct Environment {
 };
 
 class Model;
+class Cluster;
+
+/// How a model is shared out over the processes of a cluster ("ranks"). An output row is always computed by one of
+/// them, whole, so that no sum is split and no bit depends on the shares.
+///
+///   kRows     attention and delta nets by heads, every other matrix and every expert by output rows
+///   kExperts  the same, but each routed expert whole on one rank
+///   kLayers   whole layers, the head and the MTP layer on the last rank
+enum class ClusterMode : uint8_t { kRows, kExperts, kLayers };
+
+/// Which part of a model one process of a cluster loads.
+struct ShareRequest {
+  ClusterMode mode = ClusterMode::kRows;
+  std::vector<double> shares;  // [ranks] how much of the work each takes, in any unit
+  int rank = 0;
+};
 
 struct LoadOptions {
   std::string mtp_path;  // a file with the MTP layer, of a model that has none in its own; see open_model()
@@ -44,6 +60,7 @@ struct LoadOptions {
   /// Where the rows of repacked weights are put; a session over the same nodes reads them from there (same bits over
   /// any others). Weights in the file's layout lie where the system has read the file.
   NumaNodes nodes = NumaNodes::of_machine();
+  std::optional<ShareRequest> share;  // nothing: the whole model
 };
 
 /// What of the routed experts a session with Device::kSplit keeps on the GPU; plan_placement fills it in.
@@ -73,6 +90,8 @@ struct SessionOptions {
   /// Set from a signal handler or another thread: a pass on the CPU that runs gives up within a moment and throws
   /// Interrupted. The sequences in it are lost.
   const std::atomic<bool>* stop = nullptr;
+  /// The other processes that hold the rest of a model that was loaded as a share; nullptr for a whole one.
+  Cluster* cluster = nullptr;
 };
 
 }  // namespace foretoken

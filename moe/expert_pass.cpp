@@ -34,6 +34,11 @@ DenseWeights ExpertPass::matrices(const Bucket& bucket) const {
 // Gathers what the kernels read and write, bucket after bucket.
 void ExpertPass::collect(const BucketList& list, int num_shared_rows) {
   MoeScratch& s = scratch_;
+  const ExpertPeers* peers = s.peers;
+  const int64_t inner_begin = peers == nullptr || peers->whole_experts ? 0 : peers->inner_begin;
+  const int64_t shared_begin = peers == nullptr ? 0 : peers->shared_inner_begin;
+  const int64_t shared_out = peers == nullptr ? 0 : peers->hidden_begin;
+  const int64_t routed_out = peers == nullptr || peers->whole_experts ? 0 : peers->hidden_begin;
   if (!list.slots.empty()) s.inner_.set_num_cols(routed_->expert_dim());
   if (num_shared_rows > 0) s.shared_inner_.set_num_cols(shared_->dim());
   const size_t num_slots = list.slots.size() + static_cast<size_t>(num_shared_rows);
@@ -48,29 +53,33 @@ void ExpertPass::collect(const BucketList& list, int num_shared_rows) {
     for (int r = 0; r < num_shared_rows; ++r, ++at) {
       s.inputs_[at] = x_.view(r);
       s.inners_[at] = s.shared_inner_.view(r);
-      s.inner_rows_[at] = s.shared_inner_.row(r);
-      s.outputs_[at] = s.shared_.data<float>() + r * s.shape_.hidden_dim;
+      s.inner_rows_[at] = s.shared_inner_.row(r) + shared_begin;
+      s.outputs_[at] = s.shared_.data<float>() + r * s.shape_.hidden_dim + shared_out;
     }
   }
   for (const Bucket& bucket : list.buckets) {
+    const bool is_elsewhere = peers != nullptr && peers->whole_experts &&
+                              (bucket.expert < peers->expert_begin || bucket.expert >= peers->expert_end);
+    if (is_elsewhere) continue;
     buckets_.push_back({bucket.expert, static_cast<int32_t>(at), bucket.num_slots});
     for (int32_t i = 0; i < bucket.num_slots; ++i, ++at) {
       const int32_t slot = list.slots[static_cast<size_t>(bucket.slots_begin + i)];
       s.inputs_[at] = x_.view(slot / s.routing.top_k);
       s.inners_[at] = s.inner_.view(slot);
-      s.inner_rows_[at] = s.inner_.row(slot);
-      s.outputs_[at] = s.partials_.data<float>() + slot * s.shape_.hidden_dim;
+      s.inner_rows_[at] = s.inner_.row(slot) + inner_begin;
+      s.outputs_[at] = s.partials_.data<float>() + slot * s.shape_.hidden_dim + routed_out;
     }
   }
 }
 
-// Cuts every bucket's output rows into items of equal length.
-void ExpertPass::plan_items(bool down) {
+// Cuts the output rows of these buckets into items of equal length.
+void ExpertPass::plan_items(size_t first, size_t end, bool down) {
   MoeScratch& s = scratch_;
   int64_t all_bytes = 0, longest_row = 1;
+  first_ = first;
   s.item_rows_.clear();
-  for (const Bucket& bucket : buckets_) {
-    const DenseWeights m = matrices(bucket);
+  for (size_t b = first; b < end; ++b) {
+    const DenseWeights m = matrices(buckets_[b]);
     const int64_t row = static_cast<int64_t>(down ? m.down.row_bytes() : m.gate.row_bytes() + m.up.row_bytes());
     s.item_rows_.push_back({down ? m.down.num_rows : m.gate.num_rows, 0});
     all_bytes += row * s.item_rows_.back().num_rows;
@@ -81,13 +90,13 @@ void ExpertPass::plan_items(bool down) {
   for (RowItems::Matrix& m : s.item_rows_) m.rows_per_item = rows_per_item;
   s.items_.plan(team_.nodes(), s.item_rows_);
   if (down) return;
-  for (size_t b = 0; b < buckets_.size(); ++b)
-    s.open_items_[b].store(static_cast<int32_t>(s.items_.num_items_of(b)), std::memory_order_relaxed);
+  for (size_t b = first; b < end; ++b)
+    s.open_items_[b].store(static_cast<int32_t>(s.items_.num_items_of(b - first)), std::memory_order_relaxed);
 }
 
 void ExpertPass::gate_up_item(const RowItem& at, int thread_idx) {
   MoeScratch& s = scratch_;
-  const Bucket& bucket = buckets_[at.matrix];
+  const Bucket& bucket = buckets_[first_ + at.matrix];
   const DenseWeights m = matrices(bucket);
   const auto first = static_cast<size_t>(bucket.slots_begin);
   const int num_rows = bucket.num_slots;
@@ -118,18 +127,36 @@ void ExpertPass::gate_up_item(const RowItem& at, int thread_idx) {
     }
   }
   // acq_rel: the last one sees what all others stored.
-  if (s.open_items_[at.matrix].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-  const int block = weight_type_info(m.down.type).activation_block;
-  for (int i = 0; i < num_rows; ++i) {
-    RowBuffer& rows = bucket.expert == kSharedExpert ? s.shared_inner_ : s.inner_;
-    const int64_t r = (s.inner_rows_[first + static_cast<size_t>(i)] - rows.row(0)) / rows.num_cols();
-    rows.quantise(isa_, r, block);
-  }
+  if (s.open_items_[first_ + at.matrix].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+  if (s.peers != nullptr && !(s.peers->whole_experts && bucket.expert != kSharedExpert)) return;  // not complete yet
+  for (int i = 0; i < num_rows; ++i) quantise_inner(bucket, i);
+}
+
+void ExpertPass::quantise_inner(const Bucket& bucket, int i) {
+  MoeScratch& s = scratch_;
+  RowBuffer& rows = bucket.expert == kSharedExpert ? s.shared_inner_ : s.inner_;
+  const float* row = s.inner_rows_[static_cast<size_t>(bucket.slots_begin + i)];
+  rows.quantise(isa_, (row - rows.row(0)) / rows.num_cols(),
+                weight_type_info(matrices(bucket).down.type).activation_block);
+}
+
+void ExpertPass::quantise_all(size_t first, size_t end) {
+  if (first == end) return;
+  const Bucket& last = buckets_[end - 1];
+  const int32_t begin = buckets_[first].slots_begin;
+  profiled_for(team_, scratch_.profile, int64_t{last.slots_begin} + last.num_slots - begin, [&](int64_t item, int) {
+    const auto slot = static_cast<int32_t>(begin + item);
+    const auto after = std::upper_bound(buckets_.begin() + static_cast<std::ptrdiff_t>(first),
+                                        buckets_.begin() + static_cast<std::ptrdiff_t>(end), slot,
+                                        [](int32_t at, const Bucket& bucket) { return at < bucket.slots_begin; });
+    quantise_inner(after[-1], slot - after[-1].slots_begin);
+    return WorkDone{scratch_.is_mtp ? Work::kMtpLayer : Work::kRows, 0};
+  });
 }
 
 void ExpertPass::down_item(const RowItem& at) {
   MoeScratch& s = scratch_;
-  const Bucket& bucket = buckets_[at.matrix];
+  const Bucket& bucket = buckets_[first_ + at.matrix];
   const auto first = static_cast<size_t>(bucket.slots_begin);
   thread_local std::vector<float*> outputs;
   outputs.reserve(static_cast<size_t>(s.max_rows_));
@@ -140,28 +167,64 @@ void ExpertPass::down_item(const RowItem& at) {
               outputs.data());
 }
 
-void ExpertPass::run(const BucketList& list, int num_shared_rows) {
-  collect(list, num_shared_rows);
-  const auto work_of = [this](const RowItem& at) {
-    const Work work = buckets_[at.matrix].expert == kSharedExpert ? Work::kSharedExpert : Work::kRoutedExperts;
-    return scratch_.is_mtp ? Work::kMtpLayer : work;
-  };
+Work ExpertPass::work_of(const Bucket& bucket) const {
+  if (scratch_.is_mtp) return Work::kMtpLayer;
+  return bucket.expert == kSharedExpert ? Work::kSharedExpert : Work::kRoutedExperts;
+}
+
+void ExpertPass::run_gate_up() {
+  plan_items(0, buckets_.size(), /*down=*/false);
   const RowItems& items = scratch_.items_;
-  plan_items(/*down=*/false);
   profiled_for(team_, scratch_.profile, items.node_ends(), [&](int64_t item, int thread_idx) {
     const RowItem at = items.find(item);
     gate_up_item(at, thread_idx);
-    const DenseWeights m = matrices(buckets_[at.matrix]);
-    return WorkDone{work_of(at),
+    const Bucket& bucket = buckets_[at.matrix];
+    const DenseWeights m = matrices(bucket);
+    return WorkDone{work_of(bucket),
                     (at.row_end - at.row_begin) * static_cast<int64_t>(m.gate.row_bytes() + m.up.row_bytes())};
   });
-  plan_items(/*down=*/true);
+}
+
+void ExpertPass::run_down(size_t first, size_t end) {
+  plan_items(first, end, /*down=*/true);
+  const RowItems& items = scratch_.items_;
   profiled_for(team_, scratch_.profile, items.node_ends(), [&](int64_t item, int) {
     const RowItem at = items.find(item);
     down_item(at);
-    return WorkDone{work_of(at),
-                    (at.row_end - at.row_begin) * static_cast<int64_t>(matrices(buckets_[at.matrix]).down.row_bytes())};
+    const Bucket& bucket = buckets_[first_ + at.matrix];
+    return WorkDone{work_of(bucket),
+                    (at.row_end - at.row_begin) * static_cast<int64_t>(matrices(bucket).down.row_bytes())};
   });
+}
+
+void ExpertPass::run_with_peers(const BucketList& list, int num_shared_rows) {
+  MoeScratch& s = scratch_;
+  // The list has all slots of some rows, so they follow each other.
+  const int64_t first_slot = list.slots.empty() ? 0 : *std::min_element(list.slots.begin(), list.slots.end());
+  const size_t num_shared = num_shared_rows > 0 ? 1 : 0;
+  float* shared = num_shared_rows > 0 ? s.shared_inner_.row(0) : nullptr;
+  if (!s.peers->whole_experts) {
+    s.peers->gather_inner(list.slots.empty() ? nullptr : s.inner_.row(first_slot),
+                          static_cast<int64_t>(list.slots.size()), shared, num_shared_rows);
+    quantise_all(0, buckets_.size());
+    run_down(0, buckets_.size());
+    return;
+  }
+  // Routed experts end here; what they add travels with the shared expert's inner rows.
+  run_down(num_shared, buckets_.size());
+  const std::span<const int32_t> experts = s.routing.experts;
+  s.peers->gather_partials(s.partials_.data<float>() + first_slot * s.shape_.hidden_dim,
+                           experts.subspan(static_cast<size_t>(first_slot), list.slots.size()), shared,
+                           num_shared_rows);
+  quantise_all(0, num_shared);
+  run_down(0, num_shared);
+}
+
+void ExpertPass::run(const BucketList& list, int num_shared_rows) {
+  collect(list, num_shared_rows);
+  run_gate_up();
+  if (scratch_.peers != nullptr) return run_with_peers(list, num_shared_rows);
+  run_down(0, buckets_.size());
 }
 
 }  // namespace foretoken

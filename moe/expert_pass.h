@@ -8,7 +8,8 @@ namespace foretoken {
 
 /// Runs a list of buckets through gate, up and down: two parallel loops, gate-up then down, each split by (bucket x
 /// range of output rows), so one loop serves all experts of a layer. Whoever finishes the last gate-up range of a
-/// bucket quantises its inner rows: no third barrier.
+/// bucket quantises its inner rows: no third barrier. With peers (MoeScratch::peers) inner rows are completed between the
+/// loops and then quantised.
 class ExpertPass {
  public:
   /// Experts of `routed`, and `shared`: the shared one or a dense part. What run() is not asked for may be nullptr.
@@ -29,10 +30,18 @@ class ExpertPass {
  private:
   [[nodiscard]] DenseWeights matrices(const Bucket& bucket) const;
   void collect(const BucketList& list, int num_shared_rows);
-  void plan_items(bool down);
-  // An item's matrix is its bucket.
+  // The loops over all buckets from number `first` on, before `end`.
+  void run_gate_up();
+  void run_down(size_t first, size_t end);
+  void plan_items(size_t first, size_t end, bool down);
+  // An item's matrix is its bucket, counted from `first`.
   void gate_up_item(const RowItem& at, int thread_idx);
   void down_item(const RowItem& at);
+  void quantise_inner(const Bucket& bucket, int i);
+  // All inner rows of buckets [first, end), once they are complete.
+  void quantise_all(size_t first, size_t end);
+  void run_with_peers(const BucketList& list, int num_shared_rows);
+  [[nodiscard]] Work work_of(const Bucket& bucket) const;
 
   Isa isa_;
   ThreadTeam& team_;
@@ -41,6 +50,7 @@ class ExpertPass {
   const RowBuffer& x_;
   MoeScratch& scratch_;
   std::vector<Bucket>& buckets_;  // the list's, and the shared expert in front
+  size_t first_ = 0;              // of the buckets in the running loop
 };
 
 }  // namespace foretoken

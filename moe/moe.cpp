@@ -120,20 +120,26 @@ void moe_forward(Isa isa, ThreadTeam& team, MoeVerify verify, const MoeWeights& 
                  scratch.logits_.data<float>(), shared_weight);
   (verify == MoeVerify::kGrouped ? grouped_experts : per_token_experts)(isa, team, weights, x, num_rows, scratch);
 
+  // Where outputs are shared out, each process adds up its own columns; whole experts without a shared one are known to
+  // all in all columns.
+  const bool has_all = scratch.peers == nullptr || (scratch.peers->whole_experts && !weights.has_shared());
+  const int64_t begin = has_all ? 0 : scratch.peers->hidden_begin;
+  const int64_t count = has_all ? dim : scratch.peers->hidden_end - begin;
   const WorkDone combined{scratch.is_mtp ? Work::kMtpLayer : Work::kRows, 0};
   profiled_rows(team, scratch.profile, num_rows, dim, [&](int64_t r, int thread_idx) {
-    const float* shared = scratch.shared_.data<float>() + r * dim;
+    const float* shared = scratch.shared_.data<float>() + r * dim + begin;
     float* sum = scratch.sums_.data<float>() + thread_idx * dim;
-    std::fill_n(sum, dim, 0.0f);
+    std::fill_n(sum, count, 0.0f);
     for (int rank = 0; rank < weights.top_k; ++rank) {
       const int64_t slot = r * weights.top_k + rank;
-      add_scaled(isa, scratch.routing.weights[static_cast<size_t>(slot)], scratch.partials_.data<float>() + slot * dim,
-                 dim, sum);
+      add_scaled(isa, scratch.routing.weights[static_cast<size_t>(slot)],
+                 scratch.partials_.data<float>() + slot * dim + begin, count, sum);
     }
-    if (weights.has_shared()) add_scaled(isa, weights.shared_router ? shared_weight[r] : 1.0f, shared, dim, sum);
-    add(isa, sum, dim, residual.row(r));
+    if (weights.has_shared()) add_scaled(isa, weights.shared_router ? shared_weight[r] : 1.0f, shared, count, sum);
+    add(isa, sum, count, residual.row(r) + begin);
     return combined;
   });
+  if (!has_all) scratch.peers->gather_hidden(residual.row(0), num_rows);
 }
 
 void dense_forward(Isa isa, ThreadTeam& team, const DenseWeights& weights, const RowBuffer& x, int num_rows,
@@ -141,11 +147,14 @@ void dense_forward(Isa isa, ThreadTeam& team, const DenseWeights& weights, const
   FT_CHECK(num_rows <= scratch.max_rows_);
   const int64_t dim = scratch.shape_.hidden_dim;
   ExpertPass(isa, team, /*routed=*/nullptr, &weights, x, scratch).run(BucketList{}, num_rows);
+  const int64_t begin = scratch.peers == nullptr ? 0 : scratch.peers->hidden_begin;
+  const int64_t count = scratch.peers == nullptr ? dim : scratch.peers->hidden_end - begin;
   const WorkDone added{scratch.is_mtp ? Work::kMtpLayer : Work::kRows, 0};
   profiled_rows(team, scratch.profile, num_rows, dim, [&](int64_t r, int) {
-    add(isa, scratch.shared_.data<float>() + r * dim, dim, residual.row(r));
+    add(isa, scratch.shared_.data<float>() + r * dim + begin, count, residual.row(r) + begin);
     return added;
   });
+  if (scratch.peers != nullptr) scratch.peers->gather_hidden(residual.row(0), num_rows);
 }
 
 }  // namespace foretoken

@@ -14,6 +14,7 @@
 #include "kernels/threads/thread_team.h"
 #include "kernels/threads/work_profile.h"
 #include "moe/buckets.h"
+#include "moe/expert_peers.h"
 #include "moe/moe_verify.h"
 #include "moe/router.h"
 
@@ -29,7 +30,8 @@ struct BasicDenseWeights {
   Matrix gate, up;  // [dim, hidden_dim]
   Matrix down;      // [hidden_dim, dim]
 
-  [[nodiscard]] int64_t dim() const { return gate.num_rows; }
+  /// Of what `down` reads; gate and up may hold a process's share of it, as down may of its outputs.
+  [[nodiscard]] int64_t dim() const { return down.num_cols; }
 
   /// Calls visit(role, member...) for every member that holds weights, with that member of each of `dense`.
   template <class Visit, class... Dense>
@@ -75,7 +77,7 @@ struct BasicMoeWeights {
   BasicDenseWeights<Matrix> shared;
   VectorView shared_router;  // [hidden_dim]
   [[nodiscard]] bool has_shared() const { return shared.dim() > 0; }
-  [[nodiscard]] int64_t expert_dim() const { return gate.num_rows; }
+  [[nodiscard]] int64_t expert_dim() const { return down.all.num_cols; }
 
   /// As BasicDenseWeights::for_each, of all parts.
   template <class Visit, class... Moe>
@@ -142,6 +144,8 @@ class MoeScratch {
   /// Where work is timed, or nullptr; of the MTP layer if is_mtp.
   WorkProfile* profile = nullptr;
   bool is_mtp = false;
+  /// Who computes with this process, or nullptr: alone.
+  ExpertPeers* peers = nullptr;
 
   /// The experts of the last moe_forward, and whether the router's numbers were finite.
   Routing routing;

@@ -277,8 +277,7 @@ void Generator::choose(std::span<const Part> parts) {
       continue;
     }
     for (size_t r = 0; r < g.choices_.size(); ++r, ++index) {
-      g.choices_[r] = choose_token(engine_.options().isa, engine_.logits(index), engine_.model().config().vocab_size,
-                                   g.options_.sampling, position + static_cast<int64_t>(r));
+      g.choices_[r] = engine_.choose(index, g.options_.sampling, position + static_cast<int64_t>(r));
     }
   }
 }

@@ -4,7 +4,6 @@
 #include <numeric>
 
 #include "kernels/base/error.h"
-#include "kernels/select/softmax.h"
 #include "mtp/byte_stream.h"
 #include "mtp/stopwatch.h"
 
@@ -124,15 +123,13 @@ void MtpDrafter::run(std::span<const Rows> rows, DraftTimes& times) {
   if (!outputs_.empty()) engine_.mtp_compute_logits(outputs_);
   for (size_t i = 0; i < rows.size(); ++i) look_for_fault(*rows[i].known->sequence, static_cast<int>(i));
   if (outputs_.empty()) return;
-  const int64_t vocab_size = engine_.model().config().vocab_size;
-  const Isa isa = engine_.options().isa;
   int output = 0;
   for (const Rows& r : rows) {
     if (!r.with_output) continue;
     State& s = state(*r.known->sequence);
-    const float* logits = engine_.mtp_logits(output);
-    s.first_draft = choose_token(isa, logits, vocab_size, *r.known->sampling, s.filled);
-    s.first_confidence = softmax_share(isa, logits, vocab_size, s.first_draft);
+    const Engine::DraftChoice choice = engine_.mtp_choose(output, *r.known->sampling, s.filled);
+    s.first_draft = choice.id;
+    s.first_confidence = choice.confidence;
     std::copy_n(engine_.mtp_hidden(output), hidden_dim_, s.hidden.data());
     s.has_first = true;
     ++output;
@@ -172,8 +169,6 @@ DraftTimes MtpDrafter::extend(std::span<DraftWindow* const> windows) {
     engine_.mtp_compute_logits(outputs_);
     for (size_t i = 0; i < inputs_.size(); ++i) look_for_fault(*inputs_[i].sequence, static_cast<int>(i));
   }
-  const int64_t vocab_size = engine_.model().config().vocab_size;
-  const Isa isa = engine_.options().isa;
   int output = 0;
   for (DraftWindow* window : windows) {
     State& s = state(*window->sequence);
@@ -182,10 +177,10 @@ DraftTimes MtpDrafter::extend(std::span<DraftWindow* const> windows) {
       ++output;
       continue;
     }
-    const float* logits = engine_.mtp_logits(output);
-    s.last_draft = choose_token(isa, logits, vocab_size, *window->sampling, s.filled + s.num_drafts - 1);
-    window->drafts.push_back(s.last_draft);
-    window->confidences.push_back(softmax_share(isa, logits, vocab_size, s.last_draft));
+    const Engine::DraftChoice choice = engine_.mtp_choose(output, *window->sampling, s.filled + s.num_drafts - 1);
+    s.last_draft = choice.id;
+    window->drafts.push_back(choice.id);
+    window->confidences.push_back(choice.confidence);
     std::copy_n(engine_.mtp_hidden(output), hidden_dim_, s.hidden.data());
     ++output;
   }

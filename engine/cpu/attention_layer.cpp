@@ -90,19 +90,24 @@ void ForwardPass::rotate_queries(const AttentionWeights& weights, int64_t r) {
 
 void ForwardPass::attend_and_output(const AttentionWeights& weights, int kv_layer) {
   const AttentionShape& shape = weights.shape;
-  buffers_.attended.set_num_cols(shape.query_dim());
+  buffers_.attended.set_num_cols(weights.output.num_cols);
+  first_attended_ = shape.num_heads == 0 ? 0 : mixer_column(0);
   attend(shape, kv_layer);
   const unsigned blocks = block_bits({&weights.output});
   for_rows(
       [&](int64_t r, int) {
         const int64_t dim = shape.head_dim;
-        for (int64_t h = 0; shape.gated && h < shape.num_heads; ++h) {
-          sigmoid_gate(isa_, buffers_.q.row(r) + (2 * h + 1) * dim, dim, buffers_.attended.row(r) + h * dim);
-        }
-        quantise_forms(isa_, buffers_.attended, r, blocks);
+        float* attended = buffers_.attended.row(r) + first_attended_;
+        for (int64_t h = 0; shape.gated && h < shape.num_heads; ++h)
+          sigmoid_gate(isa_, buffers_.q.row(r) + (2 * h + 1) * dim, dim, attended + h * dim);
+        if (peers_ == nullptr) quantise_forms(isa_, buffers_.attended, r, blocks);
       },
       Work::kAttention);
-  project(Work::kAttentionProjections, buffers_.attended, {{weights.output, buffers_.mixed}});
+  if (peers_ != nullptr) {
+    peers_->gather_mixer(layer_, buffers_.attended.row(0), buffers_.attended.num_cols(), num_rows_);
+    for_rows([&](int64_t r, int) { quantise_forms(isa_, buffers_.attended, r, blocks); }, Work::kAttention);
+  }
+  project_to_hidden(Work::kAttentionProjections, buffers_.attended, weights.output);
   added(FaultKind::kAttention);
 }
 
@@ -191,7 +196,7 @@ WorkDone ForwardPass::attend_item(const AttendItem& item, int kv_layer, int thre
   for (int r = item.row_begin; r < item.row_end; ++r) {
     for (int h = item.kv_head * group; h < (item.kv_head + 1) * group; ++h) {
       float* out = one_split ? buffers_.partials.row(item.first_partial + int64_t{r - span.first_row} * num_heads + h)
-                             : buffers_.attended.row(r) + int64_t{h} * dim;
+                             : buffers_.attended.row(r) + first_attended_ + int64_t{h} * dim;
       AttentionQuery query{buffers_.queries.row(r) + int64_t{h} * dim, position_of(r) + 1, 0, 0, out};
       attention_reset(query, dim);
       queries.push_back(query);
@@ -221,7 +226,7 @@ void ForwardPass::merge_splits(const MergeItem& item) {
   const int dim = planned_.head_dim;
   const AttentionQuery* part = &buffers_.partial_queries[static_cast<size_t>(item.first_partial)];
   AttentionQuery whole = *part;
-  whole.out = buffers_.attended.row(item.row) + int64_t{item.head} * dim;
+  whole.out = buffers_.attended.row(item.row) + first_attended_ + int64_t{item.head} * dim;
   attention_reset(whole, dim);
   for (int64_t split = 0; split < item.num_splits; ++split, part += item.partials_per_split) {
     if (split * kAttentionSplit < part->kv_len) attention_merge(isa_, *part, dim, whole);

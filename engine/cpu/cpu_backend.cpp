@@ -83,11 +83,11 @@ struct EngineBuffers {
         recurrent(s.delta_nets, o.max_window, o.parallel),
         pass(s, pass_rows(o), o.max_window, o.ctx_size, o.threads),
         hidden(pass_rows(o), s.hidden_dim),
-        logits(logits_rows(o), s.vocab_size) {
+        logits(logits_rows(o), s.head_rows) {
     if (!o.with_mtp) return;
     pass.joined = RowBuffer(pass_rows(o), 2 * s.hidden_dim);
     for (RowBuffer& rows : mtp_hidden) rows = RowBuffer(pass_rows(o), s.hidden_dim);
-    mtp_logits = FloatRows(logits_rows(o), s.vocab_size);
+    mtp_logits = FloatRows(logits_rows(o), s.head_rows);
   }
 
   [[nodiscard]] SessionMemory memory(const ModelShapes& s, const SessionOptions& o) const {
@@ -104,16 +104,16 @@ struct EngineBuffers {
   RecurrentState recurrent;
   PassBuffers pass;
   RowBuffer hidden;  // [max_rows, hidden_dim] after the final norm
-  FloatRows logits;  // [logits_rows, vocab_size]
+  FloatRows logits;  // [logits_rows, head_rows]
   // MTP layer.
   std::array<RowBuffer, 2> mtp_hidden;  // [max_rows, hidden_dim], taking turns
-  FloatRows mtp_logits;                 // [logits_rows, vocab_size]
+  FloatRows mtp_logits;                 // [logits_rows, head_rows]
 };
 
 /// Passes over the host's memory.
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(const Model& model, const SessionOptions& options)
+  CpuBackend(const Model& model, const SessionOptions& options, Transport* transport)
       : Backend(options),
         config_(model.config()),
         weights_(model.weights()),
@@ -124,9 +124,14 @@ class CpuBackend final : public Backend {
         team_(options_.threads, options_.nodes),
         ropes_(shapes_.ropes, options_.ctx_size),
         profile_(options_.profile ? std::make_unique<WorkProfile>(options_.threads) : nullptr),
-        pass_(config_, options_, team_, ropes_, buffers_.kv, buffers_.recurrent, buffers_.pass, profile_.get()),
-        head_items_(team_.nodes(), config_.vocab_size),
-        draft_items_(team_.nodes(), config_.vocab_size) {
+        peers_(transport == nullptr
+                   ? nullptr
+                   : std::make_unique<PassPeers>(*transport, *model.share(), shapes_, pass_rows(options_))),
+        pass_(config_, options_, team_, ropes_, buffers_.kv, buffers_.recurrent, buffers_.pass, profile_.get(),
+              peers_.get()),
+        head_items_(team_.nodes(), shapes_.head_rows),
+        draft_items_(team_.nodes(), shapes_.head_rows) {
+    FT_CHECK((transport != nullptr) == (model.share() != nullptr));
     team_.set_stop(options_.stop);
     head_inputs_.reserve(static_cast<size_t>(logits_rows(options_)));
     trunk_spans_.reserve(static_cast<size_t>(options_.parallel));
@@ -144,7 +149,11 @@ class CpuBackend final : public Backend {
   void forward(std::span<const Span> spans, std::span<const TokenId> ids) override {
     faults_.begin(static_cast<int>(ids.size()));
     pass_.begin(spans, faults_);
-    text_.trunk(pass_, weights_, ids, buffers_.hidden);
+    if (peers_ != nullptr && peers_->by_layers()) {
+      run_own_layers(ids);
+    } else {
+      text_.trunk(pass_, weights_, ids, buffers_.hidden);
+    }
     distinct_experts_ = pass_.take_distinct_experts();
     check_stop();
   }
@@ -187,25 +196,25 @@ class CpuBackend final : public Backend {
 
   void set_draft_groups(std::span<const int32_t> groups) override {
     std::vector<RowRange> ranges;
-    const int64_t num_groups = (config_.vocab_size + kInterleave - 1) / kInterleave;
-    for (size_t i = 0; i < groups.size();) {
-      size_t next = i + 1;  // a run of neighbouring groups makes items together
-      while (next < groups.size() && groups[next] == groups[next - 1] + 1) ++next;
-      FT_CHECK(groups[i] >= 0 && groups[next - 1] < num_groups &&
-               (next == groups.size() || groups[next] > groups[next - 1]));
-      ranges.push_back({int64_t{groups[i]} * kInterleave,
-                        std::min((int64_t{groups[next - 1]} + 1) * kInterleave, config_.vocab_size)});
-      i = next;
+    for (size_t i = 0; i < groups.size(); ++i) {
+      FT_CHECK(groups[i] >= 0 && (i == 0 || groups[i] > groups[i - 1]));
+      const RowRange rows = head_rows_of(groups[i]);
+      if (rows.begin == rows.end) continue;
+      if (!ranges.empty() && ranges.back().end == rows.begin) {
+        ranges.back().end = rows.end;  // a run of neighbouring groups makes items together
+      } else {
+        ranges.push_back(rows);
+      }
     }
     draft_items_.set(ranges);
     for (int r = 0; r < logits_rows(options_); ++r) {
-      std::fill_n(buffers_.mtp_logits.row(r), config_.vocab_size, -std::numeric_limits<float>::infinity());
+      std::fill_n(buffers_.mtp_logits.row(r), shapes_.head_rows, -std::numeric_limits<float>::infinity());
     }
   }
 
   void add_draft_group(int32_t group) override {
-    const int64_t begin = int64_t{group} * kInterleave;
-    draft_items_.add({begin, std::min(begin + kInterleave, config_.vocab_size)});
+    const RowRange rows = head_rows_of(group);
+    if (rows.begin < rows.end) draft_items_.add(rows);
   }
 
   void reset(int slot) override { buffers_.recurrent.reset(slot); }
@@ -237,6 +246,33 @@ class CpuBackend final : public Backend {
 
   void check_stop() const {
     if (options_.stop != nullptr && options_.stop->load(std::memory_order_relaxed)) throw Interrupted();
+  }
+
+  // Rows of the head in memory that stand for this group of ids: none where another process has them.
+  RowRange head_rows_of(int32_t group) const {
+    const int64_t begin = int64_t{group} * kInterleave, end = std::min(begin + kInterleave, config_.vocab_size);
+    FT_CHECK(begin < end);
+    if (shapes_.head_rows == config_.vocab_size) return {begin, end};
+    if (shapes_.head_rows == 0) return {};
+    const RowOwners& owners = peers_->plan().vocab;
+    if (!owners.owns(peers_->rank(), begin)) return {};
+    const int64_t local = owners.local_of(peers_->rank(), begin);
+    return {local, local + end - begin};
+  }
+
+  // The trunk's layers that this process has, between those of its neighbours.
+  void run_own_layers(std::span<const TokenId> ids) {
+    if (peers_->rank() == 0) {
+      pass_.embed(weights_.embed, ids);
+    } else {
+      peers_->receive_rows(buffers_.pass.residual.row(0), pass_.num_rows());
+      pass_.continue_at(peers_->plan().first_layer(peers_->rank()));
+    }
+    for (const LayerWeights& layer : weights_.layers) {
+      if (!layer.is_elsewhere) text_.layer(pass_, layer);
+    }
+    if (!peers_->is_last()) return peers_->send_rows(buffers_.pass.residual.row(0), pass_.num_rows());
+    pass_.norm_to(weights_.output_norm, ForwardPass::inputs_of(weights_.head), buffers_.hidden);
   }
 
   // The MTP layer goes on with the rows from each span's first_output on; false if there are none.
@@ -287,6 +323,7 @@ class CpuBackend final : public Backend {
   ThreadTeam team_;
   const RopeTables ropes_;
   const std::unique_ptr<WorkProfile> profile_;
+  const std::unique_ptr<PassPeers> peers_;  // nullptr: alone
   ForwardPass pass_;
   HeadItems head_items_, draft_items_;
   double distinct_experts_ = 0;
@@ -298,8 +335,8 @@ class CpuBackend final : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_cpu_backend(const Model& model, const SessionOptions& options) {
-  return std::make_unique<CpuBackend>(model, options);
+std::unique_ptr<Backend> make_cpu_backend(const Model& model, const SessionOptions& options, Transport* transport) {
+  return std::make_unique<CpuBackend>(model, options, transport);
 }
 
 SessionMemory cpu_session_memory(const ModelShapes& shapes, const SessionOptions& options) {

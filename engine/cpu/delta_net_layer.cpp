@@ -57,7 +57,7 @@ void ForwardPass::delta_net(const DeltaNetWeights& weights, int recurrent_idx) {
     return recurrent_.layer(recurrent_idx, span.sequence->slot);
   };
   const DeltaNetShape& shape = weights.shape;
-  buffers_.delta_out.set_num_cols(shape.value_dim());
+  buffers_.delta_out.set_num_cols(weights.out.num_cols);
   raw_rows_.clear();
   for (int r = 0; r < num_rows_; ++r) {
     const SlotRow at = slot_row(span_of(r), layer_of(span_of(r)), r);
@@ -99,9 +99,11 @@ void ForwardPass::delta_net(const DeltaNetWeights& weights, int recurrent_idx) {
     return WorkDone{Work::kDeltaRecurrence,
                     2 * int64_t{shape.state_size} * shape.state_size * static_cast<int64_t>(sizeof(float))};
   });
+  if (peers_ != nullptr)
+    peers_->gather_mixer(layer_, buffers_.delta_out.row(0), buffers_.delta_out.num_cols(), num_rows_);
   const unsigned blocks = block_bits({&weights.out});
   for_rows([&](int64_t r, int) { quantise_forms(isa_, buffers_.delta_out, r, blocks); });
-  project(Work::kDeltaProjections, buffers_.delta_out, {{weights.out, buffers_.mixed}});
+  project_to_hidden(Work::kDeltaProjections, buffers_.delta_out, weights.out);
   added(FaultKind::kDeltaNet);
 }
 
@@ -168,7 +170,7 @@ void ForwardPass::convolve_head(const DeltaNetWeights& weights, const Span& span
 void ForwardPass::advance_head(const DeltaNetWeights& weights, const Span& span, RecurrentState::Layer& layer,
                                int64_t head, int thread_idx) {
   const SlotTurn& turn = span.sequence->turn;
-  const int64_t size = layer.shape.state_size;
+  const int64_t size = layer.shape.state_size, column = mixer_column(head * size);
   thread_local std::vector<DeltaRow> rows;
   rows.clear();
   rows.reserve(static_cast<size_t>(buffers_.delta_out.max_rows() + max_window_));
@@ -176,11 +178,11 @@ void ForwardPass::advance_head(const DeltaNetWeights& weights, const Span& span,
     rows.push_back(delta_row(layer.shape, layer.old_slot(turn), r, head, nullptr));
   for (int r = span.first_row; r < span.end_row(); ++r) {
     const SlotRow at = slot_row(span, layer, r);
-    rows.push_back(delta_row(layer.shape, *at.slot, at.row, head, buffers_.delta_out.row(r) + head * size));
+    rows.push_back(delta_row(layer.shape, *at.slot, at.row, head, buffers_.delta_out.row(r) + column));
   }
   advance_state(layer, head, rows, turn.replay + (span.is_window ? 1 : span.num_rows), thread_idx);
   for (int r = span.first_row; r < span.end_row(); ++r) {
-    float* out = buffers_.delta_out.row(r) + head * size;
+    float* out = buffers_.delta_out.row(r) + column;
     const float squares =
         rms_norm_gated(isa_, out, weights.norm, buffers_.z.row(r) + head * size, size, config_.norm_eps, out);
     if (!std::isfinite(squares)) note(r, FaultKind::kDeltaOutput);

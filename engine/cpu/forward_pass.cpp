@@ -29,7 +29,7 @@ PassBuffers::PassBuffers(const ModelShapes& s, int max_rows, int max_window, int
       q(max_rows, s.q_rows),
       k(max_rows, s.kv_dim),
       v(max_rows, s.kv_dim),
-      attended(max_rows, s.query_dim),
+      attended(max_rows, s.attended_dim),
       queries(max_rows, s.query_dim),
       partials(max_window * s.num_heads * pages_of(ctx_size), s.head_dim),
       partial_queries(static_cast<size_t>(max_window * s.num_heads * pages_of(ctx_size))),
@@ -42,7 +42,7 @@ PassBuffers::PassBuffers(const ModelShapes& s, int max_rows, int max_window, int
   z = FloatRows(max_rows, s.value_dim);
   b = FloatRows(max_rows, s.num_value_heads);
   alpha = FloatRows(max_rows, s.num_value_heads);
-  delta_out = RowBuffer(max_rows, s.value_dim);
+  delta_out = RowBuffer(max_rows, s.delta_out_dim);
   delta_scratch = FloatRows(num_threads, int64_t{s.state_size} * s.state_size);
 }
 
@@ -72,7 +72,7 @@ void quantise_forms(Isa isa, RowBuffer& rows, int64_t r, unsigned blocks) {
 
 ForwardPass::ForwardPass(const ModelConfig& config, const SessionOptions& options, ThreadTeam& team,
                          const RopeTables& ropes, KvPages& kv, RecurrentState& recurrent, PassBuffers& buffers,
-                         WorkProfile* profile)
+                         WorkProfile* profile, PassPeers* peers)
     : config_(config),
       isa_(options.isa),
       verify_(options.moe_verify),
@@ -83,6 +83,7 @@ ForwardPass::ForwardPass(const ModelConfig& config, const SessionOptions& option
       recurrent_(recurrent),
       buffers_(buffers),
       profile_(profile),
+      peers_(peers == nullptr || peers->by_layers() ? nullptr : peers),
       stop_(options.stop),
       max_window_(options.max_window),
       attention_scratch_(static_cast<size_t>(team.num_threads()),
@@ -112,6 +113,11 @@ void ForwardPass::begin(std::span<const Span> spans, RowFaults& faults, std::spa
   FT_CHECK(num_rows_ > 0 && num_rows_ <= buffers_.residual.max_rows());
   planned_ = {};
   rows_moved_ = false;
+}
+
+void ForwardPass::continue_at(int layer) {
+  layer_ = layer;
+  added_ = layer == 0 ? RowFault{0, FaultKind::kEmbedding} : RowFault{layer - 1, FaultKind::kFeedForward};
 }
 
 void ForwardPass::keep_rows(std::span<const Span> spans, std::span<const int> from) {
@@ -148,7 +154,7 @@ void ForwardPass::join(const MtpWeights& mtp, Hidden hidden) {
     quantise_forms(isa_, both, r, blocks);
     std::fill_n(buffers_.residual.row(r), dim, 0.0f);
   });
-  project(Work::kMtpLayer, both, {{mtp.join, buffers_.mixed}});
+  project_to_hidden(Work::kMtpLayer, both, mtp.join);
   added(FaultKind::kMtpJoin);
 }
 
@@ -209,6 +215,11 @@ void ForwardPass::project(Work work, const RowBuffer& input, std::initializer_li
   });
 }
 
+void ForwardPass::project_to_hidden(Work work, const RowBuffer& input, const MatrixView& matrix) {
+  project(work, input, {{matrix, buffers_.mixed, peers_ == nullptr ? 0 : peers_->hidden_begin}});
+  if (peers_ != nullptr) peers_->gather_hidden(buffers_.mixed.row(0), num_rows_);
+}
+
 unsigned ForwardPass::inputs_of(const AttentionWeights& weights) {
   return block_bits({&weights.q, &weights.k, &weights.v});
 }
@@ -229,10 +240,16 @@ unsigned ForwardPass::inputs_of(const MatrixView& matrix) {
   return block_bits({&matrix});
 }
 
-void ForwardPass::experts(const MoeWeights& weights, int /*layer_idx*/) {
+MoeScratch& ForwardPass::begin_feed_forward() {
   buffers_.moe.profile = profile_;
   buffers_.moe.is_mtp = is_mtp_;
-  moe_forward(isa_, team_, verify_, weights, buffers_.normed, num_rows_, buffers_.moe, buffers_.residual);
+  buffers_.moe.peers = peers_;
+  if (peers_ != nullptr) peers_->begin_feed_forward(layer_);
+  return buffers_.moe;
+}
+
+void ForwardPass::experts(const MoeWeights& weights, int /*layer_idx*/) {
+  moe_forward(isa_, team_, verify_, weights, buffers_.normed, num_rows_, begin_feed_forward(), buffers_.residual);
   added(FaultKind::kFeedForward);
   for (int r = 0; r < num_rows_; ++r) {
     if (buffers_.moe.routing.finite[static_cast<size_t>(r)] == 0) note(r, FaultKind::kRouter);
@@ -243,9 +260,7 @@ void ForwardPass::experts(const MoeWeights& weights, int /*layer_idx*/) {
 }
 
 void ForwardPass::dense(const DenseWeights& weights) {
-  buffers_.moe.profile = profile_;
-  buffers_.moe.is_mtp = is_mtp_;
-  dense_forward(isa_, team_, weights, buffers_.normed, num_rows_, buffers_.moe, buffers_.residual);
+  dense_forward(isa_, team_, weights, buffers_.normed, num_rows_, begin_feed_forward(), buffers_.residual);
   added(FaultKind::kFeedForward);
   ++layer_;
 }

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/cpu/pass_peers.h"
 #include "engine/model/model_config.h"
 #include "engine/model/shapes.h"
 #include "engine/model/weights.h"
@@ -64,18 +65,21 @@ class ForwardPass {
   using Hidden = std::span<const float* const>;  // [num_rows] of [hidden_dim] each
   using Rows = RowBuffer;
 
-  /// `profile` may be nullptr.
+  /// `profile` may be nullptr, and so may `peers`: the processes that have the other shares of the weights.
   ///
   /// Numbers that are not finite are noted where they are stored or would be lost (the sum of squares of every norm,
   /// the rows of the KV cache, what a sigmoid, an exponential or a softmax is made of); everywhere else they go on into
   /// the next such place. An infinity that is lost elsewhere would be our own bug.
   ForwardPass(const ModelConfig& config, const SessionOptions& options, ThreadTeam& team, const RopeTables& ropes,
-              KvPages& kv, RecurrentState& recurrent, PassBuffers& buffers, WorkProfile* profile);
+              KvPages& kv, RecurrentState& recurrent, PassBuffers& buffers, WorkProfile* profile,
+              PassPeers* peers = nullptr);
 
   /// The next operations work on the rows of these spans. Row r is row fault_rows[r] of `faults`, or r itself where
   /// fault_rows is empty; both stay where they are during the pass. is_mtp: of the MTP layer.
   void begin(std::span<const Span> spans, RowFaults& faults, std::span<const int> fault_rows = {}, bool is_mtp = false);
   [[nodiscard]] int num_rows() const { return num_rows_; }
+  /// The residual comes from another process, which has computed the layers before this one.
+  void continue_at(int layer);
 
   /// The pass of the MTP layer goes on with these of its rows alone: rows `from`, rising, move to the front, and have
   /// `spans`.
@@ -121,16 +125,18 @@ class ForwardPass {
 
   /// One or more matrices over the same rows, in one parallel loop: output[r] = matrix . input[r].
   struct Projection {
-    Projection(const MatrixView& of, FloatRows& to) : matrix(of), rows(&to) {}
+    /// column: of a row of `to`, where the matrix's first output goes.
+    Projection(const MatrixView& of, FloatRows& to, int64_t column = 0) : matrix(of), rows(&to), first_column(column) {}
     /// pointers[r]: where row r goes.
     Projection(const MatrixView& of, std::vector<float*>& to) : matrix(of), pointers(&to) {}
 
     [[nodiscard]] float* output(int r) const {
-      return rows != nullptr ? rows->row(r) : (*pointers)[static_cast<size_t>(r)];
+      return rows != nullptr ? rows->row(r) + first_column : (*pointers)[static_cast<size_t>(r)];
     }
 
     const MatrixView& matrix;
     FloatRows* rows = nullptr;
+    int64_t first_column = 0;
     std::vector<float*>* pointers = nullptr;
   };
   void project(Work work, const RowBuffer& input, std::initializer_list<Projection> projections);
@@ -166,6 +172,13 @@ class ForwardPass {
  private:
   // Throws Interrupted if somebody asked for it.
   void check_stop() const;
+  // mixed = matrix . input: by all processes together, where there are several.
+  void project_to_hidden(Work work, const RowBuffer& input, const MatrixView& matrix);
+  // Where rows of all heads have this process's mixer column `local`.
+  [[nodiscard]] int64_t mixer_column(int64_t local) const {
+    return peers_ == nullptr ? local : peers_->mixer_column(layer_, local);
+  }
+  MoeScratch& begin_feed_forward();
 
   /// A part of the attention of one span and key-value head: a block of rows over all their splits, or all rows over
   /// one split (`first_partial` is where its results start in PassBuffers::partials).
@@ -231,6 +244,7 @@ class ForwardPass {
   RecurrentState& recurrent_;
   PassBuffers& buffers_;
   WorkProfile* const profile_;
+  PassPeers* const peers_;  // nullptr: alone
   const std::atomic<bool>* const stop_;
   int num_rows_ = 0;
   bool is_mtp_ = false;
@@ -243,6 +257,7 @@ class ForwardPass {
   std::vector<Span> spans_;
   std::vector<int> row_spans_;  // [num_rows]
   AttentionShape planned_;      // that the items are for
+  int64_t first_attended_ = 0;  // column of `attended` that this process's first head has
   std::vector<AttendItem> attend_items_;
   std::vector<MergeItem> merge_items_;
   std::vector<float*> raw_rows_;  // [num_rows] where the delta net's projections go

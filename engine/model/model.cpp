@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <optional>
 
 #include "engine/model/families/family.h"
 #include "engine/model/metadata.h"
@@ -29,6 +30,7 @@ struct Model::Impl {
   std::string fingerprint;
   double load_seconds = 0;
   ModelWeights weights;
+  std::optional<ModelShare> share;
 };
 
 namespace {
@@ -110,6 +112,10 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
   WeightLoader loader(m.file, options, w);
   declare_model(loader, m.file, m.config, m.tokenizer, w);
   check_unread_tensors(m.file, m.config, loader.declared());
+  if (options.share) {
+    m.share = ModelShare{RankPlan::of(m.config, w, options.share->mode, options.share->shares), options.share->rank};
+    hold_share(*m.share, loader, w);
+  }
   w.bytes_to_load = loader.bytes_needed();
   std::chrono::steady_clock::duration elsewhere{};
   if (options.on_header) {
@@ -131,6 +137,9 @@ const Tokenizer& Model::tokenizer() const {
 }
 const ModelWeights& Model::weights() const {
   return impl_->weights;
+}
+const ModelShare* Model::share() const {
+  return impl_->share ? &*impl_->share : nullptr;
 }
 const std::string& Model::path() const {
   return impl_->file.path();

@@ -8,6 +8,7 @@
 
 #include "engine/gguf/gguf.h"
 #include "engine/model/model_config.h"
+#include "engine/model/rank_plan.h"
 #include "engine/model/weights.h"
 #include "engine/options.h"
 #include "engine/text/tokenizer.h"
@@ -41,6 +42,8 @@ class Model {
   [[nodiscard]] const ModelConfig& config() const;
   [[nodiscard]] const Tokenizer& tokenizer() const;
   [[nodiscard]] const ModelWeights& weights() const;
+  /// What was loaded of the model; nullptr: all of it.
+  [[nodiscard]] const ModelShare* share() const;
   [[nodiscard]] const std::string& path() const;
   [[nodiscard]] const std::string& fingerprint() const;  // GgufFile::fingerprint, reported as model_sha256
   [[nodiscard]] size_t file_bytes() const;

@@ -160,7 +160,7 @@ void WeightLoader::picked_rows(const std::string& name, int64_t tensor_rows, int
     Job& job = declare(find(name, {num_cols, tensor_rows}), num_rows, num_rows, num_cols, /*in_place=*/false, {&to});
     if (job.from.layout == Layout::kInterleaved)
       fail(name, "is interleaved, and some rows of it are needed by themselves; repack the original file again");
-    job.picked = std::move(rows);
+    take_rows(job, std::move(rows), num_rows);
     to.scale = scale_of(name);
   });
 }
@@ -225,7 +225,7 @@ void WeightLoader::vectors(const std::string& name, const std::vector<std::pair<
     int64_t begin = 0;
     for (const auto& [part, view] : to) {
       *view = {nullptr, part};
-      vectors_.push_back({&tensor, view, begin});
+      vectors_.push_back({&tensor, view, begin, {}});
       begin += part;
     }
   });
@@ -249,6 +249,13 @@ void WeightLoader::load_vectors() {
     }
     vector.to->data = values.get() + vector.begin;
     weights_.vectors.push_back(std::move(values));
+    if (vector.kept.empty()) continue;
+    auto kept = std::make_unique<float[]>(static_cast<size_t>(vector.to->count));
+    float* at = kept.get();
+    for (const RowRange& range : vector.kept)
+      at = std::copy(vector.to->data + range.begin, vector.to->data + range.end, at);
+    vector.to->data = kept.get();
+    weights_.vectors.push_back(std::move(kept));
   }
 }
 
@@ -269,46 +276,223 @@ size_t WeightLoader::bytes_needed() const {
   return bytes;
 }
 
-void WeightLoader::fill(Job& job, int64_t row_begin, int64_t row_end) const {
-  const MatrixView& from = job.from;
-  const bool interleaved = from.layout == Layout::kInterleaved;
-  if (interleaved) {
-    file_.populate(from.data + static_cast<size_t>(row_begin) * from.row_bytes(),
-                   static_cast<size_t>(row_end - row_begin) * from.row_bytes());
-    if (!interleaved_rows_are_finite(from, row_begin, row_end)) {
-      fail(std::string(job.tensor->name),
-           fmt::format("rows {} to {} have a scale that is not finite; the file is damaged", row_begin, row_end - 1));
-    }
+int64_t WeightLoader::Job::tensor_row(int64_t r) const {
+  if (picked.empty()) return (from.data - tensor->data) / static_cast<std::ptrdiff_t>(from.row_bytes()) + r;
+  for (const RowRange& range : picked) {
+    if (r < range.end - range.begin) return range.begin + r;
+    r -= range.end - range.begin;
   }
-  for (int64_t r = row_begin; r < row_end && !interleaved; ++r) {
-    if (row_is_finite(from.type, from.data + static_cast<size_t>(r) * from.row_bytes(), from.num_cols)) continue;
-    fail(std::string(job.tensor->name),
-         fmt::format("row {} has a value or scale that is not finite; the file is damaged", r));
+  FT_CHECK(false);
+  return -1;
+}
+
+// ---- a share of the rows ----
+
+std::vector<WeightLoader::Job>::iterator WeightLoader::find_job(const MatrixView& matrix) {
+  return std::find_if(jobs_.begin(), jobs_.end(),
+                      [&](const Job& job) { return std::find(job.to.begin(), job.to.end(), &matrix) != job.to.end(); });
+}
+
+// The job that loads this matrix and nothing else.
+WeightLoader::Job& WeightLoader::own_job(MatrixView& matrix) {
+  const auto shared = find_job(matrix);
+  FT_CHECK(shared != jobs_.end());
+  Job own = *shared;
+  own.to = {&matrix};
+  const auto at = std::find(shared->to.begin(), shared->to.end(), &matrix) - shared->to.begin();
+  shared->to.erase(shared->to.begin() + at);
+  if (!shared->parts.empty()) {
+    const RowRange part = shared->parts[static_cast<size_t>(at)];
+    shared->parts.erase(shared->parts.begin() + at);
+    own.parts.clear();
+    own.from.data += static_cast<size_t>(part.begin) * own.from.row_bytes();
+    own.from.num_rows = part.end - part.begin;
   }
-  if (job.in_place) return;
-  std::byte* to = const_cast<std::byte*>(job.to[0]->data);  // where the first part begins
-  if (job.interleave) {
-    interleave_rows(from, row_begin, row_end, to);
-  } else {
-    const size_t begin = static_cast<size_t>(row_begin) * from.row_bytes(),
-                 end = static_cast<size_t>(row_end) * from.row_bytes();
-    std::memcpy(to + begin, from.data + begin, end - begin);
+  if (shared->to.empty()) return *shared = std::move(own);
+  return jobs_.emplace_back(std::move(own));
+}
+
+// `rows`: of the tensor.
+void WeightLoader::take_rows(Job& job, std::vector<RowRange> rows, int64_t granule_rows) {
+  int64_t num_rows = 0;
+  for (const RowRange& range : rows) num_rows += range.end - range.begin;
+  const MatrixView whole = job.whole();
+  const bool contiguous = rows.size() <= 1;
+  const RowRange first = rows.empty() ? RowRange{} : rows.front();
+  const bool on_groups =
+      first.begin % kInterleave == 0 && first.end % kInterleave == 0 && granule_rows % kInterleave == 0;
+  job.from = {whole.data + static_cast<size_t>(first.begin) * whole.row_bytes(), num_rows, whole.num_cols, whole.type,
+              whole.layout};
+  job.picked.clear();
+  const bool interleaved = whole.layout == Layout::kInterleaved;
+  if (!contiguous || (interleaved && !on_groups)) {
+    // Put together row by row, in the file's own layout.
+    job.picked = std::move(rows);
+    job.from.data = nullptr;
+    job.from.layout = Layout::kRows;
+    job.in_place = false;
+  }
+  job.unit_rows = std::max<int64_t>(1, job.unit_rows == kHeadUnitRows ? kHeadUnitRows : granule_rows);
+  job.interleave = job.from.layout == Layout::kRows && !job.in_place && options_.repack &&
+                   can_interleave(job.from.type, granule_rows, job.from.num_cols);
+  for (MatrixView* view : job.to) {
+    const float scale = view->scale;
+    *view = job.from;
+    view->scale = scale;
+    if (!job.in_place) view->data = nullptr;
+    if (job.interleave) view->layout = Layout::kInterleaved;
   }
 }
 
-// The rows that make up the matrix, in the file's layout.
-AlignedBuffer WeightLoader::pick(Job& job) const {
-  AlignedBuffer buffer(job.from.size_bytes(), fmt::format("tensor {}", job.tensor->name));
+void WeightLoader::keep_rows(MatrixView& matrix, const std::vector<RowRange>& rows) {
+  const auto found = find_job(matrix);
+  FT_CHECK(found != jobs_.end());
+  Job& job = found->parts.empty() ? *found : own_job(matrix);
+  std::vector<RowRange> in_tensor;
+  for (const RowRange& range : rows) {
+    for (int64_t r = range.begin; r < range.end; ++r) {
+      const int64_t row = job.tensor_row(r);
+      if (!in_tensor.empty() && in_tensor.back().end == row) {
+        ++in_tensor.back().end;
+      } else {
+        in_tensor.push_back({row, row + 1});
+      }
+    }
+  }
+  int64_t num_rows = 0;
+  for (const RowRange& range : in_tensor) num_rows += range.end - range.begin;
+  take_rows(job, std::move(in_tensor), num_rows);
+}
+
+void WeightLoader::keep_rows(ExpertMatrices& part, const RowRange& experts, const std::vector<RowRange>& rows) {
+  Job& job = own_job(part.all);
+  std::vector<RowRange> in_tensor;
+  int64_t num_rows = 0;
+  for (const RowRange& range : rows) num_rows += range.end - range.begin;
+  for (int64_t e = experts.begin; e < experts.end; ++e) {
+    const int64_t base = e * part.stride_rows + part.first_row;
+    for (const RowRange& range : rows) {
+      if (!in_tensor.empty() && in_tensor.back().end == base + range.begin) {
+        in_tensor.back().end = base + range.end;
+      } else {
+        in_tensor.push_back({base + range.begin, base + range.end});
+      }
+    }
+  }
+  take_rows(job, std::move(in_tensor), num_rows);
+  part.stride_rows = part.num_rows = num_rows;
+  part.first_row = 0;
+}
+
+void WeightLoader::keep_values(VectorView& vector, std::vector<RowRange> values) {
+  const auto found = std::find_if(vectors_.begin(), vectors_.end(), [&](const Vector& v) { return v.to == &vector; });
+  FT_CHECK(found != vectors_.end());
+  vector.count = 0;
+  for (const RowRange& range : values) vector.count += range.end - range.begin;
+  if (values.empty()) values.push_back({0, 0});
+  found->kept = std::move(values);
+}
+
+void WeightLoader::drop(MatrixView& matrix) {
+  const auto job = find_job(matrix);
+  if (job == jobs_.end()) return;
+  const auto at = std::find(job->to.begin(), job->to.end(), &matrix) - job->to.begin();
+  job->to.erase(job->to.begin() + at);
+  if (!job->parts.empty()) job->parts.erase(job->parts.begin() + at);
+  if (job->to.empty()) jobs_.erase(job);
+  matrix.data = nullptr;
+  matrix.num_rows = 0;
+}
+
+void WeightLoader::drop(VectorView& vector) {
+  std::erase_if(vectors_, [&](const Vector& v) { return v.to == &vector; });
+  vector = {};
+}
+
+void WeightLoader::check_rows(MatrixView& lookup, const RowRange& rows) {
+  const auto job = find_job(lookup);
+  FT_CHECK(job != jobs_.end() && job->in_place && job->to.size() == 1);
+  job->from = job->from.slice_rows(rows.begin, rows.end);
+}
+
+// ---- reading ----
+
+// Rows [begin, end) of what the job brings in; rows from here and there are put together in `scratch`.
+MatrixView WeightLoader::rows_in_file(const Job& job, int64_t begin, int64_t end, std::vector<std::byte>& scratch) {
+  if (job.picked.empty()) return job.from.slice_rows(begin, end);
   const size_t row_bytes = job.from.row_bytes();
-  std::byte* to = buffer.data();
-  for (const RowRange& rows : job.picked) {
-    const size_t size_bytes = static_cast<size_t>(rows.end - rows.begin) * row_bytes;
-    std::memcpy(to, job.tensor->data + static_cast<size_t>(rows.begin) * row_bytes, size_bytes);
+  const MatrixView whole = job.whole();
+  scratch.resize(static_cast<size_t>(end - begin) * row_bytes);
+  std::byte* to = scratch.data();
+  int64_t before = 0;
+  for (const RowRange& range : job.picked) {
+    const int64_t first = std::max(begin, before) - before + range.begin;
+    before += range.end - range.begin;
+    const int64_t last = std::min(end, before) - before + range.end;
+    if (first >= last) continue;
+    if (whole.layout == Layout::kInterleaved) {
+      for (int64_t r = first; r < last; ++r, to += row_bytes) extract_row(whole, r, to);
+      continue;
+    }
+    const size_t size_bytes = static_cast<size_t>(last - first) * row_bytes;
+    std::memcpy(to, whole.data + static_cast<size_t>(first) * row_bytes, size_bytes);
     to += size_bytes;
   }
-  job.from.data = buffer.data();
-  if (job.in_place) job.to[0]->data = buffer.data();
-  return buffer;
+  return {scratch.data(), end - begin, job.from.num_cols, job.from.type, Layout::kRows};
+}
+
+// Checks these rows, which are rows [row_begin, ...) of what the job brings in, and puts them where they belong.
+void WeightLoader::fill(Job& job, const MatrixView& rows, int64_t row_begin) const {
+  const bool interleaved = rows.layout == Layout::kInterleaved;
+  if (interleaved) {
+    file_.populate(rows.data, rows.size_bytes());
+    if (!interleaved_rows_are_finite(rows, 0, rows.num_rows)) {
+      fail(std::string(job.tensor->name),
+           fmt::format("rows {} to {} have a scale that is not finite; the file is damaged", job.tensor_row(row_begin),
+                       job.tensor_row(row_begin) + rows.num_rows - 1));
+    }
+  }
+  for (int64_t r = 0; r < rows.num_rows && !interleaved; ++r) {
+    if (row_is_finite(rows.type, rows.data + static_cast<size_t>(r) * rows.row_bytes(), rows.num_cols)) continue;
+    fail(std::string(job.tensor->name),
+         fmt::format("row {} has a value or scale that is not finite; the file is damaged",
+                     job.tensor_row(row_begin + r)));
+  }
+  if (job.in_place) return;
+  std::byte* to = const_cast<std::byte*>(job.to[0]->data) +  // where the first part begins
+                  static_cast<size_t>(row_begin) * rows.row_bytes();
+  if (job.interleave) {
+    interleave_rows(rows, 0, rows.num_rows, to);
+  } else {
+    std::memcpy(to, rows.data, rows.size_bytes());
+  }
+}
+
+// Adds to `to` which of these rows, or groups of rows where the tensor is interleaved, are zero; by their place in the
+// tensor.
+void WeightLoader::note_zero_rows(const Job& job, const MatrixView& rows, int64_t row_begin,
+                                  std::vector<RowRange>& to) const {
+  if (rows.layout != job.whole().layout) return;  // taken out of a repacked file, which was looked at before
+  const MatrixView view = zero_view(rows);
+  if (view.num_rows == 0) return;
+  const int64_t unit = rows.num_rows / view.num_rows;
+  std::vector<RowRange> zero_rows;
+  find_zero_rows(view, 0, view.num_rows, zero_rows);
+  for (const RowRange& range : zero_rows) {
+    for (int64_t r = range.begin; r < range.end; ++r) {
+      const int64_t at = job.tensor_row(row_begin + r * unit) / unit;
+      to.push_back({at, at + 1});
+    }
+  }
+}
+
+// Neighbours' rows between them are read again if somebody still needs them.
+void WeightLoader::release_picked(const Job& job, const RowRange& rows) const {
+  const MatrixView whole = job.whole();
+  const int64_t begin = job.tensor_row(rows.begin), end = job.tensor_row(rows.end - 1) + 1;
+  if (end > begin)
+    file_.release(whole.data + static_cast<size_t>(begin) * whole.row_bytes(),
+                  static_cast<size_t>(end - begin) * whole.row_bytes());
 }
 
 void WeightLoader::allocate(Job& job, const NumaNodes& nodes) {
@@ -349,11 +533,17 @@ void WeightLoader::append_chunks(Job& job, const NumaNodes& nodes, int node, std
 void WeightLoader::check_zeros() const {
   const GgufTensor* first = nullptr;  // in file order, matrices before vectors
   size_t first_offset = 0, count = zero_vectors_.size();
-  for (const Job& job : jobs_) {
+  for (size_t i = 0; i < jobs_.size(); ++i) {
+    const Job& job = jobs_[i];
+    // Several jobs may each load a part of one tensor; they follow each other.
+    if (i > 0 && jobs_[i - 1].tensor == job.tensor) continue;
+    std::vector<RowRange> zero_rows;
+    for (size_t j = i; j < jobs_.size() && jobs_[j].tensor == job.tensor; ++j)
+      zero_rows.insert(zero_rows.end(), jobs_[j].zero_rows.begin(), jobs_[j].zero_rows.end());
     const bool is_last = std::none_of(file_.tensors().begin(), file_.tensors().end(), [&](const GgufTensor& other) {
       return other.file_idx == job.tensor->file_idx && other.file_offset > job.tensor->file_offset;
     });
-    const auto offset = find_unwritten(zero_view(job.from), job.zero_rows, is_last);
+    const auto offset = find_unwritten(zero_view(job.whole()), std::move(zero_rows), is_last);
     if (!offset) continue;
     ++count;
     if (first != nullptr) continue;
@@ -387,9 +577,7 @@ void WeightLoader::load() {
   ThreadTeam team(available_cores(), options_.nodes);
   const NumaNodes& nodes = team.nodes();
   size_t all_bytes = 0;
-  std::vector<AlignedBuffer> picked;  // until they have been interleaved
   for (Job& job : jobs_) {
-    if (!job.picked.empty()) (job.in_place ? weights_.buffers : picked).push_back(pick(job));
     if (!job.in_place) allocate(job, nodes);
     if (!job.in_place || !options_.repack || job.from.layout == Layout::kInterleaved)
       weights_.matrix_bytes += job.from.size_bytes();
@@ -417,12 +605,12 @@ void WeightLoader::load() {
     std::optional<ThreadPin> there;
     if (node != team.node_of(thread_idx)) there.emplace(nodes.nodes()[static_cast<size_t>(node)]);
     try {
+      std::vector<std::byte> scratch;
       for (const RowRange& rows : chunk.ranges) {
-        fill(*chunk.job, rows.begin, rows.end);
+        const MatrixView in_file = rows_in_file(*chunk.job, rows.begin, rows.end, scratch);
+        fill(*chunk.job, in_file, rows.begin);
         std::vector<RowRange> zero_rows;
-        const MatrixView view = zero_view(chunk.job->from);
-        const int64_t unit = chunk.job->from.num_rows / view.num_rows;
-        find_zero_rows(view, rows.begin / unit, rows.end / unit, zero_rows);
+        note_zero_rows(*chunk.job, in_file, rows.begin, zero_rows);
         if (!zero_rows.empty()) {
           const std::lock_guard lock(mutex);
           std::vector<RowRange>& all = chunk.job->zero_rows;
@@ -430,6 +618,7 @@ void WeightLoader::load() {
         }
         const size_t begin = static_cast<size_t>(rows.begin) * row_bytes,
                      end = static_cast<size_t>(rows.end) * row_bytes;
+        if (options_.repack && !chunk.job->picked.empty()) release_picked(*chunk.job, rows);
         if (options_.repack && chunk.job->picked.empty() && !stays(*chunk.job))
           file_.release(chunk.job->from.data + begin, end - begin);
       }

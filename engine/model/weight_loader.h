@@ -54,6 +54,19 @@ class WeightLoader {
   /// Small vectors that follow each other in one tensor: number of values, and where each goes.
   void vectors(const std::string& name, const std::vector<std::pair<int64_t, VectorView*>>& to);
 
+  // What one process of several holds; after the declarations, before load(). Rows are named as they were declared.
+
+  /// Of this matrix these rows alone are loaded, in that order. A head is cut for all parts that use it.
+  void keep_rows(MatrixView& matrix, const std::vector<RowRange>& rows);
+  /// The same of each of these experts; expert e is then number e - experts.begin.
+  void keep_rows(ExpertMatrices& part, const RowRange& experts, const std::vector<RowRange>& rows);
+  /// Of this vector these values alone.
+  void keep_values(VectorView& vector, std::vector<RowRange> values);
+  void drop(MatrixView& matrix);
+  void drop(VectorView& vector);
+  /// A lookup() stays whole, and only these rows of it are checked while loading.
+  void check_rows(MatrixView& lookup, const RowRange& rows);
+
   /// From here on a declaration that cannot be met adds what it would throw to `problems`; load() must not be called
   /// then.
   void collect(std::vector<std::string>& problems) { problems_ = &problems; }
@@ -78,8 +91,15 @@ class WeightLoader {
     bool in_place;      // only checked
     bool interleave;
     std::vector<RowRange> parts;      // of the matrix, for each of `to`; empty: all of it for each
-    std::vector<RowRange> picked;     // rows of the tensor that make up `from`; empty: all of them
+    std::vector<RowRange> picked;     // rows of the tensor that make up `from`; empty: those at from.data
     std::vector<RowRange> zero_rows;  // found while loading
+
+    /// All of the tensor.
+    [[nodiscard]] MatrixView whole() const {
+      return {tensor->data, tensor->num_values() / from.num_cols, from.num_cols, *tensor->type(), tensor->layout()};
+    }
+    /// Where row `r` of `from` stands in the tensor.
+    [[nodiscard]] int64_t tensor_row(int64_t r) const;
   };
   /// What one work item of load() brings in: rows of one node's share.
   struct Chunk {
@@ -90,7 +110,8 @@ class WeightLoader {
   struct Vector {
     const GgufTensor* tensor;
     VectorView* to;
-    int64_t begin;  // its first value in the tensor
+    int64_t begin;               // its first value in the tensor
+    std::vector<RowRange> kept;  // of its values; empty: all
   };
   template <class Declare>
   void guarded(Declare&& declare);
@@ -103,10 +124,16 @@ class WeightLoader {
   [[noreturn]] void fail(const std::string& name, const std::string& what) const;
   void load_vectors();
   const GgufTensor& find_vector(const std::string& name, int64_t count);
-  AlignedBuffer pick(Job& job) const;
+  [[nodiscard]] std::vector<Job>::iterator find_job(const MatrixView& matrix);
+  Job& own_job(MatrixView& matrix);
+  void take_rows(Job& job, std::vector<RowRange> rows, int64_t granule_rows);
+  [[nodiscard]] static MatrixView rows_in_file(const Job& job, int64_t begin, int64_t end,
+                                               std::vector<std::byte>& scratch);
+  void release_picked(const Job& job, const RowRange& rows) const;
   void allocate(Job& job, const NumaNodes& nodes);
   static void append_chunks(Job& job, const NumaNodes& nodes, int node, std::vector<Chunk>& chunks);
-  void fill(Job& job, int64_t row_begin, int64_t row_end) const;
+  void fill(Job& job, const MatrixView& rows, int64_t row_begin) const;
+  void note_zero_rows(const Job& job, const MatrixView& rows, int64_t row_begin, std::vector<RowRange>& to) const;
   /// Throws InputError for what a broken download left as zeros.
   void check_zeros() const;
 

@@ -113,8 +113,9 @@ struct BasicLayerWeights {
   using Moe = BasicMoeWeights<Matrix>;
   using Dense = BasicDenseWeights<Matrix>;
 
-  int layer_idx = 0;  // in the model; of the MTP layer: behind the trunk's
-  int mixer_idx = 0;  // among the layers with a mixer of this kind: of its keys and values, or of its states
+  int layer_idx = 0;          // in the model; of the MTP layer: behind the trunk's
+  int mixer_idx = 0;          // among the layers with a mixer of this kind: of its keys and values, or of its states
+  bool is_elsewhere = false;  // another process has it: its parts are empty and take no memory
 
   VectorView mix_norm;  // [hidden_dim], before the mixer
   VectorView ffn_norm;  // [hidden_dim], before the feed-forward part

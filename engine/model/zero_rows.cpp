@@ -38,8 +38,8 @@ std::vector<RowRange> merged(std::vector<RowRange> ranges) {
   std::sort(ranges.begin(), ranges.end(), [](const RowRange& a, const RowRange& b) { return a.begin < b.begin; });
   std::vector<RowRange> runs;
   for (const RowRange& range : ranges) {
-    if (!runs.empty() && runs.back().end == range.begin) {
-      runs.back().end = range.end;
+    if (!runs.empty() && runs.back().end >= range.begin) {
+      runs.back().end = std::max(runs.back().end, range.end);
     } else {
       runs.push_back(range);
     }

@@ -132,7 +132,8 @@ class Matrix {
   void check(const Setting& setting) {
     ++num_runs_;
     const Transcript& want = references_[setting.sampled ? 1 : 0];
-    const std::vector<Transcript> texts = run(setting, models_[setting.repack ? 0 : 1]);
+    const std::vector<Transcript> texts =
+        run(setting, other_model_ != nullptr ? *other_model_ : models_[setting.repack ? 0 : 1]);
     REQUIRE(texts.size() == (setting.neighbours == Neighbours::kCopied ? 4 : 1));
     for (const Transcript& got : texts) {
       accepted_ += got.result.statistics.accepted;
@@ -144,6 +145,14 @@ class Matrix {
                                        << " + " << new_tokens_);
       CHECK(false);
     }
+  }
+
+  /// The file, and what a setting asks of it, for models that are loaded in another way.
+  [[nodiscard]] std::string path() const { return folder_.file("model.gguf"); }
+  /// From now on settings run over this model, which is of the same file, and on these options.
+  void run_on(const Model* model, SessionOptions session) {
+    other_model_ = model;
+    session_ = session;
   }
 
   /// One setting of `stride`.
@@ -163,7 +172,7 @@ class Matrix {
 
  private:
   std::vector<Transcript> run(const Setting& setting, const Model& model) {
-    SessionOptions session;
+    SessionOptions session = session_;
     session.ctx_size = static_cast<int64_t>(prompt_.size()) + new_tokens_;
     session.kv_type = kv_type_;
     session.prompt_chunk = setting.prompt_chunk;
@@ -202,6 +211,8 @@ class Matrix {
   const std::vector<TokenId> prompt_;
   std::vector<Model> models_;           // repacked, not
   std::vector<Transcript> references_;  // greedy, sampled
+  const Model* other_model_ = nullptr;
+  SessionOptions session_;
   int num_runs_ = 0, num_failures_ = 0;
   int64_t accepted_ = 0, drafted_ = 0;
 };

@@ -65,6 +65,7 @@ const std::map<std::string, std::set<std::string>> kRooms = {
     {"engine/model", {"gguf", "text"}},
     {"engine/sequence", {"model"}},
     {"engine/cpu", {"model", "sequence", "text"}},
+    {"engine/cluster", {"cpu", "model", "sequence"}},
     {"engine/cuda", {"cpu", "model", "sequence"}},
 };
 
