@@ -33,7 +33,7 @@ set(FORETOKEN_FLAGS_avx512vnni ${FORETOKEN_FLAGS_avx512} -mavx512vnni)
 # _avx512.cpp or _avx512vnni.cpp is compiled for that instruction set and run only where the processor has it.
 function(foretoken_library name)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${name}/*.cpp)
-  list(FILTER sources EXCLUDE REGEX "/(main|cuda_[^/]*)\\.cpp$")  # cuda_*: see ForetokenCuda.cmake
+  list(FILTER sources EXCLUDE REGEX "/(main|cuda_[^/]*|mpi_[^/]*)\\.cpp$")  # see ForetokenCuda.cmake, ForetokenMpi.cmake
   add_library(foretoken_${name} STATIC ${sources})
   target_include_directories(foretoken_${name} PUBLIC ${CMAKE_SOURCE_DIR})
   foretoken_warnings(foretoken_${name})

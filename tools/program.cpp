@@ -13,6 +13,7 @@
 #include "kernels/base/error.h"
 #include "kernels/base/isa.h"
 #include "kernels/cuda/cuda_device.h"
+#include "tools/cli/cluster_program.h"
 #include "tools/cli/interruption.h"
 #include "tools/cli/model_flags.h"
 #include "tools/cli/output.h"
@@ -118,7 +119,8 @@ int run_program(int argc, const char* const* argv) {
   use_cuda_backend();
 #endif
   try {
-    return dispatch(argc, argv);
+    const auto run = [&] { return dispatch(argc, argv); };
+    return processes_of_mpirun() > 1 ? run_in_cluster(argc, argv, run) : run();
   } catch (const UsageError& error) {
     return report(kExitUsage, error.what());
   } catch (const InputError& error) {

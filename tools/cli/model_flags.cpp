@@ -13,6 +13,7 @@
 #include "kernels/base/error.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/threads/thread_team.h"
+#include "tools/cli/cluster_program.h"
 #include "tools/cli/interruption.h"
 #include "tools/cli/terminal.h"
 
@@ -65,6 +66,15 @@ void ModelFlags::add_session(CommandLine& line) {
                     "--prompt-chunk, but not the CPU's");
   }
   add_placement(line);
+  add_cluster(line);
+}
+
+void ModelFlags::add_cluster(CommandLine& line) {
+  line.add_choice("cluster", &cluster_text, {"rows", "experts", "layers"},
+                  "under mpirun, what the processes share out: rows of every matrix; experts: routed experts whole, "
+                  "the rest by rows; layers: whole layers, for slow networks. Same bits");
+  line.add_text("cluster-shares", &cluster_shares_text, "A:B:..|auto",
+                "under mpirun, how much of the work each process takes; auto: by its memory bandwidth");
 }
 
 void ModelFlags::add_batch(CommandLine& line) {
@@ -152,6 +162,21 @@ void ModelFlags::resolve(const CommandLine& line) {
         fmt::format("--gpu-experts, --gpu-layers and --gpu-cache belong to --device split, not to {}", device_text));
   }
   if (cublas && device == Device::kCpu) throw UsageError("--cublas belongs to --device cuda and split, not to cpu");
+  cluster.mode = cluster_text == "rows"      ? ClusterMode::kRows
+                 : cluster_text == "experts" ? ClusterMode::kExperts
+                                             : ClusterMode::kLayers;
+  cluster.shares = parse_cluster_shares(cluster_shares_text);
+  if (program_cluster() != nullptr) {
+    if (device != Device::kCpu)
+      throw UsageError(fmt::format("--device {}: several processes compute on their CPUs", device_text));
+    const int num_ranks = program_cluster()->num_ranks();
+    if (!cluster.shares.empty() && static_cast<int>(cluster.shares.size()) != num_ranks) {
+      throw UsageError(fmt::format("--cluster-shares {}: has {} numbers; mpirun has started {} processes",
+                                   cluster_shares_text, cluster.shares.size(), num_ranks));
+    }
+  } else if (!plans_alone && (line.given("cluster") || line.given("cluster-shares"))) {
+    throw UsageError("--cluster and --cluster-shares belong to several processes, as in mpirun -n 2 foretoken ...");
+  }
   check_device(device_text);
   if (cublas) cuda::require_blas();
 }
@@ -239,8 +264,10 @@ Model ModelFlags::load(const std::function<void(const Model&)>& check) {
   Model model = [&] {
     ProgressBar bar("loading", Unit::kBytes);
     options.progress = [&bar](size_t done, size_t all) { bar.show(done, all); };
-    return Model::load(model_path, options);
+    Cluster* const processes = program_cluster();
+    return processes == nullptr ? Model::load(model_path, options) : processes->load(model_path, options, cluster);
   }();
+  if (program_cluster() != nullptr) print_message("{}", describe_cluster(*program_cluster(), model));
   check_same_file(model.fingerprint());
   if (!model.mtp_path().empty()) print_message("MTP layer: {}\n", model.mtp_path());
   for (const std::string& note : model.notes()) print_message("{}: {}\n", model_path, note);
@@ -269,6 +296,7 @@ SessionOptions ModelFlags::session_options(int mtp) const {
   options.nodes = nodes;
   options.device = device;
   options.cublas = cublas;
+  options.cluster = program_cluster();
   if (device == Device::kSplit && placement) options.split = {placement->experts, placement->cache_slots};
   return options;
 }
@@ -300,6 +328,17 @@ double ModelFlags::measure_run_bandwidth() const {
 int parse_mtp(std::string_view what, std::string_view text) {
   if (text == "auto") return kMaxDraft;
   return static_cast<int>(parse_int(what, text, 0, kMaxDraft));
+}
+
+std::vector<double> parse_cluster_shares(std::string_view text) {
+  std::vector<double> shares;
+  if (text == "auto") return shares;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(':', begin), text.size());
+    shares.push_back(static_cast<double>(parse_int("--cluster-shares", text.substr(begin, end - begin), 1, 1000000)));
+    begin = end + 1;
+  }
+  return shares;
 }
 
 std::optional<int> parse_experts(std::string_view what, std::string_view text) {

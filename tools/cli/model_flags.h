@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "engine/cluster/cluster.h"
 #include "engine/cuda/placement.h"
 #include "engine/model/model.h"
 #include "engine/options.h"
@@ -51,6 +52,8 @@ struct ModelFlags {
   std::string gpu_experts_text = "auto", gpu_cache_text = "auto";
   std::optional<int> gpu_layers;
   bool cublas = false;
+  std::string cluster_text = "rows", cluster_shares_text = "auto";
+  ClusterOptions cluster;  // of these
   Environment environment;
 
   /// There is a flag --cublas. Not where bits are compared with the CPU's.
@@ -71,6 +74,7 @@ struct ModelFlags {
       CommandLine& line);  // -c -t --prompt-chunk --no-repack --kv-type --device --cublas and add_placement()
   /// --parallel --kv-memory --step-ms: of commands that run several texts at once. REQUIRES: before add_to().
   void add_batch(CommandLine& line);
+  void add_cluster(CommandLine& line);    // --cluster --cluster-shares
   void add_placement(CommandLine& line);  // --gpu-experts --gpu-layers --gpu-cache
   void add_draft(CommandLine& line);      // --draft, of commands that decode. REQUIRES: before add_to()
   void add_mtp(CommandLine& line);        // --mtp --mtp-fixed --draft-vocab --model-draft
@@ -130,6 +134,9 @@ struct ModelFlags {
 
 /// Throws InputError if this build or this machine cannot run on `device` (cpu, cuda or split).
 void check_device(std::string_view device);
+
+/// "--cluster-shares" text -> a number for each process, "3:1"; none for "auto". Throws UsageError.
+[[nodiscard]] std::vector<double> parse_cluster_shares(std::string_view text);
 
 /// "--gpu-experts" or "--gpu-cache" text -> a number, or nothing for "auto".
 [[nodiscard]] std::optional<int> parse_experts(std::string_view what, std::string_view text);

@@ -188,4 +188,16 @@ std::string describe_memory(const SessionOptions& options, const SessionMemory& 
                      drafter_bytes == 0 ? "" : fmt::format(", drafters {}", bytes(drafter_bytes)));
 }
 
+std::string describe_cluster(const Cluster& cluster, const Model& model) {
+  const RankPlan& plan = model.share()->plan;
+  double all = 0;
+  for (const double share : plan.shares) all += share;
+  std::string text = fmt::format("cluster: {} over {} processes:", cluster_mode_name(plan.mode), plan.num_ranks());
+  for (size_t rank = 0; rank < plan.shares.size(); ++rank) {
+    text += fmt::format("{} {} {:.0f}%", rank == 0 ? "" : ";", cluster.hosts()[rank], 100 * plan.shares[rank] / all);
+    if (cluster.bandwidths()[rank] > 0) text += fmt::format(", {:.1f} GB/s", cluster.bandwidths()[rank] * 1e-9);
+  }
+  return text + "\n";
+}
+
 }  // namespace foretoken

@@ -45,4 +45,7 @@ void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Mode
 [[nodiscard]] std::string describe_memory(const SessionOptions& options, const SessionMemory& memory,
                                           size_t drafter_bytes);
 
+/// "cluster: rows over 2 processes: a 50%, 13.1 GB/s; b 50%, 12.8 GB/s".
+[[nodiscard]] std::string describe_cluster(const Cluster& cluster, const Model& model);
+
 }  // namespace foretoken

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "engine/transport.h"
+
+namespace foretoken {
+
+/// What the main thread of a process of a cluster is at; the watchdog's thread reads it.
+struct Activity {
+  std::atomic<uint64_t> steps{0};  // messages, and pieces of a file that were loaded
+  std::atomic<bool> waits{false};  // for another process
+};
+
+/// Sees that a process of a cluster is gone or stands still, which who waits for it in a message may never learn. Every
+/// rank has a connection of its own with rank 0, beside those that messages take, and a thread that says once a second
+/// that it lives and how far it is. A connection that ends, or is silent for kSilence, ends everything, and so does a
+/// follower that has had work for kNoProgress without getting on with it.
+class Watchdog {
+ public:
+  static constexpr double kSilenceSeconds = 6;
+  static constexpr double kNoProgressSeconds = 120;
+
+  /// Connects the ranks, all of which make one at the same time. on_loss(line) is called from the watchdog's thread, on
+  /// rank 0 with one line that names the host and on the others with one that says so of rank 0's; it has to end the
+  /// process. Throws InputError if a rank cannot reach rank 0. `activity` stays.
+  Watchdog(Transport& transport, const Activity& activity, std::function<void(const std::string& line)> on_loss);
+  /// From here on the others may go. The last thing that a process does with the cluster.
+  ~Watchdog();
+  Watchdog(const Watchdog&) = delete;
+  Watchdog& operator=(const Watchdog&) = delete;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace foretoken

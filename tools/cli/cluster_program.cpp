@@ -1,0 +1,139 @@
+#include "tools/cli/cluster_program.h"
+
+#include <fmt/format.h>
+#include <sched.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "engine/cluster/watchdog.h"
+#include "engine/part_file.h"
+#include "engine/text/utf8.h"
+#include "kernels/base/error.h"
+#include "tools/cli/command_line.h"
+#include "tools/cli/model_flags.h"
+#include "tools/cli/terminal.h"
+#include "tools/cli/version.h"
+#include "tools/commands.h"
+#ifdef FORETOKEN_HAVE_MPI
+#include "engine/cluster/mpi_transport.h"
+#endif
+
+namespace foretoken {
+
+namespace {
+
+Cluster* current = nullptr;
+
+int number_in(const char* variable) {
+  const char* text = std::getenv(variable);
+  return text == nullptr ? 0 : std::atoi(text);
+}
+
+#ifdef FORETOKEN_HAVE_MPI
+
+constexpr std::array<std::string_view, 5> kCommands = {"decode", "chat", "serve", "bench", "eval"};
+
+// Open MPI keeps each process on one core, as suits programs that have a process a core. One that is alone on its host
+// has it for itself; several share the cores as they were dealt out.
+void use_all_cores() {
+  if (number_in("OMPI_COMM_WORLD_LOCAL_SIZE") != 1) return;
+  cpu_set_t all;
+  CPU_ZERO(&all);
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) CPU_SET(cpu, &all);
+  (void)sched_setaffinity(0, sizeof all, &all);
+}
+
+// All processes have the same command line; of it the followers need this alone.
+int threads_in(int argc, const char* const* argv) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view argument = argv[i];
+    if ((argument == "-t" || argument == "--threads") && i + 1 < argc) return std::atoi(argv[i + 1]);
+    if (argument.starts_with("--threads=")) return std::atoi(argument.substr(10).data());
+  }
+  return 0;
+}
+
+ClusterMember member_of(int argc, const char* const* argv) {
+  const Environment environment = Environment::read();
+  ClusterMember member;
+  member.version = fmt::format("foretoken {} (commit {})", kVersion, kCommit);
+  member.isa = environment.isa.value_or(best_isa());
+  member.threads = threads_in(argc, argv);
+  if (member.threads == 0) member.threads = environment.threads.value_or(0);
+  if (!environment.numa.value_or(true)) member.nodes = NumaNodes();
+  return member;
+}
+
+#endif
+
+}  // namespace
+
+Cluster* program_cluster() {
+  return current;
+}
+
+int processes_of_mpirun() {
+  return std::max({1, number_in("OMPI_COMM_WORLD_SIZE"), number_in("PMI_SIZE")});
+}
+
+#ifdef FORETOKEN_HAVE_MPI
+
+int run_in_cluster(int argc, const char* const* argv, const std::function<int()>& run_command) {
+  use_all_cores();
+  static Activity activity;
+  const std::unique_ptr<Transport> transport = start_mpi(activity);
+  const bool is_root = transport->rank() == 0;
+  if (!is_root) {
+    // The first process hears of it too, and ends the others.
+    for (const int number : {SIGINT, SIGTERM, SIGHUP}) signal(number, SIG_IGN);
+  }
+  const auto on_loss = [is_root](const std::string& line) {
+    // Of a follower, in case that rank 0 is where nobody can read its line any more.
+    if (is_root || line.find("silent") != std::string::npos) print_message("foretoken: {}\n", line);
+    remove_part_files();
+    ::_exit(kExitInput);
+  };
+  if (!is_root) {
+    try {
+      const Watchdog watchdog(*transport, activity, on_loss);
+      follow(*transport, member_of(argc, argv), [] { activity.steps.fetch_add(1, std::memory_order_relaxed); });
+      return 0;
+    } catch (const InputError&) {
+      return 0;  // rank 0 says it
+    }
+  }
+  const Watchdog watchdog(*transport, activity, on_loss);
+  Cluster cluster(*transport, member_of(argc, argv));
+  const std::string_view name = argc > 1 ? argv[1] : "";
+  if (std::find(kCommands.begin(), kCommands.end(), name) == kCommands.end())
+    throw UsageError(fmt::format("{}: runs in one process; start it without mpirun", printable(name)));
+  current = &cluster;
+  try {
+    const int result = run_command();
+    current = nullptr;
+    return result;
+  } catch (...) {
+    current = nullptr;
+    throw;
+  }
+}
+
+#else
+
+int run_in_cluster(int, const char* const*, const std::function<int()>&) {
+  if (number_in("OMPI_COMM_WORLD_RANK") > 0 || number_in("PMI_RANK") > 0) return kExitInput;  // the first one says it
+  throw InputError(fmt::format(
+      "mpirun has started {} processes, and this program was built without MPI (-DFORETOKEN_MPI=ON builds it in)",
+      processes_of_mpirun()));
+}
+
+#endif
+
+}  // namespace foretoken
