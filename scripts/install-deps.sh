@@ -7,7 +7,7 @@
 set -euo pipefail
 
 packages=(g++ cmake ninja-build pkg-config git libboost-program-options-dev libfmt-dev nlohmann-json3-dev libpcre2-dev libutf8proc-dev
-  libcpp-httplib-dev libedit-dev)
+  libcpp-httplib-dev libedit-dev libopenmpi-dev openmpi-bin)
 test_packages=(catch2 libsimde-dev libboost-context-dev clang-format-14)
 fuzz_packages=(clang libclang-rt-14-dev)
 package_packages=(dpkg-dev file gzip)

@@ -191,7 +191,7 @@ void WeightLoader::expert_matrices(const std::string& name, int64_t num_experts,
     const GgufTensor& tensor = find_vector(scale, num_experts);
     for (ExpertMatrices* part : to) {
       part->scales = {nullptr, num_experts};
-      vectors_.push_back({&tensor, &part->scales, 0});
+      vectors_.push_back({&tensor, &part->scales, 0, {}});
     }
   });
 }

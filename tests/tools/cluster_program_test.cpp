@@ -1,0 +1,174 @@
+#include <signal.h>
+
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "tests/engine/gguf/gguf_edit.h"
+#include "tests/engine/model/random_model.h"
+#include "tests/tools/subprocess.h"
+
+// The program under mpirun, all processes on this machine.
+
+namespace foretoken {
+namespace {
+
+using test::Invocation;
+using test::Outcome;
+using test::RandomModel;
+using test::TempFolder;
+
+std::string mpirun_path() {
+  std::istringstream folders(std::getenv("PATH") == nullptr ? "" : std::getenv("PATH"));
+  for (std::string folder; std::getline(folders, folder, ':');) {
+    if (std::filesystem::exists(folder + "/mpirun")) return folder + "/mpirun";
+  }
+  return "";
+}
+
+/// One or more programs of one mpirun; each with how many processes it has, and words that stand before it.
+struct Application {
+  int num_processes = 2;
+  std::vector<std::string> before;  // for mpirun (-wdir) or for the program (env NAME=value)
+  std::vector<std::string> arguments;
+};
+
+Invocation mpirun(const std::vector<Application>& applications) {
+  Invocation invocation;
+  invocation.program = mpirun_path();
+  invocation.environment = {"OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
+                            "OMPI_MCA_rmaps_base_oversubscribe=1", "OMPI_MCA_mpi_yield_when_idle=1"};
+  for (const Application& application : applications) {
+    std::vector<std::string>& to = invocation.arguments;
+    if (!to.empty()) to.push_back(":");
+    to.insert(to.end(), {"-n", std::to_string(application.num_processes)});
+    to.insert(to.end(), application.before.begin(), application.before.end());
+    to.push_back(FORETOKEN_PROGRAM);
+    to.insert(to.end(), application.arguments.begin(), application.arguments.end());
+  }
+  return invocation;
+}
+
+// False, with a line that says why, where there is nothing to test.
+bool has_cluster(const std::vector<std::string>& decode) {
+  if (mpirun_path().empty()) {
+    WARN("not run: there is no mpirun here");
+    return false;
+  }
+  const Outcome outcome = run(mpirun({{2, {}, decode}}));
+  if (outcome.err.find("built without MPI") != std::string::npos) {
+    CHECK(outcome.exit_code != 0);
+    WARN("not run: this program was built without MPI");
+    return false;
+  }
+  return true;
+}
+
+std::vector<std::string> decode_flags(const std::string& model, int num_tokens = 24) {
+  return {"decode",       "-m",          model, "-p", "once upon a time", "-n", std::to_string(num_tokens),
+          "--ignore-eos", "--print-ids", "-t",  "1"};
+}
+
+std::vector<std::string> with(std::vector<std::string> flags, const std::vector<std::string>& more) {
+  flags.insert(flags.end(), more.begin(), more.end());
+  return flags;
+}
+
+RandomModel program_model() {
+  RandomModel spec = test::matrix_model("qwen35moe");
+  return spec;
+}
+
+// The process of this rank among the children of mpirun.
+pid_t process_of_rank(pid_t mpirun, int rank) {
+  std::ifstream children("/proc/" + std::to_string(mpirun) + "/task/" + std::to_string(mpirun) + "/children");
+  for (pid_t child; children >> child;) {
+    std::ifstream environment("/proc/" + std::to_string(child) + "/environ");
+    const std::string all{std::istreambuf_iterator<char>(environment), {}};
+    if (all.find("OMPI_COMM_WORLD_RANK=" + std::to_string(rank) + '\0') != std::string::npos) return child;
+  }
+  return -1;
+}
+
+TEST_CASE("mpirun: processes that share rows, experts or layers give the text of one", "[cluster]") {
+  const TempFolder folder;
+  const std::string model = folder.file("model.gguf");
+  program_model().write(model);
+  Invocation alone;
+  alone.arguments = decode_flags(model);
+  const Outcome want = run(alone);
+  REQUIRE(want.exit_code == 0);
+  if (!has_cluster(decode_flags(model))) return;
+  for (const std::string& mode : {"rows", "experts", "layers"}) {
+    for (const auto& [ranks, shares] : {std::pair(2, "1:1"), std::pair(2, "3:1"), std::pair(3, "auto")}) {
+      for (const std::string& drafts : {"0", "3"}) {
+        INFO(mode << " over " << ranks << ", shares " << shares << ", --mtp " << drafts);
+        const Outcome got = run(
+            mpirun({{ranks,
+                     {},
+                     with(decode_flags(model), {"--cluster", mode, "--cluster-shares", shares, "--mtp", drafts})}}));
+        CHECK(got.err.find("cluster: " + mode) != std::string::npos);
+        CHECK(got.exit_code == 0);
+        CHECK(got.out == want.out);
+      }
+    }
+  }
+}
+
+TEST_CASE("mpirun: another file, instruction set or command line is one line that names the host", "[cluster]") {
+  const TempFolder folder, other;
+  program_model().write(folder.file("model.gguf"));
+  if (!has_cluster(decode_flags(folder.file("model.gguf")))) return;
+  RandomModel changed = program_model();
+  changed.seed = 99;
+  changed.write(other.file("model.gguf"));
+  const auto here = decode_flags("model.gguf");
+  const auto folder_of = [](const std::string& file) { return std::filesystem::path(file).parent_path().string(); };
+  const std::vector<std::string> first = {"-wdir", folder_of(folder.file("x"))};
+  const std::vector<std::string> second = {"-wdir", folder_of(other.file("x"))};
+  const auto check = [&](const std::vector<Application>& applications, const std::string& says) {
+    const Outcome outcome = run(mpirun(applications));
+    INFO(outcome.err);
+    CHECK(outcome.exit_code != 0);
+    CHECK(outcome.out.find_first_of("0123456789") == std::string::npos);
+    CHECK(outcome.err.find(says) != std::string::npos);
+  };
+  check({{1, first, here}, {1, second, here}}, "(rank 1 of the cluster): its model is another one");
+  const auto env = [&](const std::string& isa) { return with(first, {"env", "FORETOKEN_ISA=" + isa}); };
+  check({{1, env("avx2"), here}, {1, env("scalar"), here}}, "(rank 1 of the cluster): computes with scalar");
+  std::filesystem::remove(other.file("model.gguf"));
+  check({{1, first, here}, {1, second, here}}, "(rank 1 of the cluster): model.gguf");
+  check({{2, first, with(here, {"--cluster-shares", "1:1:1"})}}, "has 3 numbers; mpirun has started 2 processes");
+  check({{2, first, {"inspect", "model.gguf"}}}, "runs in one process");
+}
+
+TEST_CASE("mpirun: a process that dies or stands still ends all, with one line that names the host", "[cluster]") {
+  const TempFolder folder;
+  const std::string model = folder.file("model.gguf");
+  program_model().write(model);
+  if (!has_cluster(decode_flags(model))) return;
+  const auto [number, says] = GENERATE(std::pair(SIGKILL, "(rank 1 of the cluster) has died"),
+                                       std::pair(SIGSTOP, "(rank 1 of the cluster) has been silent for 6 seconds"));
+  Invocation invocation = mpirun({{2, {}, with(decode_flags(model, 1000000), {"-c", "4096"})}});
+  bool is_sent = false;
+  invocation.on_output = [&, number = number](pid_t process, const std::string&) {
+    if (is_sent) return;
+    const pid_t follower = process_of_rank(process, 1);
+    REQUIRE(follower > 0);
+    REQUIRE(::kill(follower, number) == 0);
+    is_sent = true;
+  };
+  const Outcome outcome = run(invocation);
+  INFO(outcome.err);
+  CHECK(is_sent);
+  CHECK(outcome.exit_code != 0);
+  CHECK(outcome.err.find(says) != std::string::npos);
+}
+
+}  // namespace
+}  // namespace foretoken
