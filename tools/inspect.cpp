@@ -19,6 +19,7 @@
 #include "tools/cli/summary.h"
 #include "tools/cli/terminal.h"
 #include "tools/cli/version.h"
+#include "tools/cluster_plan.h"
 #include "tools/commands.h"
 
 namespace foretoken {
@@ -32,6 +33,8 @@ struct InspectFlags {
   std::string json_path;
   int64_t kv_len = 4096;
   std::optional<double> plan_vram_gib;
+  std::optional<int> cluster;
+  double cluster_latency_ms = 0.05, cluster_gbit = 10;
 
   [[nodiscard]] bool parse(int argc, const char* const* argv) {
     CommandLine line(
@@ -53,6 +56,10 @@ struct InspectFlags {
     line.add_float("plan-vram", &plan_vram_gib, 0, 1e6, "GiB",
                    "plan for a GPU with so much free memory (default what this machine's has)");
     model.add_placement(line);
+    line.section("Several machines");
+    line.add_int("cluster", &cluster, 2, 64, "N", "what the model would cost over N machines like this one");
+    line.add_float("cluster-latency", &cluster_latency_ms, 0, 1e6, "MS", "time of a short message between them");
+    line.add_float("cluster-gbit", &cluster_gbit, 1e-3, 1e6, "X", "bandwidth of their network, Gbit/s");
     model.plans_alone = true;
     model.needs_mtp = true;
     line.epilogue(environment_help());
@@ -391,6 +398,10 @@ Json file_json(const Inspection& inspection, const std::string& architecture) {
   return object;
 }
 
+ClusterSpeed network_of(const InspectFlags& flags, double memory_bandwidth) {
+  return {flags.cluster_latency_ms * 1e-3, flags.cluster_gbit * 1e9 / 8, memory_bandwidth};
+}
+
 }  // namespace
 
 int run_inspect(int argc, const char* const* argv) {
@@ -425,6 +436,8 @@ int run_inspect(int argc, const char* const* argv) {
     text += "\n" + describe_tensors(inspection);
     if (costs) text += describe_costs(*costs);
     if (plan) text += describe_plan(*plan);
+    if (costs && flags.cluster)
+      text += describe_cluster_costs(*inspection.outline, *flags.cluster, network_of(flags, costs->bandwidth));
     if (!inspection.refusal.empty()) text += describe_refusal(inspection);
     ResultStream().write(text);
   }
@@ -432,6 +445,8 @@ int run_inspect(int argc, const char* const* argv) {
   object["model_draft"] = opened.mtp_path.empty() ? Json(nullptr) : Json(opened.mtp_path);
   if (costs) object.update(costs_json(*costs));
   if (plan) object["placement"] = plan_json(*plan);
+  if (costs && flags.cluster)
+    object["cluster"] = cluster_costs_json(*inspection.outline, *flags.cluster, network_of(flags, costs->bandwidth));
   write_json(json_file, object);
   return 0;
 }
