@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/cluster/cluster.h"
+#include "engine/session.h"
 #include "tests/engine/cluster/thread_transport.h"
 #include "tests/mtp/invariance_matrix.h"
 
@@ -67,6 +68,138 @@ TEST_CASE("invariance over ranks of a cluster: rows, experts and layers") {
     }
   }
   matrix.finish(architecture);
+}
+
+TEST_CASE("invariance over unequal shares, fused and odd tensors, scales, and files that are not interleaved") {
+  RandomModel spec = matrix_model(GENERATE("qwen35moe", "qwen3next", "llama"));
+  LoadOptions load;
+  SECTION("as it is") {}
+  SECTION("not repacked") {
+    load.repack = false;
+  }
+  SECTION("odd shapes") {
+    spec.hidden_dim = 96;
+    spec.expert_dim = 40;
+    spec.shared_dim = 72;
+    spec.vocab_size = 331;
+    spec.num_experts = 5;
+    spec.experts_per_token = 3;
+  }
+  SECTION("fused, biased, scaled") {
+    spec.fused_gate_up = spec.architecture != "llama";
+    spec.fused_inputs = spec.architecture == "qwen3next";
+    spec.fused_qkv = spec.attention_bias = true;
+    spec.scales = true;
+  }
+  SECTION("tied") {
+    spec.tied_head = true;
+  }
+  Matrix matrix(spec, /*prompt_tokens=*/20, /*new_tokens=*/10);
+  Axes axes = axes_of_ranks(matrix.has_mtp());
+  axes.neighbours = {test::Neighbours::kAlone, test::Neighbours::kSaved};
+  axes.isas = {best_isa()};
+  const auto settings = covering_settings(axes);
+  int first = 0;
+  for (const ClusterMode mode : kModes) {
+    for (const std::vector<double>& shares : {std::vector<double>{3, 1}, {1, 0.1, 4}, {1, 1, 5, 2}}) {
+      INFO(cluster_mode_name(mode) << " over " << shares.size());
+      ThreadCluster threads(static_cast<int>(shares.size()));
+      const Model model = threads.cluster().load(matrix.path(), load, {mode, shares});
+      SessionOptions session;
+      session.cluster = &threads.cluster();
+      matrix.run_on(&model, session);
+      matrix.check_all({settings.begin() + first++ % 8, settings.end()}, 2 * kStride);
+    }
+  }
+  matrix.run_on(nullptr, {});
+  matrix.finish("shares", /*by_the_clock=*/true);
+}
+
+TEST_CASE("a sequence's saved bytes are the same on any number of ranks, and go on from any to any") {
+  const RandomModel spec = matrix_model(GENERATE("qwen35moe", "qwen3next", "qwen3moe"));
+  const test::TempFolder folder;
+  spec.write(folder.file("model.gguf"));
+  const std::vector<TokenId> ids = test::random_ids(60, spec.vocab_size, 5);
+  const Model alone = Model::load(folder.file("model.gguf"), {});
+  SessionOptions options;
+  options.ctx_size = 300;
+  options.max_window = 4;
+  options.with_mtp = alone.has_mtp();
+  // Takes `from` up, reads 20 tokens as a chunk and 3 as a window, of which it keeps 2.
+  const auto go_on = [&](const Model& model, Cluster* cluster, const std::vector<std::byte>& from) {
+    SessionOptions own = options;
+    own.cluster = cluster;
+    Session session(model, own);
+    if (!from.empty()) session.sequence().restore(from);
+    REQUIRE(session.sequence().reserve(options.ctx_size));
+    const auto at = static_cast<size_t>(session.length());
+    session.forward(std::span(ids).subspan(at, 20));
+    session.commit(20);
+    session.forward(std::span(ids).subspan(at + 20, 3));
+    session.commit(2);
+    return session.sequence().save();
+  };
+  // What a window left behind where it was taken back differs in nobody: the same rows were computed.
+  const std::vector<std::byte> first = go_on(alone, nullptr, {}), second = go_on(alone, nullptr, first);
+  for (const ClusterMode mode : kModes) {
+    for (const int num_ranks : {2, 3}) {
+      INFO(cluster_mode_name(mode) << " over " << num_ranks);
+      ThreadCluster threads(num_ranks);
+      const Model model = threads.cluster().load(folder.file("model.gguf"), {}, {mode, equal_shares(num_ranks)});
+      CHECK(go_on(model, &threads.cluster(), {}) == first);
+      CHECK(go_on(model, &threads.cluster(), first) == second);
+    }
+  }
+}
+
+TEST_CASE("a rank reads its share of the weights, and gathers at most four times a layer") {
+  const RandomModel spec = matrix_model("qwen35moe");
+  const test::TempFolder folder;
+  spec.write(folder.file("model.gguf"));
+  const size_t whole = Model::load(folder.file("model.gguf"), {}).weights().bytes_to_load;
+  for (const ClusterMode mode : kModes) {
+    INFO(cluster_mode_name(mode));
+    ThreadCluster threads(2);
+    const Model model = threads.cluster().load(folder.file("model.gguf"), {}, {mode, equal_shares(2)});
+    // Routers are on every rank.
+    CHECK(model.weights().bytes_to_load < (mode == ClusterMode::kLayers ? whole : whole * 6 / 10));
+    SessionOptions options;
+    options.ctx_size = 64;
+    options.cluster = &threads.cluster();
+    Session session(model, options);
+    const std::vector<TokenId> ids = {1, 2, 3};
+    const int64_t before = threads.transport().num_gathers;
+    session.forward(ids);
+    const int64_t gathers = threads.transport().num_gathers - before;
+    CHECK(gathers <= (mode == ClusterMode::kLayers ? 1 : 4 * spec.num_layers + 1));
+  }
+}
+
+TEST_CASE(
+    "another version or instruction set is refused on all ranks, by the host's name, and the next try may go on") {
+  const test::TempFolder folder;
+  matrix_model("llama").write(folder.file("model.gguf"));
+  const auto message_of = [&](ThreadCluster& threads, const std::string& path) -> std::string {
+    try {
+      (void)threads.cluster().load(path, {}, {ClusterMode::kRows, equal_shares(2)});
+    } catch (const InputError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  {
+    ThreadCluster threads(2, {"test", Isa::kScalar, 1, {}}, [](int rank, ClusterMember& member) {
+      if (rank == 1) member.version = "another";
+    });
+    CHECK(message_of(threads, folder.file("model.gguf")).find("(rank 1 of the cluster): runs another") !=
+          std::string::npos);
+  }
+  ThreadCluster threads(2);
+  CHECK(message_of(threads, folder.file("none.gguf")).find("none.gguf") != std::string::npos);
+  LoadOptions refuses;
+  refuses.on_header = [](const Model&) { throw InputError("not this one"); };
+  CHECK_THROWS_WITH((void)threads.cluster().load(folder.file("model.gguf"), refuses, {}), "not this one");
+  CHECK(message_of(threads, folder.file("model.gguf")).empty());
 }
 
 }  // namespace
