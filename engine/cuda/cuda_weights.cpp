@@ -102,6 +102,7 @@ void CudaWeights::declare(const ExpertMatrices& from, int placed, int capacity, 
   to.first_row = from.first_row;
   to.num_rows = from.num_rows;
   to.all.type = from.all.type;
+  to.all.num_cols = from.all.num_cols;
   if (from.all.data == nullptr || capacity == 0) return;
   Upload& upload = matrices_[{from.all.data, from.all.num_rows}];
   upload.from = from.all.slice_rows(0, placed * from.stride_rows);
