@@ -104,9 +104,9 @@ TEST_CASE("mpirun: processes that share rows, experts or layers give the text of
   const Outcome want = run(alone);
   REQUIRE(want.exit_code == 0);
   if (!has_cluster(decode_flags(model))) return;
-  for (const std::string& mode : {"rows", "experts", "layers"}) {
+  for (const std::string mode : {"rows", "experts", "layers"}) {
     for (const auto& [ranks, shares] : {std::pair(2, "1:1"), std::pair(2, "3:1"), std::pair(3, "auto")}) {
-      for (const std::string& drafts : {"0", "3"}) {
+      for (const std::string drafts : {"0", "3"}) {
         INFO(mode << " over " << ranks << ", shares " << shares << ", --mtp " << drafts);
         const Outcome got = run(
             mpirun({{ranks,
