@@ -6,6 +6,13 @@
 
 namespace foretoken {
 
+/// What one rank has exchanged.
+struct TransportTotals {
+  int64_t num_messages = 0;    // calls, however many packets each becomes
+  int64_t bytes_received = 0;  // by this rank
+  double seconds = 0;          // in these calls, waiting for the others included
+};
+
 /// How the processes of a cluster ("ranks") reach each other. All calls block, and all ranks make the same ones in the
 /// same order; one thread of a rank at a time. What cannot be delivered ends all ranks: no call comes back from a peer
 /// that is gone.
@@ -22,6 +29,11 @@ class Transport {
   virtual void all_gather(std::byte* all, std::span<const int64_t> ends) = 0;
   virtual void send(int to, std::span<const std::byte> bytes) = 0;
   virtual void receive(int from, std::span<std::byte> bytes) = 0;
+
+  [[nodiscard]] const TransportTotals& totals() const { return totals_; }
+
+ protected:
+  TransportTotals totals_;
 };
 
 }  // namespace foretoken

@@ -170,6 +170,7 @@ nlohmann::ordered_json cluster_costs_json(const ModelOutline& outline, int num_r
     nlohmann::ordered_json& to = object[std::string(cluster_mode_name(mode))];
     to["weight_bytes"] = costs.memory_bytes;
     to["read_bytes_per_token"] = costs.read_bytes;
+    to["read_bytes_of_all_per_token"] = costs.all_read_bytes;
     to["messages_per_pass"] = costs.num_messages;
     to["message_bytes_per_row"] = costs.message_bytes;
     to["tokens_per_second"] = 1 / pass_seconds(costs, speed, 1);

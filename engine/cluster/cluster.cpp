@@ -17,11 +17,14 @@ namespace {
 /// Rank 0's end of an engine: every call is told to the followers, then done here with this rank's share.
 class ClusterBackend final : public Backend {
  public:
-  ClusterBackend(const Model& model, const SessionOptions& options, Transport& transport, int number)
+  /// num_passes: is counted up.
+  ClusterBackend(const Model& model, const SessionOptions& options, Transport& transport, int number,
+                 int64_t& num_passes)
       : Backend(options),
         config_(model.config()),
         transport_(transport),
         number_(number),
+        num_passes_(num_passes),
         hidden_(0, 0),
         mtp_hidden_{FloatRows(0, 0), FloatRows(0, 0)} {
     begin(ClusterCommand::kMakeEngine);
@@ -94,6 +97,7 @@ class ClusterBackend final : public Backend {
 
   void forward(std::span<const Span> spans, std::span<const TokenId> ids) override {
     check_stop();
+    ++num_passes_;
     begin(ClusterCommand::kForward);
     share_->put_spans(message_, spans);
     message_.put_all(ids);
@@ -337,6 +341,7 @@ class ClusterBackend final : public Backend {
   const ModelConfig& config_;
   Transport& transport_;
   const int number_;
+  int64_t& num_passes_;
   bool is_made_ = false;
   Message message_;
   std::optional<EngineShare> share_;
@@ -379,11 +384,21 @@ Model Cluster::load(const std::string& path, LoadOptions options, const ClusterO
   message.put(how.mode);
   message.put_all(std::span(how.shares));
   message.broadcast(transport_);
-  return load_share(transport_, member_, path, std::move(options), how, hosts_, bandwidths_);
+  Model model = load_share(transport_, member_, path, std::move(options), how, hosts_, bandwidths_);
+  num_passes_ = 0;
+  at_load_ = transport_.totals();
+  return model;
 }
 
 std::unique_ptr<Backend> Cluster::make_backend(const Model& model, const SessionOptions& options) {
-  return std::make_unique<ClusterBackend>(model, options, transport_, num_backends_++);
+  return std::make_unique<ClusterBackend>(model, options, transport_, num_backends_++, num_passes_);
+}
+
+ClusterTraffic Cluster::traffic() const {
+  const TransportTotals& now = transport_.totals();
+  return {num_passes_,
+          {now.num_messages - at_load_.num_messages, now.bytes_received - at_load_.bytes_received,
+           now.seconds - at_load_.seconds}};
 }
 
 }  // namespace foretoken

@@ -26,6 +26,12 @@ struct ClusterOptions {
   std::vector<double> shares;  // [ranks]; empty: by the memory bandwidth that each measures
 };
 
+/// What rank 0 has exchanged since a model was loaded, over all of its engines.
+struct ClusterTraffic {
+  int64_t num_passes = 0;  // of the trunk; what comes before and behind one counts with it
+  TransportTotals totals;
+};
+
 /// A model over several processes, as rank 0 sees it: prompt, tokenizer, sampler, scheduler and server live here, and an
 /// Engine with SessionOptions::cluster asks the others for their part of every pass. The others are in follow(), and do
 /// what they are told by a table of spans: where each sequence of a pass has its rows, positions, pages and states.
@@ -51,6 +57,7 @@ class Cluster {
   /// Of the last load(): each rank's host, and its memory bandwidth in bytes a second (0: not measured).
   [[nodiscard]] const std::vector<std::string>& hosts() const { return hosts_; }
   [[nodiscard]] const std::vector<double>& bandwidths() const { return bandwidths_; }
+  [[nodiscard]] ClusterTraffic traffic() const;
 
   /// For an Engine; see Backend. REQUIRES: the model is of load().
   [[nodiscard]] std::unique_ptr<Backend> make_backend(const Model& model, const SessionOptions& options);
@@ -61,6 +68,8 @@ class Cluster {
   std::vector<std::string> hosts_;
   std::vector<double> bandwidths_;
   int num_backends_ = 0;
+  int64_t num_passes_ = 0;
+  TransportTotals at_load_;
 };
 
 /// What a rank other than 0 does until rank 0's Cluster is gone. `progress`: called now and then while it works or

@@ -43,7 +43,7 @@ class MpiTransport final : public Transport {
   int num_ranks() const override { return num_ranks_; }
 
   void broadcast(std::span<std::byte> bytes) override {
-    const Waiting waiting(activity_);
+    const Waiting waiting(*this, rank_ == 0 ? 0 : bytes.size());
     if (rank_ == 0) {
       for (int to = 1; to < num_ranks_; ++to)
         check(MPI_Send(bytes.data(), static_cast<int>(bytes.size()), MPI_BYTE, to, kCommandTag, MPI_COMM_WORLD));
@@ -64,7 +64,8 @@ class MpiTransport final : public Transport {
   }
 
   void all_gather(std::byte* all, std::span<const int64_t> ends) override {
-    const Waiting waiting(activity_);
+    const int64_t own = ends[static_cast<size_t>(rank_)] - (rank_ == 0 ? 0 : ends[static_cast<size_t>(rank_) - 1]);
+    const Waiting waiting(*this, static_cast<size_t>(ends.back() - own));
     int64_t begin = 0;
     for (size_t rank = 0; rank < counts_.size(); ++rank) {
       offsets_[rank] = static_cast<int>(begin);
@@ -76,32 +77,36 @@ class MpiTransport final : public Transport {
   }
 
   void send(int to, std::span<const std::byte> bytes) override {
-    const Waiting waiting(activity_);
+    const Waiting waiting(*this, 0);
     check(MPI_Send(bytes.data(), static_cast<int>(bytes.size()), MPI_BYTE, to, kDataTag, MPI_COMM_WORLD));
   }
 
   void receive(int from, std::span<std::byte> bytes) override {
-    const Waiting waiting(activity_);
+    const Waiting waiting(*this, bytes.size());
     check(MPI_Recv(bytes.data(), static_cast<int>(bytes.size()), MPI_BYTE, from, kDataTag, MPI_COMM_WORLD,
                    MPI_STATUS_IGNORE));
   }
 
  private:
-  /// The main thread waits for another process while one of these is there.
+  /// A call: the main thread waits for another process while one of these is there.
   class Waiting {
    public:
-    explicit Waiting(Activity& activity) : activity_(activity) {
-      activity_.waits.store(true, std::memory_order_relaxed);
+    Waiting(MpiTransport& transport, size_t bytes_received) : transport_(transport) {
+      transport_.activity_.waits.store(true, std::memory_order_relaxed);
+      ++transport_.totals_.num_messages;
+      transport_.totals_.bytes_received += static_cast<int64_t>(bytes_received);
     }
     ~Waiting() {
-      activity_.waits.store(false, std::memory_order_relaxed);
-      activity_.steps.fetch_add(1, std::memory_order_relaxed);
+      transport_.totals_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+      transport_.activity_.waits.store(false, std::memory_order_relaxed);
+      transport_.activity_.steps.fetch_add(1, std::memory_order_relaxed);
     }
     Waiting(const Waiting&) = delete;
     Waiting& operator=(const Waiting&) = delete;
 
    private:
-    Activity& activity_;
+    MpiTransport& transport_;
+    const std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
   };
 
   Activity& activity_;

@@ -91,6 +91,11 @@ TEST_CASE("invariance over unequal shares, fused and odd tensors, scales, and fi
     spec.fused_qkv = spec.attention_bias = true;
     spec.scales = true;
   }
+  SECTION("types that need scales") {
+    spec.hidden_dim = 256;
+    spec.types = {WeightType::kNVFP4, WeightType::kQ2_0, WeightType::kTQ1_0, WeightType::kQ1_0, WeightType::kTQ2_0};
+    spec.scales = true;
+  }
   SECTION("tied") {
     spec.tied_head = true;
   }

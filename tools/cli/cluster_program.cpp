@@ -18,6 +18,7 @@
 #include "kernels/base/error.h"
 #include "tools/cli/command_line.h"
 #include "tools/cli/model_flags.h"
+#include "tools/cli/summary.h"
 #include "tools/cli/terminal.h"
 #include "tools/cli/version.h"
 #include "tools/commands.h"
@@ -118,6 +119,7 @@ int run_in_cluster(int argc, const char* const* argv, const std::function<int()>
   try {
     const int result = run_command();
     current = nullptr;
+    if (const std::string line = describe_traffic(cluster.traffic()); !line.empty()) print_message("{}", line);
     return result;
   } catch (...) {
     current = nullptr;

@@ -200,4 +200,13 @@ std::string describe_cluster(const Cluster& cluster, const Model& model) {
   return text + "\n";
 }
 
+std::string describe_traffic(const ClusterTraffic& traffic) {
+  if (traffic.num_passes == 0) return "";
+  const auto each = [&](double all) { return all / static_cast<double>(traffic.num_passes); };
+  return fmt::format("cluster: {} passes, each with {:.1f} messages, {} received and {:.2f} ms in messages and waits\n",
+                     traffic.num_passes, each(static_cast<double>(traffic.totals.num_messages)),
+                     format_bytes(each(static_cast<double>(traffic.totals.bytes_received))),
+                     each(traffic.totals.seconds) * 1e3);
+}
+
 }  // namespace foretoken

@@ -29,28 +29,43 @@ class ThreadNetwork {
     int rank() const override { return rank_; }
     int num_ranks() const override { return network_.num_ranks_; }
     void broadcast(std::span<std::byte> bytes) override {
+      ++totals_.num_messages;
       if (rank_ == 0) {
-        for (int to = 1; to < num_ranks(); ++to) send(to, bytes);
+        for (int to = 1; to < num_ranks(); ++to) put(to, bytes);
       } else {
-        receive(0, bytes);
+        take(0, bytes);
       }
     }
     void all_gather(std::byte* all, std::span<const int64_t> ends) override {
       ++num_gathers;
+      ++totals_.num_messages;
       FT_CHECK_EQ(static_cast<int>(ends.size()), num_ranks());
       for (int to = 0; to < num_ranks(); ++to) {
-        if (to != rank_) send(to, part(all, ends, rank_));
+        if (to != rank_) put(to, part(all, ends, rank_));
       }
       for (int from = 0; from < num_ranks(); ++from) {
-        if (from != rank_) receive(from, part(all, ends, from));
+        if (from != rank_) take(from, part(all, ends, from));
       }
     }
     void send(int to, std::span<const std::byte> bytes) override {
+      ++totals_.num_messages;
+      put(to, bytes);
+    }
+    void receive(int from, std::span<std::byte> bytes) override {
+      ++totals_.num_messages;
+      take(from, bytes);
+    }
+
+    int64_t num_gathers = 0;
+
+   private:
+    void put(int to, std::span<const std::byte> bytes) {
       const std::lock_guard lock(network_.mutex_);
       network_.inbox(rank_, to).emplace_back(bytes.begin(), bytes.end());
       network_.arrived_.notify_all();
     }
-    void receive(int from, std::span<std::byte> bytes) override {
+    void take(int from, std::span<std::byte> bytes) {
+      totals_.bytes_received += static_cast<int64_t>(bytes.size());
       std::unique_lock lock(network_.mutex_);
       std::deque<std::vector<std::byte>>& inbox = network_.inbox(from, rank_);
       network_.arrived_.wait(lock, [&] { return !inbox.empty(); });
@@ -58,10 +73,6 @@ class ThreadNetwork {
       std::copy(inbox.front().begin(), inbox.front().end(), bytes.begin());
       inbox.pop_front();
     }
-
-    int64_t num_gathers = 0;
-
-   private:
     static std::span<std::byte> part(std::byte* all, std::span<const int64_t> ends, int rank) {
       const int64_t begin = rank == 0 ? 0 : ends[static_cast<size_t>(rank) - 1];
       return {all + begin, static_cast<size_t>(ends[static_cast<size_t>(rank)] - begin)};
