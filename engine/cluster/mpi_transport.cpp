@@ -4,7 +4,9 @@
 #define OMPI_SKIP_MPICXX 1
 #define MPICH_SKIP_MPICXX 1
 #include <mpi.h>
+#include <sys/prctl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 #include <vector>
@@ -15,10 +17,10 @@ namespace foretoken {
 
 namespace {
 
-constexpr int kCommandTag = 1, kDataTag = 2;
-// Between two commands of a text that is decoded there is less than that.
-constexpr auto kEagerTime = std::chrono::milliseconds(20);
-constexpr auto kIdleSleep = std::chrono::microseconds(200);
+constexpr int kCommandTag = 1, kDataTag = 2, kGatherTag = 3;
+// A wait first asks again and again: in a pass the others are late by some microseconds. Then it sleeps in between, so
+// that whoever it waits for gets the core, where cores are fewer than processes: MPI's own calls would keep it.
+constexpr std::chrono::microseconds kSpinTime{200}, kEagerTime{20'000}, kShortSleep{20}, kIdleSleep{200};
 
 // MPI's own handler ends the process; what comes back from it is our own bug.
 void check(int result) {
@@ -34,8 +36,9 @@ class MpiTransport final : public Transport {
       throw InputError("this MPI cannot be called from several threads; use Open MPI 4 or another with threads");
     check(MPI_Comm_rank(MPI_COMM_WORLD, &rank_));
     check(MPI_Comm_size(MPI_COMM_WORLD, &num_ranks_));
-    counts_.resize(static_cast<size_t>(num_ranks_));
-    offsets_.resize(counts_.size());
+    requests_.reserve(2 * static_cast<size_t>(num_ranks_));
+    // Short sleeps are to be short: 50 us more are usual.
+    (void)::prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
   }
   ~MpiTransport() override { MPI_Finalize(); }
 
@@ -43,75 +46,97 @@ class MpiTransport final : public Transport {
   int num_ranks() const override { return num_ranks_; }
 
   void broadcast(std::span<std::byte> bytes) override {
-    const Waiting waiting(*this, rank_ == 0 ? 0 : bytes.size());
+    const Call call(*this, rank_ == 0 ? 0 : bytes.size());
     if (rank_ == 0) {
-      for (int to = 1; to < num_ranks_; ++to)
-        check(MPI_Send(bytes.data(), static_cast<int>(bytes.size()), MPI_BYTE, to, kCommandTag, MPI_COMM_WORLD));
-      return;
+      for (int to = 1; to < num_ranks_; ++to) begin_send(to, bytes, kCommandTag);
+    } else {
+      begin_receive(0, bytes, kCommandTag);
     }
-    MPI_Request request = MPI_REQUEST_NULL;
-    check(MPI_Irecv(bytes.data(), static_cast<int>(bytes.size()), MPI_BYTE, 0, kCommandTag, MPI_COMM_WORLD, &request));
-    const auto begin = std::chrono::steady_clock::now();
-    for (int done = 0;;) {
-      check(MPI_Test(&request, &done, MPI_STATUS_IGNORE));
-      if (done != 0) return;
-      if (std::chrono::steady_clock::now() - begin > kEagerTime) {
-        std::this_thread::sleep_for(kIdleSleep);
-      } else {
-        std::this_thread::yield();
-      }
-    }
+    finish();
   }
 
+  // Each to each at once, which takes the time of one message: an MPI_Allgatherv of so little takes turns.
   void all_gather(std::byte* all, std::span<const int64_t> ends) override {
-    const int64_t own = ends[static_cast<size_t>(rank_)] - (rank_ == 0 ? 0 : ends[static_cast<size_t>(rank_) - 1]);
-    const Waiting waiting(*this, static_cast<size_t>(ends.back() - own));
-    int64_t begin = 0;
-    for (size_t rank = 0; rank < counts_.size(); ++rank) {
-      offsets_[rank] = static_cast<int>(begin);
-      counts_[rank] = static_cast<int>(ends[rank] - begin);
-      begin = ends[rank];
-    }
-    check(MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, all, counts_.data(), offsets_.data(), MPI_BYTE,
-                         MPI_COMM_WORLD));
+    const auto part = [&](int rank) {
+      const int64_t begin = rank == 0 ? 0 : ends[static_cast<size_t>(rank) - 1];
+      return std::span(all + begin, static_cast<size_t>(ends[static_cast<size_t>(rank)] - begin));
+    };
+    const Call call(*this, static_cast<size_t>(ends.back()) - part(rank_).size());
+    // Beginning with the next rank, so that not all send to the same one first.
+    for (int i = 1; i < num_ranks_; ++i)
+      begin_receive((rank_ + i) % num_ranks_, part((rank_ + i) % num_ranks_), kGatherTag);
+    for (int i = 1; i < num_ranks_; ++i) begin_send((rank_ + i) % num_ranks_, part(rank_), kGatherTag);
+    finish();
   }
 
   void send(int to, std::span<const std::byte> bytes) override {
-    const Waiting waiting(*this, 0);
-    check(MPI_Send(bytes.data(), static_cast<int>(bytes.size()), MPI_BYTE, to, kDataTag, MPI_COMM_WORLD));
+    const Call call(*this, 0);
+    begin_send(to, bytes, kDataTag);
+    finish();
   }
 
   void receive(int from, std::span<std::byte> bytes) override {
-    const Waiting waiting(*this, bytes.size());
-    check(MPI_Recv(bytes.data(), static_cast<int>(bytes.size()), MPI_BYTE, from, kDataTag, MPI_COMM_WORLD,
-                   MPI_STATUS_IGNORE));
+    const Call call(*this, bytes.size());
+    begin_receive(from, bytes, kDataTag);
+    finish();
   }
 
  private:
   /// A call: the main thread waits for another process while one of these is there.
-  class Waiting {
+  class Call {
    public:
-    Waiting(MpiTransport& transport, size_t bytes_received) : transport_(transport) {
+    Call(MpiTransport& transport, size_t bytes_received) : transport_(transport) {
       transport_.activity_.waits.store(true, std::memory_order_relaxed);
       ++transport_.totals_.num_messages;
       transport_.totals_.bytes_received += static_cast<int64_t>(bytes_received);
     }
-    ~Waiting() {
+    ~Call() {
       transport_.totals_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
       transport_.activity_.waits.store(false, std::memory_order_relaxed);
       transport_.activity_.steps.fetch_add(1, std::memory_order_relaxed);
     }
-    Waiting(const Waiting&) = delete;
-    Waiting& operator=(const Waiting&) = delete;
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
 
    private:
     MpiTransport& transport_;
     const std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
   };
 
+  // MPI counts in int: what is longer goes in pieces, which arrive in order.
+  template <class Begin>
+  static void in_pieces(size_t size, Begin&& begin) {
+    constexpr size_t kPiece = size_t{1} << 30;
+    for (size_t at = 0; at < size; at += kPiece) begin(at, static_cast<int>(std::min(kPiece, size - at)));
+  }
+
+  void begin_send(int to, std::span<const std::byte> bytes, int tag) {
+    in_pieces(bytes.size(), [&](size_t at, int count) {
+      check(MPI_Isend(bytes.data() + at, count, MPI_BYTE, to, tag, MPI_COMM_WORLD, &requests_.emplace_back()));
+    });
+  }
+
+  void begin_receive(int from, std::span<std::byte> bytes, int tag) {
+    in_pieces(bytes.size(), [&](size_t at, int count) {
+      check(MPI_Irecv(bytes.data() + at, count, MPI_BYTE, from, tag, MPI_COMM_WORLD, &requests_.emplace_back()));
+    });
+  }
+
+  // Waits for all that was begun.
+  void finish() {
+    const auto begin = std::chrono::steady_clock::now();
+    for (int done = 0;;) {
+      check(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, MPI_STATUSES_IGNORE));
+      if (done != 0) break;
+      const auto waited = std::chrono::steady_clock::now() - begin;
+      if (waited > kSpinTime) std::this_thread::sleep_for(waited > kEagerTime ? kIdleSleep : kShortSleep);
+    }
+    requests_.clear();
+  }
+
   Activity& activity_;
   int rank_ = 0, num_ranks_ = 1;
-  std::vector<int> counts_, offsets_;
+  std::vector<MPI_Request> requests_;  // of the running call
 };
 
 }  // namespace

@@ -210,11 +210,7 @@ struct Watchdog::Impl {
   void watch() {
     while (true) {
       const bool last = leaves;
-      for (Peer& peer : peers) {
-        const Beat beat{activity.steps, activity.waits, last};
-        // A peer that does not read for long is silent as well.
-        if (!peer.has_left) (void)::send(peer.fd, &beat, sizeof beat, MSG_NOSIGNAL | MSG_DONTWAIT);
-      }
+      say(last);
       if (last) return;
       std::vector<pollfd> waiting;
       for (const Peer& peer : peers) waiting.push_back({peer.has_left ? -1 : peer.fd, POLLIN, 0});
@@ -230,8 +226,17 @@ struct Watchdog::Impl {
     }
   }
 
+  void say(bool last) const {
+    const Beat beat{activity.steps, activity.waits, last};
+    // A peer that does not read for long is silent as well.
+    for (const Peer& peer : peers) {
+      if (!peer.has_left) (void)::send(peer.fd, &beat, sizeof beat, MSG_NOSIGNAL | MSG_DONTWAIT);
+    }
+  }
+
   void lose(const Peer& peer, const std::string& what) {
     if (leaves) return;
+    if (is_root) say(/*last=*/true);  // so that the others do not report this process
     on_loss(is_root ? fmt::format("{} (rank {} of the cluster) {}", peer.host, peer.rank, what)
                     : fmt::format("{} (rank 0 of the cluster) {}", peer.host, what));
   }
@@ -241,8 +246,8 @@ struct Watchdog::Impl {
     const ssize_t got = ::recv(peer.fd, bytes.data(), bytes.size(), MSG_DONTWAIT);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (got <= 0) {
-      lose(peer, "has died: its program ended, or its machine; see its own messages");
       peer.has_left = true;
+      lose(peer, "has died: its program ended, or its machine; see its own messages");
       return;
     }
     peer.input.insert(peer.input.end(), bytes.begin(), bytes.begin() + got);

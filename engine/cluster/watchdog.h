@@ -17,9 +17,9 @@ struct Activity {
 };
 
 /// Sees that a process of a cluster is gone or stands still, which who waits for it in a message may never learn. Every
-/// rank has a connection of its own with rank 0, beside those that messages take, and a thread that says once a second
-/// that it lives and how far it is. A connection that ends, or is silent for kSilence, ends everything, and so does a
-/// follower that has had work for kNoProgress without getting on with it.
+/// rank has a connection of its own with rank 0, beside those that messages take, and a thread that says twice a
+/// second that it lives and how far it is. A connection that ends, or is silent for kSilenceSeconds, ends everything, and
+/// so does a follower that has had work for kNoProgressSeconds without getting on with it.
 class Watchdog {
  public:
   static constexpr double kSilenceSeconds = 6;

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -120,6 +121,31 @@ TEST_CASE("mpirun: processes that share rows, experts or layers give the text of
   }
 }
 
+TEST_CASE("mpirun: eval and bench find what they find in one process", "[cluster]") {
+  const TempFolder folder;
+  const std::string text =
+      test::write_file(folder, "text.txt", "def main():\n    for i in range(10):\n        print(i)\n");
+  if (!has_cluster(decode_flags(test::kDemoModel))) return;
+  const auto json_of = [](const Outcome& outcome) {
+    INFO(outcome.err);
+    REQUIRE(outcome.exit_code == 0);
+    return nlohmann::json::parse(outcome.out);
+  };
+  const std::vector<std::string> eval = {"eval", "-m", test::kDemoModel, "-f", text, "--mtp", "2", "--json", "-",
+                                         "-t",   "1"};
+  const auto alone = json_of(run(eval)), together = json_of(run(mpirun({{2, {}, eval}})));
+  for (const char* key : {"perplexity", "nats_per_token", "tokens_counted", "draft_agreement_by_position"}) {
+    INFO(key);
+    CHECK(together.at(key) == alone.at(key));
+  }
+  const std::vector<std::string> bench = {"bench", "-m", test::kDemoModel, "--arms", "off,mtp:3", "--rounds", "1",
+                                          "-n",    "16", "--json",         "-",      "-t",        "1"};
+  const auto one = json_of(run(bench)), two = json_of(run(mpirun({{2, {}, bench}})));
+  CHECK(two.at("identical") == true);
+  for (size_t arm = 0; arm < 2; ++arm)
+    CHECK(two.at("arms").at(arm).at("ids_sha256") == one.at("arms").at(arm).at("ids_sha256"));
+}
+
 TEST_CASE("mpirun: another file, instruction set or command line is one line that names the host", "[cluster]") {
   const TempFolder folder, other;
   program_model().write(folder.file("model.gguf"));
@@ -152,22 +178,31 @@ TEST_CASE("mpirun: a process that dies or stands still ends all, with one line t
   const std::string model = folder.file("model.gguf");
   program_model().write(model);
   if (!has_cluster(decode_flags(model))) return;
-  const auto [number, says] = GENERATE(std::pair(SIGKILL, "(rank 1 of the cluster) has died"),
-                                       std::pair(SIGSTOP, "(rank 1 of the cluster) has been silent for 6 seconds"));
-  Invocation invocation = mpirun({{2, {}, with(decode_flags(model, 1000000), {"-c", "4096"})}});
+  struct Fault {
+    int rank, signal;
+    std::string says;
+  };
+  const Fault fault = GENERATE(Fault{1, SIGKILL, "(rank 1 of the cluster) has died"},
+                               Fault{0, SIGKILL, "(rank 0 of the cluster) has died"},
+                               Fault{1, SIGSTOP, "(rank 1 of the cluster) has been silent for 6 seconds"});
+  Invocation invocation =
+      mpirun({{2, {}, with(decode_flags(model, 1000000), {"-c", "4096", "--json", folder.file("result.json")})}});
   bool is_sent = false;
-  invocation.on_output = [&, number = number](pid_t process, const std::string&) {
+  invocation.on_output = [&](pid_t process, const std::string&) {
     if (is_sent) return;
-    const pid_t follower = process_of_rank(process, 1);
-    REQUIRE(follower > 0);
-    REQUIRE(::kill(follower, number) == 0);
+    const pid_t to = process_of_rank(process, fault.rank);
+    REQUIRE(to > 0);
+    REQUIRE(::kill(to, fault.signal) == 0);
     is_sent = true;
   };
   const Outcome outcome = run(invocation);
   INFO(outcome.err);
   CHECK(is_sent);
   CHECK(outcome.exit_code != 0);
-  CHECK(outcome.err.find(says) != std::string::npos);
+  const size_t at = outcome.err.find(fault.says);
+  CHECK(at != std::string::npos);
+  CHECK(outcome.err.find("of the cluster)", at + fault.says.size()) == std::string::npos);  // one line
+  CHECK(!std::filesystem::exists(folder.file("result.json")));
 }
 
 }  // namespace

@@ -95,9 +95,9 @@ int run_in_cluster(int argc, const char* const* argv, const std::function<int()>
     // The first process hears of it too, and ends the others.
     for (const int number : {SIGINT, SIGTERM, SIGHUP}) signal(number, SIG_IGN);
   }
-  const auto on_loss = [is_root](const std::string& line) {
-    // Of a follower, in case that rank 0 is where nobody can read its line any more.
-    if (is_root || line.find("silent") != std::string::npos) print_message("foretoken: {}\n", line);
+  const bool speaks_for_followers = transport->rank() == 1;
+  const auto on_loss = [is_root, speaks_for_followers](const std::string& line) {
+    if (is_root || speaks_for_followers) print_message("foretoken: {}\n", line);
     remove_part_files();
     ::_exit(kExitInput);
   };

@@ -13,8 +13,9 @@ import urllib.request
 class Server:
     """`foretoken serve` on a free port, until stop()."""
 
-    def __init__(self, program, model, *flags):
-        self.process = subprocess.Popen([program, "serve", "-m", model, *([] if "--port" in flags else ["--port", "0"]), *flags], stderr=subprocess.PIPE, text=True)
+    def __init__(self, program, model, *flags, before=()):
+        """before: a program that starts it, with its arguments."""
+        self.process = subprocess.Popen([*before, program, "serve", "-m", model, *([] if "--port" in flags else ["--port", "0"]), *flags], stderr=subprocess.PIPE, text=True)
         self.log = []
         for line in self.process.stderr:
             self.log.append(line)
