@@ -133,14 +133,14 @@ TEST_CASE("mpirun: eval and bench find what they find in one process", "[cluster
   };
   const std::vector<std::string> eval = {"eval", "-m", test::kDemoModel, "-f", text, "--mtp", "2", "--json", "-",
                                          "-t",   "1"};
-  const auto alone = json_of(run(eval)), together = json_of(run(mpirun({{2, {}, eval}})));
+  const auto alone = json_of(test::run(eval)), together = json_of(test::run(mpirun({{2, {}, eval}})));
   for (const char* key : {"perplexity", "nats_per_token", "tokens_counted", "draft_agreement_by_position"}) {
     INFO(key);
     CHECK(together.at(key) == alone.at(key));
   }
   const std::vector<std::string> bench = {"bench", "-m", test::kDemoModel, "--arms", "off,mtp:3", "--rounds", "1",
                                           "-n",    "16", "--json",         "-",      "-t",        "1"};
-  const auto one = json_of(run(bench)), two = json_of(run(mpirun({{2, {}, bench}})));
+  const auto one = json_of(test::run(bench)), two = json_of(test::run(mpirun({{2, {}, bench}})));
   CHECK(two.at("identical") == true);
   for (size_t arm = 0; arm < 2; ++arm)
     CHECK(two.at("arms").at(arm).at("ids_sha256") == one.at("arms").at(arm).at("ids_sha256"));
