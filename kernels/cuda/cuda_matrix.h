@@ -67,6 +67,20 @@ FORETOKEN_HD constexpr Planes planes_of(WeightType type) {
     case WeightType::kQ1_0:
     case WeightType::kQ2_0:
       return {2, {{2, 16}, {0, 2}}};  // qs, d
+    case WeightType::kIQ3_S:
+      return {3, {{2, 64}, {66, 44}, {0, 2}}};  // qs, qh signs scales, d
+    case WeightType::kIQ3_XXS:
+      return {2, {{2, 96}, {0, 2}}};  // qs gas, d
+    case WeightType::kIQ2_S:
+      return {3, {{2, 64}, {66, 16}, {0, 2}}};  // qs signs, qh scales, d
+    case WeightType::kIQ2_XS:
+      return {3, {{2, 64}, {66, 8}, {0, 2}}};  // qs, scales, d
+    case WeightType::kIQ2_XXS:
+      return {2, {{2, 64}, {0, 2}}};  // qs, d
+    case WeightType::kIQ1_S:
+      return {3, {{2, 32}, {34, 16}, {0, 2}}};  // qs, qh, d
+    case WeightType::kIQ1_M:
+      return {2, {{0, 48}, {48, 8}}};  // qs qh, scales
   }
   return {0, {}};
 }

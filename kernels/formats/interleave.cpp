@@ -22,6 +22,12 @@ OddBytes odd_bytes(WeightType type) {
     case WeightType::kIQ4_NL:
     case WeightType::kQ1_0:
     case WeightType::kQ2_0:
+    case WeightType::kIQ3_S:
+    case WeightType::kIQ3_XXS:
+    case WeightType::kIQ2_S:
+    case WeightType::kIQ2_XS:
+    case WeightType::kIQ2_XXS:
+    case WeightType::kIQ1_S:
       return {0, 2};
     case WeightType::kMXFP4:
       return {0, 1};
@@ -40,6 +46,7 @@ OddBytes odd_bytes(WeightType type) {
     case WeightType::kQ5_K:
     case WeightType::kIQ4_XS:
     case WeightType::kNVFP4:
+    case WeightType::kIQ1_M:
       return {0, 0};
     case WeightType::kF32:
     case WeightType::kF16:
@@ -154,6 +161,13 @@ bool interleaved_rows_are_finite(const MatrixView& from, int64_t row_begin, int6
   for (const std::byte* p = from.data + static_cast<size_t>(row_begin) * from.row_bytes(); p < end; p += block_bytes) {
     if (from.type == WeightType::kMXFP4) {
       for (int r = 0; r < kInterleave; ++r) finite &= p[r] != std::byte{255};  // E8M0's only NaN
+      continue;
+    }
+    if (from.type == WeightType::kIQ1_M) {
+      // Words 12 and 13 have a nibble of d on top of each half; its exponent's bits are those of word 13.
+      uint32_t last[kInterleave];
+      std::memcpy(last, p + 13 * 4 * kInterleave, sizeof last);
+      for (const uint32_t word : last) finite &= (word & 0x7000c000u) != 0x7000c000u;
       continue;
     }
     uint16_t halves[2 * kInterleave];

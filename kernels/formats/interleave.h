@@ -16,7 +16,8 @@ namespace foretoken {
 /// Which bytes of a file block are odd, by type:
 ///   Q8_0 Q4_0 IQ4_NL Q1_0 Q2_0  bytes 0..1 (d);  Q5_0  0..1 (d);  MXFP4  0 (e);
 ///   Q3_K  108..109 (d);  Q6_K  208..209 (d);  TQ1_0  52..53 (d);  TQ2_0  64..65 (d);
-///   Q4_K Q5_K IQ4_XS Q4_1 Q5_1 Q2_K NVFP4: none.
+///   IQ3_S IQ3_XXS IQ2_S IQ2_XS IQ2_XXS IQ1_S  0..1 (d);
+///   Q4_K Q5_K IQ4_XS Q4_1 Q5_1 Q2_K IQ1_M NVFP4: none.
 
 /// True if `type` has an interleaved kernel and a matrix of this shape fits it.
 [[nodiscard]] bool can_interleave(WeightType type, int64_t num_rows, int64_t num_cols);

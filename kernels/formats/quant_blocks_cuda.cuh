@@ -3,6 +3,7 @@
 #include "kernels/cuda/cuda_language.h"
 #include "kernels/cuda/cuda_matrix.h"
 #include "kernels/cuda/cuda_rows.h"
+#include "kernels/formats/grid_points.h"
 #include "kernels/formats/quant_formats.h"
 
 // The share of a lane in a block of quantised weights, as integers: four lanes t = 0..3 take a quarter of the block
@@ -113,14 +114,68 @@ FORETOKEN_HD constexpr bool has_float_runs() {
   return kType == WeightType::kNVFP4;
 }
 
+template <WeightType kType>
+FORETOKEN_HD constexpr bool has_grid() {
+  return kType == WeightType::kIQ3_S || kType == WeightType::kIQ3_XXS || kType == WeightType::kIQ2_S ||
+         kType == WeightType::kIQ2_XS || kType == WeightType::kIQ2_XXS || kType == WeightType::kIQ1_S ||
+         kType == WeightType::kIQ1_M;
+}
+
 /// Values of a block, or of a part of a block of 64 or 128.
 template <WeightType kType>
 FORETOKEN_HD constexpr int block_size_of() {
   return kType == WeightType::kQ2_K || kType == WeightType::kQ3_K || kType == WeightType::kQ4_K ||
                  kType == WeightType::kQ5_K || kType == WeightType::kQ6_K || kType == WeightType::kIQ4_XS ||
-                 kType == WeightType::kTQ1_0 || kType == WeightType::kTQ2_0
+                 kType == WeightType::kTQ1_0 || kType == WeightType::kTQ2_0 || has_grid<kType>()
              ? 256
              : 32;
+}
+
+__device__ __forceinline__ uint2 two_words(uint64_t x) {
+  return {static_cast<uint32_t>(x), static_cast<uint32_t>(x >> 32)};
+}
+
+/// Eight weights of a format with a grid, as magnitudes or, of IQ1, 8 (g + 1).
+template <WeightType kType>
+__device__ __forceinline__ uint2 look_up_point(uint32_t index) {
+  if constexpr (kType == WeightType::kIQ2_S) {
+    static constexpr auto kGrid = grid_of<uint64_t, 1024>(kIq2SPoints, kIq2Levels);
+    return two_words(kGrid.point[index]);
+  } else if constexpr (kType == WeightType::kIQ2_XS) {
+    static constexpr auto kGrid = grid_of<uint64_t, 512>(kIq2XsPoints, kIq2Levels);
+    return two_words(kGrid.point[index]);
+  } else if constexpr (kType == WeightType::kIQ2_XXS) {
+    static constexpr auto kGrid = grid_of<uint64_t, 256>(kIq2XxsPoints, kIq2Levels);
+    return two_words(kGrid.point[index]);
+  } else {
+    static_assert(kType == WeightType::kIQ1_S || kType == WeightType::kIQ1_M);
+    static constexpr auto kGrid = grid_of<uint64_t, 2048>(kIq1Points, kIq1Levels);
+    return two_words(kGrid.point[index]);
+  }
+}
+
+/// Four weights of IQ3, as magnitudes.
+template <WeightType kType>
+__device__ __forceinline__ uint32_t look_up_half_point(uint32_t index) {
+  if constexpr (kType == WeightType::kIQ3_S) {
+    static constexpr auto kGrid = grid_of<uint32_t, 512>(kIq3SPoints, kIq3SLevels);
+    return kGrid.point[index];
+  } else {
+    static_assert(kType == WeightType::kIQ3_XXS);
+    static constexpr auto kGrid = grid_of<uint32_t, 256>(kIq3XxsPoints, kIq3XxsLevels);
+    return kGrid.point[index];
+  }
+}
+
+/// Four magnitudes, none of them 0, negated where bits 0..3 of `signs` are set.
+__device__ __forceinline__ uint32_t with_signs(uint32_t magnitudes, uint32_t signs) {
+  const uint32_t ones = (signs & 15u) * 0x00204081u & 0x01010101u;  // a bit to each byte
+  return (magnitudes ^ ones * 255u) + ones;
+}
+
+/// The eighth of seven stored signs makes their number even.
+__device__ __forceinline__ uint32_t with_eighth_sign(uint32_t signs) {
+  return signs | (0x6996u >> ((signs ^ signs >> 4) & 15u) & 1u) << 7;
 }
 
 /// A lane's quarter of one block of weights.
@@ -258,6 +313,16 @@ struct LaneBlock<kType, 256> {
         scale[j] = 1;
       }
       d = load_half(plane_of<kType>(row, 2, num_blocks) + b * 2);
+    } else if constexpr (has_grid<kType>()) {
+      for (int j = 0; j < 4; ++j) load_grid_run(row, num_blocks, b, 4 * n + j, u, j);
+      if constexpr (kType == WeightType::kIQ1_M) {
+        const uint2 scales = load_uint2(plane_of<kType>(row, 1, num_blocks) + b * 8);
+        d = half_bits_to_float(static_cast<uint16_t>((scales.x >> 12 & 0xfu) | (scales.x >> 24 & 0xf0u) |
+                                                     (scales.y >> 4 & 0xf00u) | (scales.y >> 16 & 0xf000u)));
+      } else {
+        d = load_half(plane_of<kType>(row, planes_of(kType).count - 1, num_blocks) + b * 2);
+      }
+      d *= kType == WeightType::kIQ3_S ? 1.0f : kType == WeightType::kIQ3_XXS ? 0.5f : 0.125f;
     } else {
       static_assert(kType == WeightType::kIQ4_XS);
       constexpr ByteTable kTable = table_of(kIq4Table);
@@ -275,6 +340,84 @@ struct LaneBlock<kType, 256> {
       }
     }
   }
+
+ private:
+  // Half u of the 32 values `run`, to q[j] and scale[j].
+  __device__ __forceinline__ void load_grid_run(const std::byte* row, int64_t num_blocks, int64_t b, int run, int u,
+                                                int j) {
+    const uint8_t* qs = plane_of<kType>(row, 0, num_blocks) + b * planes_of(kType).planes[0].bytes;
+    if constexpr (kType == WeightType::kIQ3_S) {
+      const uint8_t* rest = plane_of<kType>(row, 1, num_blocks) + b * 44;
+      const uint32_t low = load_word(qs + 8 * run + 4 * u), high = load_constant(rest + run) >> (4 * u);
+      const uint32_t signs = load_word(rest + 8 + 4 * run) >> (16 * u);
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t index = (low >> (8 * i) & 255u) | (high >> i & 1u) << 8;
+        q[j][i] = with_signs(look_up_half_point<kType>(index), signs >> (4 * i));
+      }
+      scale[j] = odd_scale(load_word(rest + 40) >> (4 * run) & 15u);
+    } else if constexpr (kType == WeightType::kIQ3_XXS) {
+      const uint32_t indices = load_word(qs + 8 * run + 4 * u), word = load_word(qs + 64 + 4 * run);
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t signs = with_eighth_sign(word >> (7 * (2 * u + i / 2)) & 127u);
+        q[j][i] = with_signs(look_up_half_point<kType>(indices >> (8 * i) & 255u), signs >> (4 * (i % 2)));
+      }
+      scale[j] = odd_scale(word >> 28);
+    } else if constexpr (kType == WeightType::kIQ2_S) {
+      const uint8_t* rest = plane_of<kType>(row, 1, num_blocks) + b * 16;
+      for (int i = 0; i < 2; ++i) {
+        const int l = 4 * run + 2 * u + i;
+        const uint32_t index = load_constant(qs + l) | (load_constant(rest + run) >> (4 * u + 2 * i) & 3u) << 8;
+        put_group(look_up_point<kType>(index), load_constant(qs + 32 + l), j, i);
+      }
+      scale[j] = odd_scale(load_constant(rest + 8 + run) >> (4 * u) & 15u);
+    } else if constexpr (kType == WeightType::kIQ2_XS) {
+      const uint32_t words = load_word(qs + 8 * run + 4 * u);
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t word = words >> (16 * i) & 0xffffu;
+        put_group(look_up_point<kType>(word & 511u), with_eighth_sign(word >> 9), j, i);
+      }
+      scale[j] = odd_scale(load_constant(plane_of<kType>(row, 1, num_blocks) + b * 8 + run) >> (4 * u) & 15u);
+    } else if constexpr (kType == WeightType::kIQ2_XXS) {
+      const uint2 words = load_uint2(qs + 8 * run);
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t signs = with_eighth_sign(words.y >> (7 * (2 * u + i)) & 127u);
+        put_group(look_up_point<kType>(words.x >> (8 * (2 * u + i)) & 255u), signs, j, i);
+      }
+      scale[j] = odd_scale(words.y >> 28);
+    } else if constexpr (kType == WeightType::kIQ1_S) {
+      const uint8_t* rest = plane_of<kType>(row, 1, num_blocks) + b * 16;
+      const uint32_t high = load_constant(reinterpret_cast<const uint16_t*>(rest + 2 * run));
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t index = load_constant(qs + 4 * run + 2 * u + i) | (high >> (3 * (2 * u + i)) & 7u) << 8;
+        put_ternary(look_up_point<kType>(index), high >> 15 & 1u, j, i);
+      }
+      scale[j] = odd_scale(high >> 12 & 7u);
+    } else {
+      static_assert(kType == WeightType::kIQ1_M);
+      const uint32_t high = load_constant(qs + 32 + 2 * run + u);
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t index = load_constant(qs + 4 * run + 2 * u + i) | (high >> (4 * i) & 7u) << 8;
+        put_ternary(look_up_point<kType>(index), high >> (4 * i + 3) & 1u, j, i);
+      }
+      const uint2 scales = load_uint2(plane_of<kType>(row, 1, num_blocks) + b * 8);
+      const int s = 2 * run + u;
+      scale[j] = odd_scale((s < 8 ? scales.x : scales.y) >> (16 * (s / 4 % 2) + 3 * (s % 4)) & 7u);
+    }
+  }
+
+  // Group i of q[j].
+  __device__ __forceinline__ void put_group(const uint2& magnitudes, uint32_t signs, int j, int i) {
+    q[j][2 * i] = with_signs(magnitudes.x, signs);
+    q[j][2 * i + 1] = with_signs(magnitudes.y, signs >> 4);
+  }
+
+  // 8g + 1 or, with minus, 8g - 1, from 8 (g + 1).
+  __device__ __forceinline__ void put_ternary(const uint2& point, uint32_t minus, int j, int i) {
+    q[j][2 * i] = subtract_bytes(point.x, 7 + 2 * minus);
+    q[j][2 * i + 1] = subtract_bytes(point.y, 7 + 2 * minus);
+  }
+
+  static __device__ __forceinline__ int odd_scale(uint32_t s) { return static_cast<int>(2 * s + 1); }
 };
 
 template <WeightType kType>

@@ -8,6 +8,7 @@
 
 #include "kernels/base/error.h"
 #include "kernels/base/half.h"
+#include "kernels/formats/grids.h"
 
 namespace foretoken {
 
@@ -227,6 +228,124 @@ void unpack_nvfp4(const uint8_t* p, QuantBlock& out) {
   }
 }
 
+// --- Formats with a grid ---
+
+// The eighth of seven stored signs makes their number even.
+uint32_t with_eighth_sign(uint32_t signs) {
+  return signs | static_cast<uint32_t>(std::popcount(signs) & 1) << 7;
+}
+
+// The magnitudes of one group of eight, a byte each, with their signs.
+void put_signed(uint64_t magnitudes, uint32_t signs, int8_t* q) {
+  for (int i = 0; i < 8; ++i) {
+    const int magnitude = static_cast<int>(magnitudes >> (8 * i) & 255);
+    q[i] = static_cast<int8_t>((signs >> i & 1) != 0 ? -magnitude : magnitude);
+  }
+}
+
+uint64_t two_points(const uint32_t* grid, uint32_t first, uint32_t second) {
+  return grid[first] | static_cast<uint64_t>(grid[second]) << 32;
+}
+
+int16_t odd_scale(uint32_t s) {
+  return static_cast<int16_t>(2 * s + 1);
+}
+
+void unpack_iq2_xxs(const uint8_t* p, QuantBlock& out) {
+  out.d = half_at(p) / 8;
+  no_mins(out);
+  for (int r = 0; r < 8; ++r) {
+    const uint8_t* const indices = p + 2 + 8 * r;
+    const uint32_t word = u32_at(indices + 4);
+    out.scale[2 * r] = out.scale[2 * r + 1] = odd_scale(word >> 28);
+    for (int l = 0; l < 4; ++l) {
+      put_signed(kIq2XxsGrid.point[indices[l]], with_eighth_sign(word >> (7 * l) & 127), out.q + 32 * r + 8 * l);
+    }
+  }
+}
+
+// Scale s of sixteen in nibbles.
+void unpack_nibble_scales(const uint8_t* scales, QuantBlock& out) {
+  for (int s = 0; s < 16; ++s) out.scale[s] = odd_scale(scales[s / 2] >> (4 * (s % 2)) & 15u);
+}
+
+void unpack_iq2_xs(const uint8_t* p, QuantBlock& out) {
+  out.d = half_at(p) / 8;
+  no_mins(out);
+  unpack_nibble_scales(p + 66, out);
+  for (int l = 0; l < 32; ++l) {
+    const uint32_t word = u16_at(p + 2 + 2 * l);
+    put_signed(kIq2XsGrid.point[word & 511], with_eighth_sign(word >> 9), out.q + 8 * l);
+  }
+}
+
+void unpack_iq2_s(const uint8_t* p, QuantBlock& out) {
+  out.d = half_at(p) / 8;
+  no_mins(out);
+  unpack_nibble_scales(p + 74, out);
+  for (int l = 0; l < 32; ++l) {
+    const uint32_t high = p[66 + l / 4] >> (2 * (l % 4)) & 3u;
+    put_signed(kIq2SGrid.point[p[2 + l] | high << 8], p[34 + l], out.q + 8 * l);
+  }
+}
+
+void unpack_iq3_xxs(const uint8_t* p, QuantBlock& out) {
+  out.d = half_at(p) / 2;
+  no_mins(out);
+  for (int r = 0; r < 8; ++r) {
+    const uint32_t word = u32_at(p + 66 + 4 * r);
+    out.scale[2 * r] = out.scale[2 * r + 1] = odd_scale(word >> 28);
+    for (int l = 0; l < 4; ++l) {
+      const uint8_t* const indices = p + 2 + 8 * r + 2 * l;
+      put_signed(two_points(kIq3XxsGrid.point, indices[0], indices[1]), with_eighth_sign(word >> (7 * l) & 127),
+                 out.q + 32 * r + 8 * l);
+    }
+  }
+}
+
+void unpack_iq3_s(const uint8_t* p, QuantBlock& out) {
+  out.d = half_at(p);
+  no_mins(out);
+  for (int s = 0; s < 16; ++s) out.scale[s] = odd_scale(p[106 + s / 4] >> (4 * (s / 2 % 2)) & 15u);
+  const auto index = [p](int j) { return p[2 + j] | (p[66 + j / 8] >> (j % 8) & 1u) << 8; };
+  for (int l = 0; l < 32; ++l) {
+    put_signed(two_points(kIq3SGrid.point, index(2 * l), index(2 * l + 1)), p[74 + l], out.q + 8 * l);
+  }
+}
+
+// 8g + delta from 8 (g + 1).
+void put_ternary(uint64_t point, int delta, int8_t* q) {
+  for (int i = 0; i < 8; ++i) q[i] = static_cast<int8_t>(static_cast<int>(point >> (8 * i) & 255) - 8 + delta);
+}
+
+void unpack_iq1_s(const uint8_t* p, QuantBlock& out) {
+  out.d = half_at(p) / 8;
+  no_mins(out);
+  for (int r = 0; r < 8; ++r) {
+    const uint32_t high = u16_at(p + 34 + 2 * r);
+    out.scale[2 * r] = out.scale[2 * r + 1] = odd_scale(high >> 12 & 7);
+    for (int l = 4 * r; l < 4 * r + 4; ++l) {
+      const uint32_t index = p[2 + l] | (high >> (3 * (l % 4)) & 7) << 8;
+      put_ternary(kIq1Grid.point[index], (high >> 15) != 0 ? -1 : 1, out.q + 8 * l);
+    }
+  }
+}
+
+void unpack_iq1_m(const uint8_t* p, QuantBlock& out) {
+  no_mins(out);
+  uint32_t d = 0;
+  for (int word = 0; word < 4; ++word) {
+    const uint32_t packed = u16_at(p + 48 + 2 * word);
+    d |= packed >> 12 << (4 * word);
+    for (int i = 0; i < 4; ++i) out.scale[4 * word + i] = odd_scale(packed >> (3 * i) & 7);
+  }
+  out.d = half_to_float(static_cast<uint16_t>(d)) / 8;
+  for (int l = 0; l < 32; ++l) {
+    const uint32_t high = p[32 + l / 2] >> (4 * (l % 2)) & 15u;
+    put_ternary(kIq1Grid.point[p[l] | (high & 7) << 8], high >= 8 ? -1 : 1, out.q + 8 * l);
+  }
+}
+
 }  // namespace
 
 float half_of_ue4m3(uint8_t e) {
@@ -275,6 +394,20 @@ void unpack_block(WeightType type, const std::byte* block, QuantBlock& out) {
       return unpack_q1_0(p, out);
     case WeightType::kQ2_0:
       return unpack_q2_0(p, out);
+    case WeightType::kIQ3_S:
+      return unpack_iq3_s(p, out);
+    case WeightType::kIQ3_XXS:
+      return unpack_iq3_xxs(p, out);
+    case WeightType::kIQ2_S:
+      return unpack_iq2_s(p, out);
+    case WeightType::kIQ2_XS:
+      return unpack_iq2_xs(p, out);
+    case WeightType::kIQ2_XXS:
+      return unpack_iq2_xxs(p, out);
+    case WeightType::kIQ1_S:
+      return unpack_iq1_s(p, out);
+    case WeightType::kIQ1_M:
+      return unpack_iq1_m(p, out);
     case WeightType::kF32:
     case WeightType::kF16:
     case WeightType::kBF16:

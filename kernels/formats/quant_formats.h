@@ -50,6 +50,13 @@ namespace foretoken {
 //  Q1_0    d half, qs[16]: 128 values                      2 * bit - 1: -1, 1      1          -          32*1*127 = 4064
 //  Q2_0    d half, qs[16]: 64 values                       2 bits - 1: -1..2       1          -          32*2*127 = 8128
 //  NVFP4   e[4], qs[32]: 64 values                         kMxfp4Table[nibble]     floats     -          16*12*127 = 24384 a run
+//  IQ3_S   d half, qs[64], qh[8], signs[32], scales[4]     +-1, 3 .. 15            1..31 odd  -          256*31*15*127 = 15.1e6
+//  IQ3_XXS d half, qs[64], gas[32]; half d                 +-2, 6 .. 26, 31        1..31 odd  -          256*31*31*127 = 31.2e6
+//  IQ2_S   d half, qs[32], signs[32], qh[8], scales[8]; d/8  +-8, 25, 43           1..31 odd  -          256*31*43*127 = 43.3e6
+//  IQ2_XS  d half, qs[64], scales[8]; d/8                  +-8, 25, 43             1..31 odd  -          256*31*43*127 = 43.3e6
+//  IQ2_XXS d half, qs[64]; d/8                             +-8, 25, 43             1..31 odd  -          256*31*43*127 = 43.3e6
+//  IQ1_S   d half, qs[32], qh[16]; d/8                     8g +- 1, g = -1, 0, 1   1..15 odd  -          256*15*9*127 = 4.4e6
+//  IQ1_M   qs[32], qh[16], scales[8]; d/8                  8g +- 1, g = -1, 0, 1   1..15 odd  -          256*15*9*127 = 4.4e6
 // clang-format on
 //
 // Blocks of 64 and 128 weights (Q1_0, Q2_0, NVFP4) are two or four blocks of 32 to all of the above: part p of file
@@ -80,6 +87,24 @@ namespace foretoken {
 // 2 (i mod 4) and the next of qs[i / 4]. NVFP4: bytes 8s..8s+7 of qs hold values 16s..16s+7 (low nibbles) and
 // 16s+8..16s+15 (high nibbles). UE4M3 e: bits 3..6 are an exponent x, bits 0..2 a fraction f; (8 + f) * 2^(x-10), or
 // f * 2^-9 where x is 0; the byte 0x7f counts as 0, and bit 7 is not looked at but in that comparison.
+// IQ1, IQ2 and IQ3 look eight (IQ3: four) values up at a time: an index names a point of the type's grid (grid_points.h),
+// whose coordinates are magnitudes, or of IQ1 the g above. Group l is values 8l .. 8l+7, a run of 32 has four. Where signs
+// are bits, bit i belongs to value i of its group, set for negative; where seven are stored, the eighth makes their
+// number even. Scales are 2s + 1 of the s that is stored.
+//   IQ2_XXS  a run has eight bytes of qs: four indices, then a word with seven signs of group l from bit 7l on and s
+//            in its top four bits.
+//   IQ2_XS   a group has 16 bits of qs: nine of the index, then seven signs. Byte r of scales has s of values
+//            32r .. 32r+15 in its low nibble, of the next sixteen in the high one.
+//   IQ2_S    eight bits of the index of group l in qs[l], the other two in qh[l/4] from bit 2(l mod 4) on; signs[l];
+//            scales as in IQ2_XS.
+//   IQ3_XXS  index of values 4j .. 4j+3 in qs[j]; gas is the words of signs and s of IQ2_XXS.
+//   IQ3_S    eight bits of the index of values 4j .. 4j+3 in qs[j], the ninth is bit j mod 8 of qh[j/8]; signs[l];
+//            s of run r is nibble r of scales.
+//   IQ1_S    eight bits of the index in qs[l]; 16 bits of qh for a run: three more of each index from bit 3(l mod 4) on,
+//            s in bits 12 .. 14, and bit 15 for -1 where +1 is added.
+//   IQ1_M    qh has a nibble for each group: three bits of the index, and the fourth for -1. scales is four 16-bit words,
+//            each with four s of three bits, one for 16 values; their top four bits together are d, the first word's the
+//            lowest.
 //
 // A row is quantised (quantise_row) per block of B values: amax = max |x|; d = amax/127; a[i] = rint(x[i] *
 // (127/amax)), ties to even. Edges, the same everywhere: where amax is so small (below 3.8e-37) that 127/amax is

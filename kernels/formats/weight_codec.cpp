@@ -6,6 +6,7 @@
 
 #include "kernels/base/error.h"
 #include "kernels/base/half.h"
+#include "kernels/formats/grid_encoder.h"
 #include "kernels/formats/quant_formats.h"
 
 namespace foretoken {
@@ -341,6 +342,14 @@ void encode_block(WeightType type, const float* x, uint8_t* p) {
       return encode_q1_0(x, p);
     case WeightType::kQ2_0:
       return encode_q2_0(x, p);
+    case WeightType::kIQ3_S:
+    case WeightType::kIQ3_XXS:
+    case WeightType::kIQ2_S:
+    case WeightType::kIQ2_XS:
+    case WeightType::kIQ2_XXS:
+    case WeightType::kIQ1_S:
+    case WeightType::kIQ1_M:
+      return encode_grid_block(type, x, p);
     case WeightType::kF32:
       std::memcpy(p, x, 4);
       return;
@@ -370,6 +379,12 @@ bool block_is_finite(WeightType type, const uint8_t* p) {
     case WeightType::kIQ4_XS:
     case WeightType::kQ1_0:
     case WeightType::kQ2_0:
+    case WeightType::kIQ3_S:
+    case WeightType::kIQ3_XXS:
+    case WeightType::kIQ2_S:
+    case WeightType::kIQ2_XS:
+    case WeightType::kIQ2_XXS:
+    case WeightType::kIQ1_S:
     case WeightType::kF16:
       return half_is_finite(p);
     case WeightType::kTQ1_0:
@@ -378,6 +393,9 @@ bool block_is_finite(WeightType type, const uint8_t* p) {
       return half_is_finite(p + 64);
     case WeightType::kNVFP4:
       return true;  // the only NaN of its scales counts as 0
+    case WeightType::kIQ1_M:
+      // The exponent's five bits are three of the last scale word's top nibble and two of that before.
+      return (p[55] & 0x70) != 0x70 || (p[53] & 0xc0) != 0xc0;
     case WeightType::kQ4_1:
     case WeightType::kQ5_1:
     case WeightType::kQ4_K:

@@ -34,6 +34,13 @@ constexpr std::array kTypes = {
     WeightTypeInfo{WeightType::kNVFP4, "NVFP4", 64, 36, 32},
     WeightTypeInfo{WeightType::kQ1_0, "Q1_0", 128, 18, 32},
     WeightTypeInfo{WeightType::kQ2_0, "Q2_0", 64, 18, 32},
+    WeightTypeInfo{WeightType::kIQ3_S, "IQ3_S", 256, 110, 256},
+    WeightTypeInfo{WeightType::kIQ3_XXS, "IQ3_XXS", 256, 98, 256},
+    WeightTypeInfo{WeightType::kIQ2_S, "IQ2_S", 256, 82, 256},
+    WeightTypeInfo{WeightType::kIQ2_XS, "IQ2_XS", 256, 74, 256},
+    WeightTypeInfo{WeightType::kIQ2_XXS, "IQ2_XXS", 256, 66, 256},
+    WeightTypeInfo{WeightType::kIQ1_S, "IQ1_S", 256, 50, 256},
+    WeightTypeInfo{WeightType::kIQ1_M, "IQ1_M", 256, 56, 256},
 };
 
 // Every id that ggml has given out, so that an error can say what a file holds; those from Q4_2 to IQ4_NL_8_8 that no

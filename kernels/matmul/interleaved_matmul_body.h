@@ -498,6 +498,14 @@ FT_INLINE void interleaved_matmul(const QuantMatmul& m) {
       return matmul_format<V, Q6K<V>>(m);
     case WeightType::kIQ4_XS:
       return matmul_format<V, Iq4Xs<V>>(m);
+    case WeightType::kIQ3_S:
+    case WeightType::kIQ3_XXS:
+    case WeightType::kIQ2_S:
+    case WeightType::kIQ2_XS:
+    case WeightType::kIQ2_XXS:
+    case WeightType::kIQ1_S:
+    case WeightType::kIQ1_M:
+      return scalar_interleaved_matmul(m);
     case WeightType::kF32:
     case WeightType::kF16:
     case WeightType::kBF16:

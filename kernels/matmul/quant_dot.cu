@@ -243,6 +243,20 @@ void launch_quant_dot(const MatmulDesc& desc, const MatmulConfig& config, const 
       return launch_type<WeightType::kQ1_0>(a, shape, config, stream);
     case WeightType::kQ2_0:
       return launch_type<WeightType::kQ2_0>(a, shape, config, stream);
+    case WeightType::kIQ3_S:
+      return launch_type<WeightType::kIQ3_S>(a, shape, config, stream);
+    case WeightType::kIQ3_XXS:
+      return launch_type<WeightType::kIQ3_XXS>(a, shape, config, stream);
+    case WeightType::kIQ2_S:
+      return launch_type<WeightType::kIQ2_S>(a, shape, config, stream);
+    case WeightType::kIQ2_XS:
+      return launch_type<WeightType::kIQ2_XS>(a, shape, config, stream);
+    case WeightType::kIQ2_XXS:
+      return launch_type<WeightType::kIQ2_XXS>(a, shape, config, stream);
+    case WeightType::kIQ1_S:
+      return launch_type<WeightType::kIQ1_S>(a, shape, config, stream);
+    case WeightType::kIQ1_M:
+      return launch_type<WeightType::kIQ1_M>(a, shape, config, stream);
     case WeightType::kF32:
     case WeightType::kF16:
     case WeightType::kBF16:

@@ -1,3 +1,4 @@
+#include "kernels/formats/quant_formats.h"
 #include "kernels/matmul/quant_matmul.h"
 
 #include <type_traits>
@@ -386,6 +387,20 @@ struct Tq1_0 : Large {
   }
 };
 
+// Formats with a grid: the look-ups are those of the definition, whatever the registers.
+template <WeightType kType, int kBytes>
+struct Unpacked : Large {
+  static constexpr int kBlockBytes = kBytes;
+  static constexpr bool kMins = false;
+  static void unpack(const std::byte* p, int8_t* w, float& d, float&, int16_t* scales, int16_t*) {
+    QuantBlock block;
+    unpack_block(kType, p, block);
+    d = block.d;
+    __builtin_memcpy(w, block.q, sizeof block.q);
+    __builtin_memcpy(scales, block.scale, sizeof block.scale);
+  }
+};
+
 // --- The products ---
 
 /// Two runs with a float scale each.
@@ -561,6 +576,20 @@ void avx2_quant_matmul(const QuantMatmul& m) {
       return matmul_format<Q6K>(m);
     case WeightType::kIQ4_XS:
       return matmul_format<Iq4Xs>(m);
+    case WeightType::kIQ3_S:
+      return matmul_format<Unpacked<WeightType::kIQ3_S, 110>>(m);
+    case WeightType::kIQ3_XXS:
+      return matmul_format<Unpacked<WeightType::kIQ3_XXS, 98>>(m);
+    case WeightType::kIQ2_S:
+      return matmul_format<Unpacked<WeightType::kIQ2_S, 82>>(m);
+    case WeightType::kIQ2_XS:
+      return matmul_format<Unpacked<WeightType::kIQ2_XS, 74>>(m);
+    case WeightType::kIQ2_XXS:
+      return matmul_format<Unpacked<WeightType::kIQ2_XXS, 66>>(m);
+    case WeightType::kIQ1_S:
+      return matmul_format<Unpacked<WeightType::kIQ1_S, 50>>(m);
+    case WeightType::kIQ1_M:
+      return matmul_format<Unpacked<WeightType::kIQ1_M, 56>>(m);
     case WeightType::kF32:
     case WeightType::kF16:
     case WeightType::kBF16:

@@ -21,7 +21,9 @@ constexpr int kStride =
     kStage + 16;  // bytes from row to row there: the eight rows of a fragment fall into different banks
 
 template <WeightType kType>
-constexpr bool kHasRunScales = kType == WeightType::kQ2_K || kType == WeightType::kQ3_K || kType == WeightType::kQ6_K;
+constexpr bool kHasRunScales =
+    kType == WeightType::kQ2_K || kType == WeightType::kQ3_K || kType == WeightType::kQ6_K ||
+    kType == WeightType::kIQ2_S || kType == WeightType::kIQ2_XS || kType == WeightType::kIQ1_M;
 
 /// Shapes and shared memory of one kernel. With kPair, gate and up share the tile, and half as many rows keep the
 /// registers the same.
@@ -354,6 +356,20 @@ void launch_quant_tiles(const MatmulDesc& desc, const MatmulConfig&, const Strea
       return launch_type<WeightType::kQ1_0>(a, shape, stream);
     case WeightType::kQ2_0:
       return launch_type<WeightType::kQ2_0>(a, shape, stream);
+    case WeightType::kIQ3_S:
+      return launch_type<WeightType::kIQ3_S>(a, shape, stream);
+    case WeightType::kIQ3_XXS:
+      return launch_type<WeightType::kIQ3_XXS>(a, shape, stream);
+    case WeightType::kIQ2_S:
+      return launch_type<WeightType::kIQ2_S>(a, shape, stream);
+    case WeightType::kIQ2_XS:
+      return launch_type<WeightType::kIQ2_XS>(a, shape, stream);
+    case WeightType::kIQ2_XXS:
+      return launch_type<WeightType::kIQ2_XXS>(a, shape, stream);
+    case WeightType::kIQ1_S:
+      return launch_type<WeightType::kIQ1_S>(a, shape, stream);
+    case WeightType::kIQ1_M:
+      return launch_type<WeightType::kIQ1_M>(a, shape, stream);
     case WeightType::kF32:
     case WeightType::kF16:
     case WeightType::kBF16:

@@ -110,6 +110,20 @@ void launch(const EmbedDesc& desc, const Stream& stream) {
       return launch_type<WeightType::kQ1_0>(desc, items, stream);
     case WeightType::kQ2_0:
       return launch_type<WeightType::kQ2_0>(desc, items, stream);
+    case WeightType::kIQ3_S:
+      return launch_type<WeightType::kIQ3_S>(desc, items, stream);
+    case WeightType::kIQ3_XXS:
+      return launch_type<WeightType::kIQ3_XXS>(desc, items, stream);
+    case WeightType::kIQ2_S:
+      return launch_type<WeightType::kIQ2_S>(desc, items, stream);
+    case WeightType::kIQ2_XS:
+      return launch_type<WeightType::kIQ2_XS>(desc, items, stream);
+    case WeightType::kIQ2_XXS:
+      return launch_type<WeightType::kIQ2_XXS>(desc, items, stream);
+    case WeightType::kIQ1_S:
+      return launch_type<WeightType::kIQ1_S>(desc, items, stream);
+    case WeightType::kIQ1_M:
+      return launch_type<WeightType::kIQ1_M>(desc, items, stream);
   }
 }
 

@@ -294,11 +294,15 @@ std::vector<BadScale> bad_scales() {
                                 {kF32, 0, {0x00, 0x00, 0x80, 0xff}},
                                 {kBF16, 0, {0xc0, 0x7f}},
                                 {kBF16, 0, {0x80, 0x7f}},
-                                {kMXFP4, 0, {0xff}}};
+                                {kMXFP4, 0, {0xff}},
+                                // The top four bits of the last eight bytes, two by two, are a half.
+                                {kIQ1_M, 48, {0, 0x00, 0, 0x00, 0, 0xc0, 0, 0x70}},
+                                {kIQ1_M, 48, {0, 0x00, 0, 0x00, 0, 0xe0, 0, 0xf0}}};
   const std::pair<WeightType, std::vector<size_t>> halves[] = {
       {kF16, {0}},       {kQ4_0, {0}},   {kQ4_1, {0, 2}}, {kQ5_0, {0}},    {kQ5_1, {0, 2}}, {kQ8_0, {0}},
       {kQ2_K, {80, 82}}, {kQ3_K, {108}}, {kQ4_K, {0, 2}}, {kQ5_K, {0, 2}}, {kQ6_K, {208}},  {kIQ4_NL, {0}},
-      {kIQ4_XS, {0}},    {kTQ1_0, {52}}, {kTQ2_0, {64}},  {kQ1_0, {0}},    {kQ2_0, {0}}};
+      {kIQ4_XS, {0}},    {kTQ1_0, {52}}, {kTQ2_0, {64}},  {kQ1_0, {0}},    {kQ2_0, {0}},    {kIQ3_S, {0}},
+      {kIQ3_XXS, {0}},   {kIQ2_S, {0}},  {kIQ2_XS, {0}},  {kIQ2_XXS, {0}}, {kIQ1_S, {0}}};
   for (const auto& [type, offsets] : halves) {
     for (size_t offset : offsets) {
       for (const auto& bytes : {kHalfNan, kHalfInfinity, kHalfMinusInfinity}) list.push_back({type, offset, bytes});

@@ -76,7 +76,9 @@ TEST_CASE("decoding gives the values of the format, bit for bit") {
 // error near span/(L-1)/sqrt(12): Q2_K 3.5/3/3.46 = 0.34, Q3_K 3.5/6/3.46 = 0.17, Q4 4.1/15/3.46 = 0.08, Q5 0.04, Q6_K
 // 0.017, Q8_0 4.1/254/3.46 = 0.005. Coarse scales, and ranges that must reach from the extreme value to its negative,
 // add up to a quarter. The limits are those figures times 1.4 (Q8_0 1.6); the four-bit floats of MXFP4 have steps of 2
-// at the top. A slip in the order of the bits gives an error near 1.
+// at the top. Formats with a grid: no code of R bits a weight errs less than 2^-R on normal data, and R (points and
+// signs) is 3.25, 2.875, 2.25, 2, 1.875, 1.41 and 1.5 from IQ3_S to IQ1_M; their limits are 1.6 times that. A slip in
+// the order of the bits gives an error near 1.
 const std::map<WeightType, double> kErrorLimits = {
     {WeightType::kF32, 0.0},
     {WeightType::kF16, 5e-4},
@@ -101,6 +103,13 @@ const std::map<WeightType, double> kErrorLimits = {
     {WeightType::kQ1_0, 0.63},
     {WeightType::kQ2_0, 0.47},
     {WeightType::kNVFP4, 0.13},
+    {WeightType::kIQ3_S, 0.168},
+    {WeightType::kIQ3_XXS, 0.218},
+    {WeightType::kIQ2_S, 0.336},
+    {WeightType::kIQ2_XS, 0.40},
+    {WeightType::kIQ2_XXS, 0.437},
+    {WeightType::kIQ1_S, 0.60},
+    {WeightType::kIQ1_M, 0.566},
 };
 
 TEST_CASE("encoding and decoding again loses no more than the format must") {
@@ -148,7 +157,9 @@ TEST_CASE("a scale that is not a number or infinite is found wherever it stands"
       {WeightType::kQ2_K, {80, 82}}, {WeightType::kQ3_K, {108}},  {WeightType::kQ4_K, {0, 2}},
       {WeightType::kQ5_K, {0, 2}},   {WeightType::kQ6_K, {208}},  {WeightType::kIQ4_NL, {0}},
       {WeightType::kIQ4_XS, {0}},    {WeightType::kTQ1_0, {52}},  {WeightType::kTQ2_0, {64}},
-      {WeightType::kQ1_0, {0}},      {WeightType::kQ2_0, {0}},
+      {WeightType::kQ1_0, {0}},      {WeightType::kQ2_0, {0}},    {WeightType::kIQ3_S, {0}},
+      {WeightType::kIQ3_XXS, {0}},   {WeightType::kIQ2_S, {0}},   {WeightType::kIQ2_XS, {0}},
+      {WeightType::kIQ2_XXS, {0}},   {WeightType::kIQ1_S, {0}},
   };
   for (const auto& [type, places] : scales) {
     const WeightTypeInfo& info = weight_type_info(type);
@@ -164,6 +175,15 @@ TEST_CASE("a scale that is not a number or infinite is found wherever it stands"
         }
       }
     }
+  }
+  // IQ1_M's half lies in the top four bits of its last eight bytes, two by two.
+  for (const uint32_t bad : {0x7c00u, 0xfc00u, 0x7e00u, 0xfc01u}) {
+    std::vector<std::byte> blocks(2 * 56);
+    CHECK(row_is_finite(WeightType::kIQ1_M, blocks.data(), 512));
+    for (size_t i = 0; i < 4; ++i) blocks[56 + 49 + 2 * i] = static_cast<std::byte>((bad >> (4 * i) & 15u) << 4 | 5u);
+    CHECK_FALSE(row_is_finite(WeightType::kIQ1_M, blocks.data(), 512));
+    blocks[56 + 53] &= std::byte{0x7f};  // an exponent of less than all ones
+    CHECK(row_is_finite(WeightType::kIQ1_M, blocks.data(), 512));
   }
   std::vector<std::byte> mxfp4(2 * 17);
   CHECK(row_is_finite(WeightType::kMXFP4, mxfp4.data(), 64));
@@ -192,6 +212,10 @@ TEST_CASE("all bit patterns of a block stay within the integers that quant_forma
       {WeightType::kIQ4_XS, {-127, 113, -32, 31, 0}}, {WeightType::kTQ1_0, {-1, 1, 1, 1, 0}},
       {WeightType::kTQ2_0, {-1, 2, 1, 1, 0}},         {WeightType::kQ1_0, {-1, 1, 1, 1, 0}},
       {WeightType::kQ2_0, {-1, 2, 1, 1, 0}},          {WeightType::kNVFP4, {-12, 12, 1, 1, 0}},
+      {WeightType::kIQ3_S, {-15, 15, 1, 31, 0}},      {WeightType::kIQ3_XXS, {-31, 31, 1, 31, 0}},
+      {WeightType::kIQ2_S, {-43, 43, 1, 31, 0}},      {WeightType::kIQ2_XS, {-43, 43, 1, 31, 0}},
+      {WeightType::kIQ2_XXS, {-43, 43, 1, 31, 0}},    {WeightType::kIQ1_S, {-9, 9, 1, 15, 0}},
+      {WeightType::kIQ1_M, {-9, 9, 1, 15, 0}},
   };
   std::mt19937 rng(5);
   for (const auto& [type, bound] : bounds) {

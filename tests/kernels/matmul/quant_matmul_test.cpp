@@ -88,6 +88,7 @@ std::vector<int> half_scales(WeightType type) {
       return {64};
     case WeightType::kMXFP4:
     case WeightType::kNVFP4:
+    case WeightType::kIQ1_M:
       return {};
     default:
       return {0};
@@ -138,6 +139,13 @@ Matrix make_matrix(WeightType type, int64_t num_rows, int64_t num_cols, Fill fil
         uint16_t scale = float_to_half(static_cast<float>(rng() % 2000) / 1000 - 1);
         if (fill == Fill::kRandomBits && rng() % 8 == 0) scale = kSpecial[rng() % 6];
         std::memcpy(p + place, &scale, 2);
+      }
+      if (type == WeightType::kIQ1_M) {  // d in the top four bits of the last bytes, two by two
+        const uint16_t d = float_to_half(static_cast<float>(rng() % 2000) / 1000 - 1);
+        for (int i = 0; i < 4; ++i) {
+          std::byte& byte = p[49 + 2 * i];
+          byte = (byte & std::byte{15}) | static_cast<std::byte>((d >> (4 * i) & 15) << 4);
+        }
       }
       // Exponents up to 2^40 and, sometimes, the denormal ones.
       if (type == WeightType::kMXFP4) p[0] = static_cast<std::byte>(rng() % 8 == 0 ? rng() % 3 : 88 + rng() % 80);
