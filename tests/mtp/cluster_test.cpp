@@ -203,7 +203,9 @@ TEST_CASE(
   CHECK(message_of(threads, folder.file("none.gguf")).find("none.gguf") != std::string::npos);
   LoadOptions refuses;
   refuses.on_header = [](const Model&) { throw InputError("not this one"); };
-  CHECK_THROWS_WITH((void)threads.cluster().load(folder.file("model.gguf"), refuses, {}), "not this one");
+  CHECK_THROWS_WITH(
+      (void)threads.cluster().load(folder.file("model.gguf"), refuses, {ClusterMode::kRows, equal_shares(2)}),
+      "not this one");
   CHECK(message_of(threads, folder.file("model.gguf")).empty());
 }
 

@@ -55,13 +55,21 @@ Invocation mpirun(const std::vector<Application>& applications) {
   return invocation;
 }
 
+std::vector<std::string> with(std::vector<std::string> flags, const std::vector<std::string>& more) {
+  flags.insert(flags.end(), more.begin(), more.end());
+  return flags;
+}
+
+// Two processes need not measure their bandwidth then.
+const std::vector<std::string> kEqual = {"--cluster-shares", "1:1"};
+
 // False, with a line that says why, where there is nothing to test.
 bool has_cluster(const std::vector<std::string>& decode) {
   if (mpirun_path().empty()) {
     WARN("not run: there is no mpirun here");
     return false;
   }
-  const Outcome outcome = run(mpirun({{2, {}, decode}}));
+  const Outcome outcome = run(mpirun({{2, {}, with(decode, kEqual)}}));
   if (outcome.err.find("built without MPI") != std::string::npos) {
     CHECK(outcome.exit_code != 0);
     WARN("not run: this program was built without MPI");
@@ -73,11 +81,6 @@ bool has_cluster(const std::vector<std::string>& decode) {
 std::vector<std::string> decode_flags(const std::string& model, int num_tokens = 24) {
   return {"decode",       "-m",          model, "-p", "once upon a time", "-n", std::to_string(num_tokens),
           "--ignore-eos", "--print-ids", "-t",  "1"};
-}
-
-std::vector<std::string> with(std::vector<std::string> flags, const std::vector<std::string>& more) {
-  flags.insert(flags.end(), more.begin(), more.end());
-  return flags;
 }
 
 RandomModel program_model() {
@@ -133,14 +136,14 @@ TEST_CASE("mpirun: eval and bench find what they find in one process", "[cluster
   };
   const std::vector<std::string> eval = {"eval", "-m", test::kDemoModel, "-f", text, "--mtp", "2", "--json", "-",
                                          "-t",   "1"};
-  const auto alone = json_of(test::run(eval)), together = json_of(test::run(mpirun({{2, {}, eval}})));
+  const auto alone = json_of(test::run(eval)), together = json_of(test::run(mpirun({{2, {}, with(eval, kEqual)}})));
   for (const char* key : {"perplexity", "nats_per_token", "tokens_counted", "draft_agreement_by_position"}) {
     INFO(key);
     CHECK(together.at(key) == alone.at(key));
   }
   const std::vector<std::string> bench = {"bench", "-m", test::kDemoModel, "--arms", "off,mtp:3", "--rounds", "1",
                                           "-n",    "16", "--json",         "-",      "-t",        "1"};
-  const auto one = json_of(test::run(bench)), two = json_of(test::run(mpirun({{2, {}, bench}})));
+  const auto one = json_of(test::run(bench)), two = json_of(test::run(mpirun({{2, {}, with(bench, kEqual)}})));
   CHECK(two.at("identical") == true);
   for (size_t arm = 0; arm < 2; ++arm)
     CHECK(two.at("arms").at(arm).at("ids_sha256") == one.at("arms").at(arm).at("ids_sha256"));
@@ -153,7 +156,7 @@ TEST_CASE("mpirun: another file, instruction set or command line is one line tha
   RandomModel changed = program_model();
   changed.seed = 99;
   changed.write(other.file("model.gguf"));
-  const auto here = decode_flags("model.gguf");
+  const auto here = with(decode_flags("model.gguf"), kEqual);
   const auto folder_of = [](const std::string& file) { return std::filesystem::path(file).parent_path().string(); };
   const std::vector<std::string> first = {"-wdir", folder_of(folder.file("x"))};
   const std::vector<std::string> second = {"-wdir", folder_of(other.file("x"))};
@@ -169,7 +172,8 @@ TEST_CASE("mpirun: another file, instruction set or command line is one line tha
   check({{1, env("avx2"), here}, {1, env("scalar"), here}}, "(rank 1 of the cluster): computes with scalar");
   std::filesystem::remove(other.file("model.gguf"));
   check({{1, first, here}, {1, second, here}}, "(rank 1 of the cluster): model.gguf");
-  check({{2, first, with(here, {"--cluster-shares", "1:1:1"})}}, "has 3 numbers; mpirun has started 2 processes");
+  check({{2, first, with(decode_flags("model.gguf"), {"--cluster-shares", "1:1:1"})}},
+        "has 3 numbers; mpirun has started 2 processes");
   check({{2, first, {"inspect", "model.gguf"}}}, "runs in one process");
 }
 
@@ -185,8 +189,10 @@ TEST_CASE("mpirun: a process that dies or stands still ends all, with one line t
   const Fault fault = GENERATE(Fault{1, SIGKILL, "(rank 1 of the cluster) has died"},
                                Fault{0, SIGKILL, "(rank 0 of the cluster) has died"},
                                Fault{1, SIGSTOP, "(rank 1 of the cluster) has been silent for 6 seconds"});
-  Invocation invocation =
-      mpirun({{2, {}, with(decode_flags(model, 1000000), {"-c", "4096", "--json", folder.file("result.json")})}});
+  Invocation invocation = mpirun(
+      {{2,
+        {},
+        with(with(decode_flags(model, 1000000), kEqual), {"-c", "4096", "--json", folder.file("result.json")})}});
   bool is_sent = false;
   invocation.on_output = [&](pid_t process, const std::string&) {
     if (is_sent) return;

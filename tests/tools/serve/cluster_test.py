@@ -31,7 +31,7 @@ with concurrent.futures.ThreadPoolExecutor(2) as pool:
 failures = []
 for mode in ("rows", "layers"):
     try:
-        server = Server(program, model, "--parallel", "4", "-c", "1024", "-t", "1", "--cluster", mode, before=("mpirun", "-n", "2"))
+        server = Server(program, model, "--parallel", "4", "-c", "1024", "-t", "1", "--cluster", mode, "--cluster-shares", "1:1", before=("mpirun", "-n", "2"))
     except RuntimeError as error:
         if "without MPI" not in str(error):
             raise
