@@ -8,9 +8,12 @@
 
 #include <algorithm>
 #include <chrono>
-#include <thread>
+#include <new>
+#include <optional>
 #include <vector>
 
+#include "engine/cluster/patience.h"
+#include "engine/cluster/shared_board.h"
 #include "kernels/base/error.h"
 
 namespace foretoken {
@@ -18,9 +21,6 @@ namespace foretoken {
 namespace {
 
 constexpr int kCommandTag = 1, kDataTag = 2, kGatherTag = 3;
-// A wait first asks again and again: in a pass the others are late by some microseconds. Then it sleeps in between, so
-// that whoever it waits for gets the core, where cores are fewer than processes: MPI's own calls would keep it.
-constexpr std::chrono::microseconds kSpinTime{200}, kEagerTime{20'000}, kShortSleep{20}, kIdleSleep{200};
 
 // MPI's own handler ends the process; what comes back from it is our own bug.
 void check(int result) {
@@ -39,14 +39,19 @@ class MpiTransport final : public Transport {
     requests_.reserve(2 * static_cast<size_t>(num_ranks_));
     // Short sleeps are to be short: 50 us more are usual.
     (void)::prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
+    share_memory();
   }
-  ~MpiTransport() override { MPI_Finalize(); }
+  ~MpiTransport() override {
+    if (window_ != MPI_WIN_NULL) MPI_Win_free(&window_);
+    MPI_Finalize();
+  }
 
   int rank() const override { return rank_; }
   int num_ranks() const override { return num_ranks_; }
 
   void broadcast(std::span<std::byte> bytes) override {
     const Call call(*this, rank_ == 0 ? 0 : bytes.size());
+    if (board_) return board_->broadcast(bytes);
     if (rank_ == 0) {
       for (int to = 1; to < num_ranks_; ++to) begin_send(to, bytes, kCommandTag);
     } else {
@@ -62,6 +67,7 @@ class MpiTransport final : public Transport {
       return std::span(all + begin, static_cast<size_t>(ends[static_cast<size_t>(rank)] - begin));
     };
     const Call call(*this, static_cast<size_t>(ends.back()) - part(rank_).size());
+    if (board_) return board_->all_gather(all, ends);
     // Beginning with the next rank, so that not all send to the same one first.
     for (int i = 1; i < num_ranks_; ++i)
       begin_receive((rank_ + i) % num_ranks_, part((rank_ + i) % num_ranks_), kGatherTag);
@@ -124,19 +130,52 @@ class MpiTransport final : public Transport {
 
   // Waits for all that was begun.
   void finish() {
-    const auto begin = std::chrono::steady_clock::now();
-    for (int done = 0;;) {
+    Patience patience;
+    for (int done = 0;; patience.wait()) {
       check(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, MPI_STATUSES_IGNORE));
       if (done != 0) break;
-      const auto waited = std::chrono::steady_clock::now() - begin;
-      if (waited > kSpinTime) std::this_thread::sleep_for(waited > kEagerTime ? kIdleSleep : kShortSleep);
     }
     requests_.clear();
+  }
+
+  // Makes the boards where all ranks are on one host and it gives them memory to share.
+  void share_memory() {
+    MPI_Comm host = MPI_COMM_NULL;
+    check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &host));
+    int size = 0, all_are_here = 0;
+    check(MPI_Comm_size(host, &size));
+    int is_here = size == num_ranks_ ? 1 : 0;
+    check(MPI_Allreduce(&is_here, &all_are_here, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD));
+    if (all_are_here == 0) return check(MPI_Comm_free(&host));
+    check(MPI_Comm_set_errhandler(host, MPI_ERRORS_RETURN));
+    void* memory = nullptr;
+    int is_shared =
+        MPI_Win_allocate_shared(sizeof(SharedBoard::Board), 1, MPI_INFO_NULL, host, &memory, &window_) == MPI_SUCCESS
+            ? 1
+            : 0;
+    int all_share = 0;
+    check(MPI_Allreduce(&is_shared, &all_share, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD));
+    check(MPI_Comm_free(&host));
+    if (all_share == 0) return;
+    FT_CHECK_EQ(reinterpret_cast<uintptr_t>(memory) % alignof(SharedBoard::Board), uintptr_t{0});
+    new (memory) SharedBoard::Board;
+    std::vector<SharedBoard::Board*> boards;
+    for (int rank = 0; rank < num_ranks_; ++rank) {
+      MPI_Aint bytes = 0;
+      int unit = 0;
+      void* board = nullptr;
+      check(MPI_Win_shared_query(window_, rank, &bytes, &unit, static_cast<void*>(&board)));
+      boards.push_back(static_cast<SharedBoard::Board*>(board));
+    }
+    check(MPI_Barrier(MPI_COMM_WORLD));
+    board_.emplace(std::move(boards), rank_);
   }
 
   Activity& activity_;
   int rank_ = 0, num_ranks_ = 1;
   std::vector<MPI_Request> requests_;  // of the running call
+  MPI_Win window_ = MPI_WIN_NULL;
+  std::optional<SharedBoard> board_;  // where all ranks are on one host
 };
 
 }  // namespace

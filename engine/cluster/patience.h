@@ -1,0 +1,38 @@
+#pragma once
+
+#include <chrono>
+#include <thread>
+
+namespace foretoken {
+
+/// How to wait for another process: ask again and again at first, since in a pass the others are late by some
+/// microseconds; then sleep in between, so that whoever is waited for gets the core where processes outnumber cores.
+class Patience {
+ public:
+  /// Between two questions.
+  void wait() {
+    // A look at the clock costs as much as some questions.
+    if (++num_waits_ % kWaitsPerLook != 0) return pause_core();
+    const auto waited = std::chrono::steady_clock::now() - begin_;
+    if (waited > kSpinTime) std::this_thread::sleep_for(waited > kEagerTime ? kIdleSleep : kShortSleep);
+    if (waited > kSpinTime) num_waits_ = kWaitsPerLook - 1;
+  }
+
+ private:
+  // Between two commands of a text that is decoded there is less than kEagerTime.
+  static constexpr std::chrono::microseconds kSpinTime{200}, kEagerTime{20'000}, kShortSleep{20}, kIdleSleep{200};
+  static constexpr int kWaitsPerLook = 16;
+
+  static void pause_core() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
+  const std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+  int num_waits_ = 0;
+};
+
+}  // namespace foretoken

@@ -1,0 +1,80 @@
+#include "engine/cluster/shared_board.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "engine/cluster/patience.h"
+#include "kernels/base/error.h"
+
+namespace foretoken {
+
+SharedBoard::SharedBoard(std::vector<Board*> boards, int rank)
+    : boards_(std::move(boards)), rank_(rank), is_done_(boards_.size(), 0) {
+  FT_CHECK(rank >= 0 && rank < static_cast<int>(boards_.size()));
+}
+
+// Until `rank` is done with the call that used this one's place before.
+void SharedBoard::wait_for_place(int rank) {
+  uint64_t& is_done = is_done_[static_cast<size_t>(rank)];
+  for (Patience patience; is_done + 1 < call_; patience.wait()) {
+    is_done = std::max(is_done, boards_[static_cast<size_t>(rank)]->done.load(std::memory_order_acquire));
+    if (is_done + 1 >= call_) return;
+  }
+}
+
+void SharedBoard::write(std::span<const std::byte> piece) {
+  for (int rank = 0; rank < static_cast<int>(boards_.size()); ++rank) {
+    if (rank != rank_) wait_for_place(rank);
+  }
+  Board& own = *boards_[static_cast<size_t>(rank_)];
+  if (!piece.empty()) std::memcpy(own.places[call_ % 2], piece.data(), piece.size());
+  own.written.store(call_ + 1, std::memory_order_release);
+}
+
+void SharedBoard::read(int rank, std::span<std::byte> piece) {
+  Board& from = *boards_[static_cast<size_t>(rank)];
+  for (Patience patience; from.written.load(std::memory_order_acquire) <= call_;) patience.wait();
+  if (!piece.empty()) std::memcpy(piece.data(), from.places[call_ % 2], piece.size());
+  // Who writes for this call has returned from all before it.
+  is_done_[static_cast<size_t>(rank)] = std::max(is_done_[static_cast<size_t>(rank)], call_);
+}
+
+void SharedBoard::finish() {
+  boards_[static_cast<size_t>(rank_)]->done.store(++call_, std::memory_order_release);
+}
+
+void SharedBoard::broadcast(std::span<std::byte> bytes) {
+  for (size_t at = 0; at < bytes.size(); at += kPieceBytes) {
+    const std::span<std::byte> piece = bytes.subspan(at, std::min(kPieceBytes, bytes.size() - at));
+    if (rank_ == 0) {
+      write(piece);
+    } else {
+      read(0, piece);
+    }
+    finish();
+  }
+}
+
+void SharedBoard::all_gather(std::byte* all, std::span<const int64_t> ends) {
+  int64_t longest = 0, begin = 0;
+  for (const int64_t end : ends) {
+    longest = std::max(longest, end - begin);
+    begin = end;
+  }
+  constexpr auto kPiece = static_cast<int64_t>(kPieceBytes);
+  for (int64_t at = 0; at < longest; at += kPiece) {
+    const auto piece_of = [&](int rank) {
+      const int64_t first = (rank == 0 ? 0 : ends[static_cast<size_t>(rank) - 1]) + at;
+      const int64_t end = std::min(first + kPiece, ends[static_cast<size_t>(rank)]);
+      return std::span(all + std::min(first, end), static_cast<size_t>(std::max<int64_t>(0, end - first)));
+    };
+    write(piece_of(rank_));
+    for (int i = 1; i < static_cast<int>(boards_.size()); ++i) {
+      const int rank = (rank_ + i) % static_cast<int>(boards_.size());
+      read(rank, piece_of(rank));
+    }
+    finish();
+  }
+}
+
+}  // namespace foretoken
