@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <memory>
 #include <new>
 #include <optional>
 #include <vector>
@@ -138,6 +139,14 @@ class MpiTransport final : public Transport {
     requests_.clear();
   }
 
+  static constexpr size_t kBoardBytes = sizeof(SharedBoard::Board) + alignof(SharedBoard::Board);
+
+  // Where in kBoardBytes of an MPI window the board is: at the same place in every process, since pages are mapped whole.
+  static void* aligned(void* memory) {
+    size_t space = kBoardBytes;
+    return std::align(alignof(SharedBoard::Board), sizeof(SharedBoard::Board), memory, space);
+  }
+
   // Makes the boards where all ranks are on one host and it gives them memory to share.
   void share_memory() {
     MPI_Comm host = MPI_COMM_NULL;
@@ -150,22 +159,19 @@ class MpiTransport final : public Transport {
     check(MPI_Comm_set_errhandler(host, MPI_ERRORS_RETURN));
     void* memory = nullptr;
     int is_shared =
-        MPI_Win_allocate_shared(sizeof(SharedBoard::Board), 1, MPI_INFO_NULL, host, &memory, &window_) == MPI_SUCCESS
-            ? 1
-            : 0;
+        MPI_Win_allocate_shared(kBoardBytes, 1, MPI_INFO_NULL, host, &memory, &window_) == MPI_SUCCESS ? 1 : 0;
     int all_share = 0;
     check(MPI_Allreduce(&is_shared, &all_share, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD));
     check(MPI_Comm_free(&host));
     if (all_share == 0) return;
-    FT_CHECK_EQ(reinterpret_cast<uintptr_t>(memory) % alignof(SharedBoard::Board), uintptr_t{0});
-    new (memory) SharedBoard::Board;
+    new (aligned(memory)) SharedBoard::Board;
     std::vector<SharedBoard::Board*> boards;
     for (int rank = 0; rank < num_ranks_; ++rank) {
       MPI_Aint bytes = 0;
       int unit = 0;
       void* board = nullptr;
       check(MPI_Win_shared_query(window_, rank, &bytes, &unit, static_cast<void*>(&board)));
-      boards.push_back(static_cast<SharedBoard::Board*>(board));
+      boards.push_back(static_cast<SharedBoard::Board*>(aligned(board)));
     }
     check(MPI_Barrier(MPI_COMM_WORLD));
     board_.emplace(std::move(boards), rank_);
