@@ -89,7 +89,7 @@ int processes_of_mpirun() {
 int run_in_cluster(int argc, const char* const* argv, const std::function<int()>& run_command) {
   use_all_cores();
   static Activity activity;
-  const std::unique_ptr<Transport> transport = start_mpi(activity);
+  std::unique_ptr<Transport> transport = start_mpi(activity);
   const bool is_root = transport->rank() == 0;
   if (!is_root) {
     // The first process hears of it too, and ends the others.
@@ -104,14 +104,17 @@ int run_in_cluster(int argc, const char* const* argv, const std::function<int()>
   if (!is_root) {
     try {
       const Watchdog watchdog(*transport, activity, on_loss);
-      follow(*transport, member_of(argc, argv), [] { activity.steps.fetch_add(1, std::memory_order_relaxed); });
+      const std::unique_ptr<Transport> watched = std::move(transport);
+      follow(*watched, member_of(argc, argv), [] { activity.steps.fetch_add(1, std::memory_order_relaxed); });
       return 0;
     } catch (const InputError&) {
       return 0;  // rank 0 says it
     }
   }
   const Watchdog watchdog(*transport, activity, on_loss);
-  Cluster cluster(*transport, member_of(argc, argv));
+  // Goes before the watchdog does: the end of MPI waits for all ranks, one that stands still too.
+  const std::unique_ptr<Transport> watched = std::move(transport);
+  Cluster cluster(*watched, member_of(argc, argv));
   const std::string_view name = argc > 1 ? argv[1] : "";
   if (std::find(kCommands.begin(), kCommands.end(), name) == kCommands.end())
     throw UsageError(fmt::format("{}: runs in one process; start it without mpirun", printable(name)));
