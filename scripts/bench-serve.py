@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """How fast the server is, by the number of clients: tokens a second in all, time to the first token, time between tokens; with MTP off and on, and beside
-llama.cpp's server where one is named. Every setting has its server up from the start; one of them is asked at a time, in order and in reverse order by
-turns, and the first round is dropped. Needs nothing but Python.
+llama.cpp's server where one is named. All servers are up from the start; one setting is asked at a time, in order and in reverse order by turns, and the
+first round is dropped. Needs nothing but Python.
 
-    scripts/bench-serve.py [--model M] [--llama-server S] [--clients 1,2,4,8,16] [--tokens 96] [--rounds 4] [--threads 2] [--mtp 2]
+    scripts/bench-serve.py [--model M] [--llama-server COMMAND] [--clients 1,2,4,8,16] [--tokens 96] [--rounds 4] [--threads 2] [--mtp 2]
     scripts/bench-serve.py --second-turn 4000 [--model M]      the second turn of a chat with and without the prefix cache
 
 A client sends one request after the other over its own connection, with a prompt of its own, and reads the stream. Time to the first token counts from the
@@ -13,6 +13,7 @@ import argparse
 import http.client
 import json
 import os
+import shlex
 import socket
 import statistics
 import subprocess
@@ -75,7 +76,7 @@ class Server:
         return times[0][0], times, ids
 
 
-def load(server, num_clients, options):
+def load(server, num_clients, fields, options):
     """One run: (tokens a second, times to first tokens, times between tokens), in seconds."""
     first, between, count = [], [], [0]
     barrier = threading.Barrier(num_clients + 1)
@@ -87,7 +88,7 @@ def load(server, num_clients, options):
         barrier.wait()
         for turn in range(options.requests):
             prompt = PROMPTS[(number + turn) % len(PROMPTS)] + f"# {number} {turn}\n"
-            ttft, times, ids = server.ask(connection, prompt, options.tokens)
+            ttft, times, ids = server.ask(connection, prompt, options.tokens, **fields)
             with lock:
                 first.append(ttft)
                 count[0] += len(ids)
@@ -109,37 +110,38 @@ def p99(values):
     return sorted(values)[min(len(values) - 1, int(0.99 * len(values)))]
 
 
-def commands(options):
+def arms(options):
+    """(name, server, fields of its requests). Ours is one server, asked with and without drafts."""
     most = max(options.clients)
     common = ["-m", options.model, "-t", str(options.threads)]
-    ours = [options.foretoken, "serve", *common, "--parallel", str(most), "-c", "1024", "--cache-ram", "0"]
-    yield "Foretoken, MTP off", [*ours, "--mtp", "0"]
-    yield f"Foretoken, `--mtp {options.mtp}`", [*ours, "--mtp", str(options.mtp)]
+    ours = Server("Foretoken", [options.foretoken, "serve", *common, "--parallel", str(most), "-c", "1024", "--cache-ram", "0", "--mtp", str(options.mtp)])
+    yield "Foretoken, MTP off", ours, {"speculative.n_max": 0}
+    yield f"Foretoken, `--mtp {options.mtp}`", ours, {}
     if options.llama_server:
-        theirs = [options.llama_server, *common, "-tb", str(options.threads), "-np", str(most), "-c", str(1024 * most), "--no-webui"]
-        yield "llama.cpp, MTP off", theirs
-        yield f"llama.cpp, draft-mtp, n-max {options.mtp}", [*theirs, "--spec-type", "draft-mtp", "--spec-draft-n-max", str(options.mtp)]
+        theirs = [*shlex.split(options.llama_server), *common, "-tb", str(options.threads), "-np", str(most), "-c", str(1024 * most)]
+        yield "llama.cpp, MTP off", Server("llama.cpp", theirs), {}
+        yield f"llama.cpp, draft-mtp, n-max {options.mtp}", Server("llama.cpp", [*theirs, "--spec-type", "draft-mtp", "--spec-draft-n-max", str(options.mtp)]), {}
 
 
 def by_clients(options):
-    servers = [Server(name, command) for name, command in commands(options)]
+    asked = list(arms(options))
     results = {}
     for turn in range(options.rounds):
-        for server in servers if turn % 2 == 0 else servers[::-1]:
+        for name, server, fields in asked if turn % 2 == 0 else asked[::-1]:
             for num_clients in options.clients:
-                run = load(server, num_clients, options)
+                run = load(server, num_clients, fields, options)
                 if turn > 0 or options.rounds == 1:
-                    results.setdefault((server.name, num_clients), []).append(run)
-    for server in servers:
+                    results.setdefault((name, num_clients), []).append(run)
+    for server in {server for _, server, _ in asked}:
         server.stop()
     print("| | clients | tokens/s | to the first token, ms: median, p99 | between tokens, ms: median, p99 |\n|---|---|---|---|---|")
-    for server in servers:
+    for name, _, _ in asked:
         for num_clients in options.clients:
-            runs = results[(server.name, num_clients)]
+            runs = results[(name, num_clients)]
             speed = statistics.median(run[0] for run in runs)
             first = [1e3 * x for run in runs for x in run[1]]
             between = [1e3 * x for run in runs for x in run[2]]
-            print(f"| {server.name} | {num_clients} | {speed:.0f} | {statistics.median(first):.1f}, {p99(first):.1f} | {statistics.median(between):.2f}, {p99(between):.2f} |")
+            print(f"| {name} | {num_clients} | {speed:.{0 if speed >= 100 else 1}f} | {statistics.median(first):.1f}, {p99(first):.1f} | {statistics.median(between):.2f}, {p99(between):.2f} |")
 
 
 def second_turn(options):
@@ -178,7 +180,7 @@ def second_turn(options):
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--foretoken", default=os.path.join(ROOT, "build/release/foretoken"))
 parser.add_argument("--model", default=os.path.join(ROOT, "models/foretoken-demo.gguf"))
-parser.add_argument("--llama-server")
+parser.add_argument("--llama-server", metavar="COMMAND", help="llama.cpp's llama-server, or scripts/llama-server.py")
 parser.add_argument("--clients", type=lambda text: [int(x) for x in text.split(",")], default=[1, 2, 4, 8, 16])
 parser.add_argument("--tokens", type=int, default=96)
 parser.add_argument("--requests", type=int, default=1, help="of each client")

@@ -1,7 +1,6 @@
 #include "engine/text/grammar/matcher.h"
 
 #include <algorithm>
-#include <set>
 
 #include "kernels/base/error.h"
 
@@ -41,7 +40,7 @@ GrammarMatcher::GrammarMatcher(std::shared_ptr<const Grammar> grammar, std::shar
     }
   }
   path_.resize(static_cast<size_t>(tokens_->most_depth()) + 1);
-  start_ = close({{grammar_->root(), kBottom}});
+  start_ = close(Place{grammar_->root(), kBottom});
 }
 
 int32_t GrammarMatcher::push(int32_t back, int32_t below) {
@@ -55,18 +54,29 @@ int32_t GrammarMatcher::push(int32_t back, int32_t below) {
   return found->second;
 }
 
+// True if it was not in the list.
+bool GrammarMatcher::PlaceList::add(Place place) {
+  if (places.size() < kFewPlaces) {
+    if (std::find(places.begin(), places.end(), place) != places.end()) return false;
+  } else {
+    if (places.size() == kFewPlaces) known.insert(places.begin(), places.end());
+    if (!known.insert(place).second) return false;
+  }
+  places.push_back(place);
+  return true;
+}
+
 // The state of all places that are reached from these without a byte.
-GrammarMatcher::State GrammarMatcher::close(std::vector<Place> work) {
+GrammarMatcher::State GrammarMatcher::close(std::span<const Place> from) {
   StateData data;
-  std::set<Place> seen(work.begin(), work.end());
+  reached_.clear();
+  for (const Place& place : from) (void)reached_.add(place);
   const auto reach = [&](Place place) {
-    if (!seen.insert(place).second) return;
-    if (seen.size() > 16 * kMostPlaces) too_large("ways to go on");
-    work.push_back(place);
+    if (reached_.add(place) && reached_.places.size() > 16 * kMostPlaces) too_large("ways to go on");
   };
-  while (!work.empty()) {
-    const Place place = work.back();
-    work.pop_back();
+  // The list grows while it is gone through.
+  for (size_t i = 0; i < reached_.places.size(); ++i) {
+    const Place place = reached_.places[i];
     const Grammar::Node& node = grammar_->nodes()[static_cast<size_t>(place.node)];
     if (!node.edges.empty()) data.places.push_back(place);
     for (const int32_t to : node.silent) reach({to, place.stack});
@@ -109,13 +119,13 @@ GrammarMatcher::State GrammarMatcher::step(State state, uint8_t byte) {
   const size_t slot =
       static_cast<size_t>(state) * static_cast<size_t>(grammar_->num_byte_classes()) + grammar_->byte_classes()[byte];
   if (steps_[slot] != kNotYet) return steps_[slot];
-  std::vector<Place> next;
+  stepped_.clear();
   for (const Place& place : states_[static_cast<size_t>(state)].places) {
     for (const Grammar::Edge& edge : grammar_->nodes()[static_cast<size_t>(place.node)].edges) {
-      if (edge.first <= byte && byte <= edge.last) next.push_back({edge.to, place.stack});
+      if (edge.first <= byte && byte <= edge.last) stepped_.push_back({edge.to, place.stack});
     }
   }
-  const State to = next.empty() ? kDead : close(std::move(next));
+  const State to = stepped_.empty() ? kDead : close(stepped_);
   steps_[slot] = to;
   return to;
 }
@@ -254,7 +264,7 @@ const GrammarMatcher::LocalMask& GrammarMatcher::local_mask(int32_t node) {
   if (local_masks_.size() >= kMostLocalMasks) local_masks_.clear();
   LocalMask local;
   local.allowed.assign(static_cast<size_t>((tokens_->vocab_size() + 63) / 64), 0);
-  const State state = close({{node, kUnknown}});
+  const State state = close(Place{node, kUnknown});
   if (state != kDead) local.is_open = !walk(state, 0, tokens_->num_nodes(), 0, local.allowed, &local.exits);
   if (local.is_open) {
     local.allowed = {};
@@ -278,7 +288,7 @@ bool GrammarMatcher::join_local_masks(const std::vector<Place>& places, std::vec
       continue;
     }
     const StackNode top = stacks_[static_cast<size_t>(place.stack)];
-    const State around = close({{top.back, top.below}});
+    const State around = close(Place{top.back, top.below});
     for (const int32_t exit : local.exits) {
       if (around == kDead) break;
       allow_tokens(exit, exit + 1, allowed);

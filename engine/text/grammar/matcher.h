@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <set>
 #include <span>
 #include <string_view>
 #include <unordered_map>
@@ -58,6 +59,17 @@ class GrammarMatcher {
     int32_t stack;
     friend auto operator<=>(const Place&, const Place&) = default;
   };
+  // Places in the order in which they were added, each once.
+  struct PlaceList {
+    static constexpr size_t kFewPlaces = 32;  // are looked through; more have an index
+    std::vector<Place> places;
+    std::set<Place> known;
+    [[nodiscard]] bool add(Place place);
+    void clear() {
+      places.clear();
+      known.clear();
+    }
+  };
   struct StackNode {
     int32_t back;   // where the rule around goes on
     int32_t below;  // stack under it
@@ -91,7 +103,8 @@ class GrammarMatcher {
   static constexpr int kLongestRun = 1024;
 
   [[nodiscard]] State step(State state, uint8_t byte);
-  [[nodiscard]] State close(std::vector<Place> begin);
+  [[nodiscard]] State close(std::span<const Place> from);
+  [[nodiscard]] State close(Place from) { return close(std::span(&from, 1)); }
   [[nodiscard]] int32_t push(int32_t back, int32_t below);
   [[nodiscard]] const LocalMask& local_mask(int32_t node);
   [[nodiscard]] bool join_local_masks(const std::vector<Place>& places, std::vector<uint64_t>& allowed);
@@ -123,6 +136,8 @@ class GrammarMatcher {
     State state = kDead;
     const Run* run = nullptr;  // nullptr: not looked up yet
   };
+  PlaceList reached_;           // of close()
+  std::vector<Place> stepped_;  // of step()
   std::vector<PathNode> path_;  // of walk(): the state in front of each depth
   State start_ = kDead;
 };
