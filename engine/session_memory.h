@@ -11,12 +11,15 @@ namespace foretoken {
 /// Device memory that stays free: for kernels, graphs, the allocator's rounding.
 inline constexpr size_t kDeviceReserveBytes = size_t{256} << 20;
 
-/// Bytes that a session needs beside the model's own memory: of the host for the CPU, of the device for CUDA.
+/// Bytes that a session needs beside the model's own memory: of the host for the CPU, of the device for CUDA, where
+/// host_bytes stand beside them.
 struct SessionMemory {
   size_t kv_bytes = 0;         // trunk and MTP layer
   size_t recurrent_bytes = 0;  // delta-net states and what a window keeps for its replay
   size_t work_bytes = 0;       // activations, logits, partial results, rotation tables
   size_t weight_bytes = 0;     // a device's copy of the weights; 0 on the CPU, which reads the model's own
+  size_t host_bytes = 0;       // of a device's session: what the host exchanges with it, and of a split its half
+  /// On the side that the session runs on.
   [[nodiscard]] size_t total() const { return kv_bytes + recurrent_bytes + work_bytes + weight_bytes; }
 };
 

@@ -12,11 +12,11 @@
 #include "kernels/rows/row_buffer.h"
 #include "kernels/threads/row_items.h"
 #include "kernels/threads/thread_team.h"
-#include "kernels/threads/work_profile.h"
 #include "moe/buckets.h"
 #include "moe/expert_peers.h"
 #include "moe/moe_verify.h"
 #include "moe/router.h"
+#include "moe/work.h"
 
 namespace foretoken {
 

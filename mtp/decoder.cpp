@@ -38,10 +38,10 @@ void check_mtp(const Model& model, int mtp) {
 void check_prompt_length(const Model& model, int64_t prompt_tokens, int64_t ctx_size) {
   if (prompt_tokens < ctx_size) return;
   const int64_t most = model.config().context_length;
-  throw InputError(
-      fmt::format("the prompt has {} tokens; a context of {} leaves no room for a new one; {}", prompt_tokens, ctx_size,
-                  ctx_size < most ? fmt::format("raise --ctx-size (this model: up to {}) or shorten the prompt", most)
-                                  : "that is all that this model was made for: shorten the prompt"));
+  throw InputError(fmt::format("the prompt: {}; {}", no_room_in_context(prompt_tokens, ctx_size),
+                               ctx_size < most
+                                   ? fmt::format("raise --ctx-size (this model: up to {}) or shorten the prompt", most)
+                                   : "that is all that this model was made for: shorten the prompt"));
 }
 
 DecodeResult decode(Session& session, std::span<const TokenId> prompt, const DecodeOptions& options) {

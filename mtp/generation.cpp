@@ -1,10 +1,21 @@
 #include "mtp/generation.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "kernels/base/error.h"
 
 namespace foretoken {
+
+std::string no_room_in_context(int64_t num_tokens, int64_t ctx_size) {
+  return fmt::format("{} tokens leave no room for a new one in a context of {} positions", num_tokens, ctx_size);
+}
+
+std::string no_room_in_pages(int64_t prompt_tokens, int64_t positions, int num_pages) {
+  return fmt::format("a prompt of {} tokens and {} new ones need {} positions of KV memory; {} are there",
+                     prompt_tokens, positions - prompt_tokens, positions, int64_t{num_pages} * kPagePositions);
+}
 
 std::string_view stop_reason_name(StopReason reason) {
   switch (reason) {

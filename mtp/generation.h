@@ -54,6 +54,12 @@ enum class StopReason { kNone, kLength, kEndOfGeneration, kContextFull, kInterru
     StopReason reason);  // "length", "end_of_generation", "context_full", "interrupted", "callback", "failed"; "" while
                          // it runs
 
+/// What is said of a text that is too long, in front of what to do about it: that so many tokens leave no room for a new
+/// one in a context of ctx_size.
+[[nodiscard]] std::string no_room_in_context(int64_t num_tokens, int64_t ctx_size);
+/// The same of a prompt and what is asked for behind it, which need more positions than there are pages for.
+[[nodiscard]] std::string no_room_in_pages(int64_t prompt_tokens, int64_t positions, int num_pages);
+
 /// One text that is being continued: its sequence in an engine, its prompt, the tokens so far. A Generator moves it on.
 ///
 ///   prompt read up to sequence.length(), then

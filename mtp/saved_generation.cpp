@@ -117,8 +117,8 @@ std::unique_ptr<Generation> Generator::restore(Sequence& sequence, std::span<con
     refuse_saved("is damaged, or of another model");
   const auto tokens = static_cast<int64_t>(prompt.size() + ids.size());
   if (tokens >= engine_.options().ctx_size) {
-    refuse_saved(fmt::format("has {} tokens; a context of {} leaves no room for a new one; raise --ctx-size", tokens,
-                             engine_.options().ctx_size));
+    refuse_saved(
+        fmt::format("is too long: {}; raise --ctx-size", no_room_in_context(tokens, engine_.options().ctx_size)));
   }
 
   auto generation = std::make_unique<Generation>(sequence, std::move(prompt), std::move(options));

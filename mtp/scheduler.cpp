@@ -88,11 +88,8 @@ Scheduler::Request& Scheduler::add(std::vector<TokenId> prompt, GenerationOption
   auto request = std::make_unique<Request>();
   request->positions_ = Generation::positions_needed(prompt_tokens, options.max_new_tokens, ctx_size);
   if (pages_of(request->positions_) > engine_.num_pages()) {
-    throw InputError(fmt::format(
-        "a prompt of {} tokens and {} new ones need {} positions of KV memory; {} are there: raise --kv-memory, or ask "
-        "for less",
-        prompt_tokens, request->positions_ - prompt_tokens, request->positions_,
-        int64_t{engine_.num_pages()} * kPagePositions));
+    throw InputError(no_room_in_pages(prompt_tokens, request->positions_, engine_.num_pages()) +
+                     ": raise --kv-memory, or ask for less");
   }
   request->uses_cache_ = uses_cache && options_.cache_bytes > 0;
   if (request->uses_cache_) request->turn_end_ = last_checkpoint(engine_.model().tokenizer(), prompt);

@@ -22,8 +22,8 @@
 #include "kernels/rows/row_buffer.h"
 #include "kernels/threads/row_items.h"
 #include "kernels/threads/thread_team.h"
-#include "kernels/threads/work_profile.h"
 #include "moe/moe.h"
+#include "moe/work.h"
 
 namespace foretoken {
 

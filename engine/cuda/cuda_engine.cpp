@@ -111,6 +111,7 @@ int64_t CudaEngine::vocab_groups() const {
 SessionMemory CudaEngine::memory() const {
   SessionMemory m = session_memory(state, buffers, io);
   m.weight_bytes = shared->size_bytes();
+  if (split != nullptr) m.host_bytes += split->host_bytes();
   return m;
 }
 

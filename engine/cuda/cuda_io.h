@@ -57,7 +57,8 @@ struct CudaIo {
   CudaIo(const CudaIo&) = delete;
   CudaIo& operator=(const CudaIo&) = delete;
 
-  [[nodiscard]] size_t size_bytes() const;
+  /// Of what the host and the device exchange: as much on either side.
+  [[nodiscard]] size_t pinned_bytes() const;
   void allocate();
 
   // Tables and tokens; written by the host only while the stream is idle.

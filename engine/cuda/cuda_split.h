@@ -12,6 +12,25 @@
 
 namespace foretoken::cuda {
 
+/// Host memory of CudaSplit, for a pass of up to pass_rows(options) rows.
+struct SplitBuffers {
+  SplitBuffers(const ModelShapes& shapes, const SessionOptions& options);
+  /// What all of it takes, before allocate() too.
+  [[nodiscard]] size_t size_bytes() const;
+  /// REQUIRES: there is a device.
+  void allocate();
+
+  int64_t num_slots;   // [max_rows * top_k]
+  RowBuffer x;         // [max_rows, hidden_dim]
+  MoeScratch scratch;  // of routed experts alone
+
+  // Pinned.
+  PinnedBuffer rows_in;     // [max_rows, hidden_dim] from the device
+  PinnedBuffer experts_in;  // [max_rows, top_k]
+  PinnedBuffer rows_out;    // [num_slots, hidden_dim] to the device
+  PinnedBuffer slots_out;   // [num_slots]
+};
+
 /// The host's half of a session whose routed experts are split. While a layer's experts on the device are computed
 /// there, this computes the others; each (row, rank) slot's result is a row of its own, so that the device adds them in
 /// the router's rank order, whoever made them, and no bit depends on where an expert lies.
@@ -40,6 +59,7 @@ class CudaSplit {
   void compute(int layer_idx, int num_rows);
   [[nodiscard]] Event& routed() { return routed_; }
 
+  [[nodiscard]] size_t host_bytes() const { return host_.size_bytes(); }
   /// Distinct experts of the last pass at a split layer.
   [[nodiscard]] int distinct_experts(int layer_idx) const { return distinct_[static_cast<size_t>(layer_idx)]; }
 
@@ -51,19 +71,12 @@ class CudaSplit {
   const CudaIo& io_;
   const Stream& stream_;
   ThreadTeam& team_;
-  const int64_t num_slots_;    // [max_rows * top_k]
   std::vector<int> distinct_;  // [num_layers]
   Event routed_;
 
-  // Host.
-  RowBuffer x_;  // [max_rows, hidden_dim]
-  MoeScratch scratch_;
+  SplitBuffers host_;
   std::vector<int32_t> slots_;  // the host's of the running layer
   std::vector<uint8_t> seen_;   // [num_experts]
-  PinnedBuffer rows_in_;        // [max_rows, hidden_dim] from the device
-  PinnedBuffer experts_in_;     // [max_rows, top_k]
-  PinnedBuffer rows_out_;       // [max_rows * top_k, hidden_dim] to the device
-  PinnedBuffer slots_out_;      // [max_rows * top_k]
 };
 
 }  // namespace foretoken::cuda

@@ -4,6 +4,7 @@
 #include "engine/backend.h"
 #include "engine/cuda/cuda_buffers.h"
 #include "engine/cuda/cuda_io.h"
+#include "engine/cuda/cuda_split.h"
 #include "engine/cuda/cuda_state.h"
 #include "engine/session_memory.h"
 #include "kernels/formats/matrix.h"
@@ -11,6 +12,20 @@
 // What a session's memory on the device is made of: declared here for those who allocate it and for those who plan.
 
 namespace foretoken::cuda {
+
+namespace {
+
+MoeShape routed_alone(MoeShape shape) {
+  shape.shared_dim = 0;
+  return shape;
+}
+
+template <class T>
+size_t bytes_of(int64_t count) {
+  return static_cast<size_t>(count) * sizeof(T);
+}
+
+}  // namespace
 
 CudaState::CudaState(const ModelShapes& shapes, const SessionOptions& o)
     : kv(shapes.attention.size()),
@@ -90,25 +105,44 @@ CudaIo::CudaIo(const ModelShapes& s, const BasicModelWeights<MatrixView>& weight
   }
 }
 
-size_t CudaIo::size_bytes() const {
-  size_t bytes = memory.size_bytes();
-  for (const MirroredArena* arena : {&windows.memory, &chunks.memory, &result.memory, &mtp.memory, &gather.memory})
-    bytes += arena->size_bytes();
-  return bytes;
+SplitBuffers::SplitBuffers(const ModelShapes& shapes, const SessionOptions& o)
+    : num_slots(int64_t{pass_rows(o)} * shapes.moe.top_k),
+      x(pass_rows(o), shapes.hidden_dim),
+      scratch(routed_alone(shapes.moe), pass_rows(o), o.threads) {}
+
+void SplitBuffers::allocate() {
+  rows_in = PinnedBuffer(bytes_of<float>(x.max_rows() * x.num_cols()));
+  experts_in = PinnedBuffer(bytes_of<int32_t>(num_slots));
+  rows_out = PinnedBuffer(bytes_of<float>(num_slots * x.num_cols()));
+  slots_out = PinnedBuffer(bytes_of<int32_t>(num_slots));
+}
+
+size_t SplitBuffers::size_bytes() const {
+  const size_t pinned = bytes_of<float>((x.max_rows() + num_slots) * x.num_cols()) + 2 * bytes_of<int32_t>(num_slots);
+  return pinned + x.size_bytes() + scratch.size_bytes();
+}
+
+size_t CudaIo::pinned_bytes() const {
+  return windows.memory.size_bytes() + chunks.memory.size_bytes() + result.memory.size_bytes() +
+         mtp.memory.size_bytes() + gather.memory.size_bytes();
 }
 
 SessionMemory session_memory(const CudaState& state, const CudaBuffers& buffers, const CudaIo& io) {
   SessionMemory memory;
   memory.kv_bytes = state.kv_bytes();
   memory.recurrent_bytes = state.recurrent_bytes();
-  memory.work_bytes = buffers.memory.size_bytes() + io.size_bytes();
+  memory.work_bytes = buffers.memory.size_bytes() + io.memory.size_bytes() + io.pinned_bytes();
+  memory.host_bytes = io.pinned_bytes();
   return memory;
 }
 
 SessionMemory device_session_memory(const ModelShapes& shapes, const BasicModelWeights<MatrixView>& weights,
                                     const SessionOptions& options) {
-  return session_memory(CudaState(shapes, options), CudaBuffers(shapes, weights, options),
-                        CudaIo(shapes, weights, options));
+  SessionMemory memory = session_memory(CudaState(shapes, options), CudaBuffers(shapes, weights, options),
+                                        CudaIo(shapes, weights, options));
+  if (options.device == Device::kSplit && shapes.moe.num_experts > 0)
+    memory.host_bytes += SplitBuffers(shapes, options).size_bytes();
+  return memory;
 }
 
 }  // namespace foretoken::cuda

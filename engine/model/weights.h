@@ -13,8 +13,8 @@
 namespace foretoken {
 
 // A model's weights, described once for every memory that they can lie in: `Matrix` is MatrixView in the host's memory,
-// DeviceMatrix in a GPU's. for_each() walks the weights of one or several such descriptions side by side; loader,
-// upload, placement and byte counts all use it, so a tensor that a family adds here is known to all of them.
+// DeviceMatrix in a GPU's. for_each() walks the weights of one or several such descriptions side by side: upload,
+// placement and byte counts all use it, so what a family's file names to the loader (WeightLoader) is known to all.
 
 struct AttentionShape {
   int num_heads = 0;

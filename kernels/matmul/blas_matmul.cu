@@ -4,8 +4,8 @@
 #include "kernels/matmul/matmul_cuda.cuh"
 
 // F16 and BF16 matrices by cuBLAS, under a flag of its own: the order of its sums is not rule 2's. Text that does not
-// hang on how many drafts a window has is kept by giving the library one problem for all of them: kBlasRows rows, those
-// beyond the window zero, more rows in groups of so many.
+// hang on how many rows a pass has is kept by giving the library one problem for all of them: kBlasRows rows, those
+// beyond the pass zero, more rows in groups of so many.
 //
 // The library wants both sides in one type, and a 16-bit float alone would lose 13 or 16 bits of an activation. So a
 // row goes in as two, and the products of both are added:

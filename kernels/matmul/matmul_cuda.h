@@ -40,7 +40,7 @@ struct BlasWork {
 };
 
 /// True for matrices that cuBLAS computes where it is asked to: by type and shape alone, so that no number of rows
-/// changes it. F32 matrices, those of routed experts (buckets) and the draft head (groups) stay with our own kernels.
+/// changes it. F32 matrices, those of routed experts (buckets) and those of listed rows (groups) stay with our own kernels.
 [[nodiscard]] constexpr bool blas_takes(WeightType type, int64_t num_rows) {
   return (type == WeightType::kF16 || type == WeightType::kBF16) && num_rows >= kLeastBlasOutputs;
 }
@@ -71,7 +71,7 @@ struct MatmulDesc {
   const float* up_scales = nullptr;  // the same of up
   int slots_per_input = 1;           // top_k where x has a row per token, 1 where it has one per slot
 
-  // Only some groups of 16 rows of w (draft head), at least one: output 16 i + j is row 16 groups[i] + j; num_outputs
+  // Only some groups of 16 rows of w, at least one: output 16 i + j is row 16 groups[i] + j; num_outputs
   // counts the capacity of groups. Of the last group, only the rows that w has.
   const int32_t* groups = nullptr;             // [num_outputs / 16]
   const int32_t* device_num_groups = nullptr;  // [1]

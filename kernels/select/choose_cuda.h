@@ -20,7 +20,7 @@ struct ChooseDesc {
   const float* logits = nullptr;  // [rows, logits_stride]
   int64_t logits_stride = 0;
   int64_t num_logits = 0;
-  // With groups (draft head), logit i is of id 16 * groups[i / 16] + i % 16; groups rise, and of the last one only ids
+  // With groups (of a head of which some rows count), logit i is of id 16 * groups[i / 16] + i % 16; groups rise, and of the last one only ids
   // below num_ids have a logit.
   const int32_t* groups = nullptr;
   const int32_t* device_num_groups = nullptr;

@@ -1,39 +1,6 @@
 #include "kernels/threads/work_profile.h"
 
-#include "kernels/base/error.h"
-
 namespace foretoken {
-
-std::string_view work_name(Work work) {
-  switch (work) {
-    case Work::kRoutedExperts:
-      return "routed experts";
-    case Work::kSharedExpert:
-      return "shared expert";
-    case Work::kRouter:
-      return "router";
-    case Work::kDeltaProjections:
-      return "delta-net projections";
-    case Work::kDeltaRecurrence:
-      return "delta-net recurrence";
-    case Work::kAttentionProjections:
-      return "attention projections";
-    case Work::kAttention:
-      return "attention";
-    case Work::kHead:
-      return "head";
-    case Work::kMtpLayer:
-      return "MTP layer";
-    case Work::kDraftHead:
-      return "draft head";
-    case Work::kRows:
-      return "norms and rows";
-    case Work::kNumKinds:
-      break;
-  }
-  FT_CHECK(false);
-  return {};
-}
 
 void WorkProfile::clear() {
   for (Thread& thread : by_thread_) thread.entries.fill({});
@@ -54,7 +21,7 @@ int64_t WorkProfile::bytes(Work work) const {
 
 double WorkProfile::synchronisation_ms() const {
   double busy = 0;
-  for (size_t w = 0; w < static_cast<size_t>(Work::kNumKinds); ++w) busy += ms(static_cast<Work>(w));
+  for (size_t w = 0; w < kMostWorkKinds; ++w) busy += ms(static_cast<Work>(w));
   return loops_ms() - busy;
 }
 

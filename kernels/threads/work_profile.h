@@ -4,37 +4,22 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <string_view>
 #include <vector>
 
 #include "kernels/threads/thread_team.h"
 
 namespace foretoken {
 
-/// Kinds of work that a profile tells apart.
-enum class Work : uint8_t {
-  kRoutedExperts,
-  kSharedExpert,  // and dense feed-forward parts
-  kRouter,
-  kDeltaProjections,
-  kDeltaRecurrence,  // convolution, gates, state, gated norm
-  kAttentionProjections,
-  kAttention,  // keys, values, queries and the attention itself
-  kHead,
-  kMtpLayer,  // all of the MTP layer but its head
-  kDraftHead,
-  kRows,  // norms, residuals, quantisation, embeddings: work by rows
-  kNumKinds,
-};
-[[nodiscard]] std::string_view work_name(Work work);
+/// Kinds of work that a profile tells apart, [0, kMostWorkKinds): which ones, those who profile say (moe/work.h).
+enum class Work : uint8_t;
+inline constexpr size_t kMostWorkKinds = 16;
 
-/// Where the time of a session's passes goes. Work items are timed on the thread that runs them; what a parallel loop
+/// Where the time of a model's passes goes. Work items are timed on the thread that runs them; what a parallel loop
 /// takes beyond its items (waking, waiting for the last one, idle members of the team) is its synchronisation.
 ///
 /// In milliseconds of wall clock: sum over kinds of busy_ms / num_threads + synchronisation_ms = time inside parallel
-/// loops and timed serial parts. What a cycle takes beyond that is outside this profile (sampling, drafting's
-/// bookkeeping). Thread rules: add() from the members of the team, each with its own index; the rest from the calling
-/// thread between loops.
+/// loops and timed serial parts. What happens between passes is outside this profile. Thread rules: add() from the members
+/// of the team, each with its own index; the rest from the calling thread between loops.
 class WorkProfile {
  public:
   explicit WorkProfile(int num_threads) : by_thread_(static_cast<size_t>(num_threads)) {}
@@ -65,7 +50,7 @@ class WorkProfile {
     int64_t bytes = 0;
   };
   struct alignas(64) Thread {
-    std::array<Entry, static_cast<size_t>(Work::kNumKinds)> entries{};
+    std::array<Entry, kMostWorkKinds> entries{};
   };
   std::vector<Thread> by_thread_;
   int64_t loop_ns_ = 0;

@@ -150,6 +150,25 @@ TEST_CASE("Architectures are named where families are described, and nowhere els
   CHECK(num_naming >= static_cast<int>(foretoken::kFamilies.size()));
 }
 
+// Arithmetic does not know what rows are for.
+TEST_CASE("kernels/ names neither drafts nor the MTP layer", "[layering]") {
+  static const std::regex kWords(R"re(mtp|draft)re", std::regex::icase);
+  const auto named = [](const std::string& text) {
+    return std::vector<std::string>(std::sregex_token_iterator(text.begin(), text.end(), kWords), {});
+  };
+  for (const fs::directory_entry& entry :
+       fs::recursive_directory_iterator(fs::path(FORETOKEN_SOURCE_DIR) / "kernels")) {
+    if (!entry.is_regular_file() || !is_source(entry.path())) continue;
+    std::ifstream file(entry.path());
+    std::ostringstream text;
+    text << file.rdbuf();
+    INFO(entry.path().string());
+    CHECK(named(text.str()) == std::vector<std::string>{});
+  }
+  CHECK(named("int max_drafts = 0; // kMtpLayer, Drafts").size() == 3);
+  CHECK(named("// a Draft of the MTP layer").size() == 2);
+}
+
 TEST_CASE("The layering check sees what it is there for", "[layering]") {
   CHECK(wrong_includes("moe", "#include \"engine/session.h\"\n").size() == 1);
   CHECK(wrong_includes("kernels", "  #  include \"moe/router.h\"  // why\n").size() == 1);

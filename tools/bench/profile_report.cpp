@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "moe/work.h"
+
 namespace foretoken {
 
 namespace {

@@ -206,10 +206,9 @@ void ModelFlags::plan_memory(const Model& header) const {
   const SessionMemory planned = session_memory(header.weights(), header.config(), options);
   const size_t drafters = drafter_bytes(header.config(), options, decode_options().generator());
   print_message("{}", describe_memory(options, planned, drafters));
-  if (device != Device::kCpu) return;
   const auto gib = [](size_t bytes) { return static_cast<double>(bytes) / (1 << 30); };
   const size_t weights = header.weights().bytes_to_load, available = available_memory_bytes();
-  const size_t session = planned.total() + drafters;
+  const size_t session = (device == Device::kCpu ? planned.total() : planned.host_bytes) + drafters;
   if (weights + session <= available || weights > available) return;  // too large a model: the loader says so
   throw InputError(fmt::format(
       "{}: the weights need {:.2f} GiB and a context of {} positions {:.2f} GiB; {:.2f} GiB of memory are available; "
@@ -226,17 +225,14 @@ int64_t ModelFlags::most_positions(const ModelConfig& config, bool takes_what_it
 void ModelFlags::check_room(const ModelConfig& config, std::string_view source, size_t prompt_tokens,
                             bool takes_what_it_needs, std::string_view shorten) const {
   const int64_t positions = most_positions(config, takes_what_it_needs);
-  if (static_cast<int64_t>(prompt_tokens) < positions) return;
-  if (static_cast<int64_t>(prompt_tokens) >= config.context_length) {
-    throw InputError(
-        fmt::format("{}: {} tokens leave no room for a new one in the {} positions that this model was made "
-                    "for; {}",
-                    source, prompt_tokens, config.context_length, shorten));
+  const auto num_tokens = static_cast<int64_t>(prompt_tokens);
+  if (num_tokens < positions) return;
+  if (num_tokens >= config.context_length) {
+    throw InputError(fmt::format("{}: {}, all positions that this model was made for; {}", source,
+                                 no_room_in_context(num_tokens, config.context_length), shorten));
   }
-  throw InputError(fmt::format(
-      "{}: {} tokens leave no room for a new one in a context of {}; raise --ctx-size (this model: up to {}), "
-      "or {}",
-      source, prompt_tokens, positions, config.context_length, shorten));
+  throw InputError(fmt::format("{}: {}; raise --ctx-size (this model: up to {}), or {}", source,
+                               no_room_in_context(num_tokens, positions), config.context_length, shorten));
 }
 
 Model ModelFlags::load(const std::function<void(const Model&)>& check) {

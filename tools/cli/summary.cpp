@@ -182,9 +182,10 @@ std::string describe_engine(const Engine& engine) {
 
 std::string describe_memory(const SessionOptions& options, const SessionMemory& memory, size_t drafter_bytes) {
   const auto bytes = [](size_t size) { return format_bytes(static_cast<double>(size)); };
-  return fmt::format("context of {} positions: KV cache {} ({}), recurrent state {}, work buffers {}{}\n",
+  return fmt::format("context of {} positions: KV cache {} ({}), recurrent state {}, work buffers {}{}{}\n",
                      options.ctx_size, bytes(memory.kv_bytes), options.kv_type == KvType::kF16 ? "f16" : "f32",
                      bytes(memory.recurrent_bytes), bytes(memory.work_bytes),
+                     memory.host_bytes == 0 ? "" : fmt::format(", {} of the host", bytes(memory.host_bytes)),
                      drafter_bytes == 0 ? "" : fmt::format(", drafters {}", bytes(drafter_bytes)));
 }
 

@@ -55,16 +55,10 @@ void Service::check_fits(const AnswerRequest& answer) const {
                     {{"n_prompt_tokens", prompt_tokens}, {"n_ctx", ctx_size}});
   };
   if (prompt_tokens == 0) throw invalid_request("\"prompt\": gives no tokens");
-  if (prompt_tokens >= ctx_size) {
-    throw too_long(
-        fmt::format("the prompt has {} tokens; a context of {} leaves no room for a new one", prompt_tokens, ctx_size));
-  }
+  if (prompt_tokens >= ctx_size) throw too_long("the prompt: " + no_room_in_context(prompt_tokens, ctx_size));
   const int64_t positions = Generation::positions_needed(prompt_tokens, answer.max_new_tokens, ctx_size);
-  if (pages_of(positions) > engine_.num_pages()) {
-    throw too_long(fmt::format("{} tokens of prompt and {} new ones find no room in the {} positions of KV memory",
-                               prompt_tokens, positions - prompt_tokens,
-                               int64_t{engine_.num_pages()} * kPagePositions));
-  }
+  if (pages_of(positions) > engine_.num_pages())
+    throw too_long(no_room_in_pages(prompt_tokens, positions, engine_.num_pages()));
 }
 
 std::unique_ptr<Service::Ticket> Service::submit(std::vector<AnswerRequest> answers) {

@@ -55,6 +55,7 @@ TEST_CASE("a session takes the memory on the device that was planned before the 
       CHECK(planned.kv_bytes == taken.kv_bytes);
       CHECK(planned.recurrent_bytes == taken.recurrent_bytes);
       CHECK(planned.work_bytes == taken.work_bytes);
+      CHECK(planned.host_bytes == taken.host_bytes);
 #ifdef FORETOKEN_CUDA_EMULATION
       CHECK(free_before - cuda::free_memory_bytes() == taken.total());  // a driver rounds
 #else
