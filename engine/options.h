@@ -66,7 +66,7 @@ struct LoadOptions {
 /// What of the routed experts a session with Device::kSplit keeps on the GPU; plan_placement fills it in.
 struct SplitOptions {
   std::vector<int> experts;  // [num_layers] of trunk layer l the experts [0, experts[l])
-  int cache_slots = 0;       // hot experts beside them, in each layer that is not whole there
+  int cache_entries = 0;     // hot experts beside them, in each layer that is not whole there
 };
 
 struct SessionOptions {

@@ -351,7 +351,7 @@ Json plan_json(const Plan& plan) {
   object["cache_bytes"] = p.cache_bytes;
   object["host_bytes"] = p.host_bytes;
   object["gpu_experts_by_layer"] = p.experts;
-  object["cache_slots"] = p.cache_slots;
+  object["cache_entries"] = p.cache_entries;
   object["device_bytes_per_token"] = p.device_bytes_per_token;
   object["host_bytes_per_token"] = p.host_bytes_per_token;
   object["bus_bytes_per_token"] = p.bus_bytes_per_token;

@@ -42,7 +42,7 @@ void EngineShare::put_sequence(Message& message, const SequenceState& sequence) 
 
 SequenceState& EngineShare::take_sequence(Message& message) {
   SequenceState& sequence = sequences_.at(static_cast<size_t>(message.take<int>()));
-  sequence.turn = message.take<SlotTurn>();
+  sequence.turn = message.take<BankTurn>();
   sequence.length = message.take<int64_t>();
   message.take_all(sequence.pages);
   return sequence;

@@ -16,24 +16,24 @@ namespace {
 // first-level cache.
 constexpr int kColumns = 64;
 
-using Slot = RecurrentState::Slot;
+using Bank = RecurrentState::Bank;
 
 // The raw row `back` rows before row 0 of the running pass (back >= 1), for a layer whose history has not moved yet.
-const float* raw_before(const FloatRows& history, const Slot& old_slot, int kept, int taps, int back) {
-  if (back <= kept) return old_slot.raw.row(kept - back);
+const float* raw_before(const FloatRows& history, const Bank& old_bank, int kept, int taps, int back) {
+  if (back <= kept) return old_bank.raw.row(kept - back);
   return history.row(taps - 1 - (back - kept));
 }
 
 }  // namespace
 
-DeltaRow ForwardPass::delta_row(const DeltaNetShape& shape, const Slot& slot, int r, int64_t head, float* out) {
+DeltaRow ForwardPass::delta_row(const DeltaNetShape& shape, const Bank& bank, int r, int64_t head, float* out) {
   const int64_t size = shape.state_size, key_dim = shape.key_dim(), key_head = shape.key_head_of(head);
-  const float* mixed = slot.mixed.row(r);
+  const float* mixed = bank.mixed.row(r);
   return {mixed + key_head * size,
           mixed + key_dim + key_head * size,
           mixed + 2 * key_dim + head * size,
-          slot.decay.row(r)[head],
-          slot.beta.row(r)[head],
+          bank.decay.row(r)[head],
+          bank.beta.row(r)[head],
           out};
 }
 
@@ -47,9 +47,9 @@ void ForwardPass::advance_state(RecurrentState::Layer& layer, int64_t head, cons
   }
 }
 
-ForwardPass::SlotRow ForwardPass::slot_row(const Span& span, RecurrentState::Layer& layer, int r) {
+ForwardPass::BankRow ForwardPass::bank_row(const Span& span, RecurrentState::Layer& layer, int r) {
   if (!span.is_window) return {&buffers_.chunk, r};
-  return {&layer.new_slot(span.sequence->turn), r - span.first_row};
+  return {&layer.new_bank(span.sequence->turn), r - span.first_row};
 }
 
 void ForwardPass::delta_net(const DeltaNetWeights& weights, int recurrent_idx) {
@@ -60,8 +60,8 @@ void ForwardPass::delta_net(const DeltaNetWeights& weights, int recurrent_idx) {
   buffers_.delta_out.set_num_cols(weights.out.num_cols);
   raw_rows_.clear();
   for (int r = 0; r < num_rows_; ++r) {
-    const SlotRow at = slot_row(span_of(r), layer_of(span_of(r)), r);
-    raw_rows_.push_back(at.slot->raw.row(at.row));
+    const BankRow at = bank_row(span_of(r), layer_of(span_of(r)), r);
+    raw_rows_.push_back(at.bank->raw.row(at.row));
   }
   project(Work::kDeltaProjections, buffers_.normed,
           {{weights.qkv, raw_rows_},
@@ -81,9 +81,9 @@ void ForwardPass::delta_net(const DeltaNetWeights& weights, int recurrent_idx) {
       return WorkDone{Work::kDeltaRecurrence, 0};
     }
     for (int r = span.first_row; r < span.end_row(); ++r) {
-      const SlotRow at = slot_row(span, layer, r);
+      const BankRow at = bank_row(span, layer, r);
       delta_gates(buffers_.b.row(r), buffers_.alpha.row(r), weights.a, weights.dt, shape.num_value_heads,
-                  at.slot->beta.row(at.row), at.slot->decay.row(at.row));
+                  at.bank->beta.row(at.row), at.bank->decay.row(at.row));
       // Of infinity a sigmoid and an exponential make ordinary numbers.
       if (!std::isfinite(largest_magnitude(isa_, buffers_.b.row(r), shape.num_value_heads)) ||
           !std::isfinite(largest_magnitude(isa_, buffers_.alpha.row(r), shape.num_value_heads))) {
@@ -108,22 +108,22 @@ void ForwardPass::delta_net(const DeltaNetWeights& weights, int recurrent_idx) {
 }
 
 void ForwardPass::settle(SequenceState& sequence) {
-  const SlotTurn& turn = sequence.turn;
+  const BankTurn& turn = sequence.turn;
   for (int i = 0; i < recurrent_.num_layers() && turn.kept > 0; ++i) {
     RecurrentState::Layer& layer = recurrent_.layer(i, sequence.slot);
-    const Slot& slot = layer.old_slot(turn);
+    const Bank& bank = layer.old_bank(turn);
     const int taps = layer.shape.conv_taps;
     if (turn.replay > 0) {
       team_.parallel_for(layer.shape.num_value_heads, [&](int64_t head, int thread_idx) {
         std::vector<DeltaRow> rows;
         for (int r = turn.kept - turn.replay; r < turn.kept; ++r)
-          rows.push_back(delta_row(layer.shape, slot, r, head, nullptr));
+          rows.push_back(delta_row(layer.shape, bank, r, head, nullptr));
         advance_state(layer, head, rows, static_cast<int>(rows.size()), thread_idx);
       });
     }
     // The history moves to before the next row; see convolve_head.
     for (int j = 0; j < taps - 1; ++j) {
-      const float* from = raw_before(layer.history, slot, turn.kept, taps, taps - 1 - j);
+      const float* from = raw_before(layer.history, bank, turn.kept, taps, taps - 1 - j);
       if (from != layer.history.row(j))
         std::memcpy(layer.history.row(j), from, static_cast<size_t>(layer.shape.conv_channels()) * sizeof(float));
     }
@@ -134,27 +134,27 @@ void ForwardPass::settle(SequenceState& sequence) {
 // Convolution of one head's channels of q, k or v, and the normalisation of q and k.
 void ForwardPass::convolve_head(const DeltaNetWeights& weights, const Span& span, RecurrentState::Layer& layer,
                                 int64_t head) {
-  const SlotTurn& turn = span.sequence->turn;
-  const Slot& old_slot = layer.old_slot(turn);
+  const BankTurn& turn = span.sequence->turn;
+  const Bank& old_bank = layer.old_bank(turn);
   const int64_t size = layer.shape.state_size, begin = head * size, end = begin + size;
   const int taps = layer.shape.conv_taps;
-  const SlotRow first = slot_row(span, layer, span.first_row);
+  const BankRow first = bank_row(span, layer, span.first_row);
   // Raw row r of the span; before its first row (r < 0) a row of the passes before.
   const auto raw = [&](int r) -> const float* {
-    return r >= 0 ? first.slot->raw.row(first.row + r) : raw_before(layer.history, old_slot, turn.kept, taps, -r);
+    return r >= 0 ? first.bank->raw.row(first.row + r) : raw_before(layer.history, old_bank, turn.kept, taps, -r);
   };
   thread_local std::vector<const float*> u;
   u.resize(static_cast<size_t>(taps));
   for (int r = 0; r < span.num_rows; ++r) {
     for (int j = 0; j < taps; ++j) u[static_cast<size_t>(j)] = raw(r - (taps - 1) + j);
-    float* mixed = first.slot->mixed.row(first.row + r);
+    float* mixed = first.bank->mixed.row(first.row + r);
     causal_conv(isa_, weights.conv, taps, u.data(), begin, end, mixed);
     if (head < 2 * layer.shape.num_key_heads &&
         !std::isfinite(l2_norm(isa_, mixed + begin, size, config_.norm_eps, mixed + begin))) {
       note(span.first_row + r, FaultKind::kDeltaInput);
     }
   }
-  // This head's channels of the history move to where the next pass needs them: before slot new for a window
+  // This head's channels of the history move to where the next pass needs them: before bank new for a window
   // (invariant 1), behind the last row for a prompt chunk. Source rows are never older than their destination, so
   // rising order is safe in place.
   const int moved = span.is_window ? 0 : span.num_rows;
@@ -169,16 +169,16 @@ void ForwardPass::convolve_head(const DeltaNetWeights& weights, const Span& span
 // chunk, and computes the outputs of all rows.
 void ForwardPass::advance_head(const DeltaNetWeights& weights, const Span& span, RecurrentState::Layer& layer,
                                int64_t head, int thread_idx) {
-  const SlotTurn& turn = span.sequence->turn;
+  const BankTurn& turn = span.sequence->turn;
   const int64_t size = layer.shape.state_size, column = mixer_column(head * size);
   thread_local std::vector<DeltaRow> rows;
   rows.clear();
   rows.reserve(static_cast<size_t>(buffers_.delta_out.max_rows() + max_window_));
   for (int r = turn.kept - turn.replay; r < turn.kept; ++r)
-    rows.push_back(delta_row(layer.shape, layer.old_slot(turn), r, head, nullptr));
+    rows.push_back(delta_row(layer.shape, layer.old_bank(turn), r, head, nullptr));
   for (int r = span.first_row; r < span.end_row(); ++r) {
-    const SlotRow at = slot_row(span, layer, r);
-    rows.push_back(delta_row(layer.shape, *at.slot, at.row, head, buffers_.delta_out.row(r) + column));
+    const BankRow at = bank_row(span, layer, r);
+    rows.push_back(delta_row(layer.shape, *at.bank, at.row, head, buffers_.delta_out.row(r) + column));
   }
   advance_state(layer, head, rows, turn.replay + (span.is_window ? 1 : span.num_rows), thread_idx);
   for (int r = span.first_row; r < span.end_row(); ++r) {

@@ -44,7 +44,7 @@ struct PassBuffers {
   FloatRows partials;                           // [partial_queries, head_dim]: splits computed apart
   std::vector<AttentionQuery> partial_queries;  // [max_window * num_heads * splits of a whole context]
   // Delta net.
-  RecurrentState::Slot chunk;  // what a window would leave in its sequence's slot: of prompt chunks
+  RecurrentState::Bank chunk;  // what a window would leave in its sequence's bank: of prompt chunks
   FloatRows z;                 // [value_dim]
   FloatRows b, alpha;          // [num_value_heads]
   RowBuffer delta_out;         // [value_dim]
@@ -214,18 +214,18 @@ class ForwardPass {
   void convolve_head(const DeltaNetWeights& weights, const Span& span, RecurrentState::Layer& layer, int64_t head);
   void advance_head(const DeltaNetWeights& weights, const Span& span, RecurrentState::Layer& layer, int64_t head,
                     int thread_idx);
-  /// Row r of `slot` as the recurrence of one value head takes it.
-  [[nodiscard]] static DeltaRow delta_row(const DeltaNetShape& shape, const RecurrentState::Slot& slot, int r,
+  /// Row r of `bank` as the recurrence of one value head takes it.
+  [[nodiscard]] static DeltaRow delta_row(const DeltaNetShape& shape, const RecurrentState::Bank& bank, int r,
                                           int64_t head, float* out);
   /// One value head's state through `rows`, of which the first num_committed stay in it.
   void advance_state(RecurrentState::Layer& layer, int64_t head, const std::vector<DeltaRow>& rows, int num_committed,
                      int thread_idx);
   /// Where row r of a pass keeps what the delta net needs of it later, and its row there.
-  struct SlotRow {
-    RecurrentState::Slot* slot;
+  struct BankRow {
+    RecurrentState::Bank* bank;
     int row;
   };
-  [[nodiscard]] SlotRow slot_row(const Span& span, RecurrentState::Layer& layer, int r);
+  [[nodiscard]] BankRow bank_row(const Span& span, RecurrentState::Layer& layer, int r);
   [[nodiscard]] const Span& span_of(int64_t r) const {
     return spans_[static_cast<size_t>(row_spans_[static_cast<size_t>(r)])];
   }

@@ -33,7 +33,7 @@ struct CudaBuffers {
   DeviceRows attended;
   // Delta net.
   float *raw = nullptr, *z = nullptr, *b = nullptr, *alpha = nullptr;
-  DeltaSlot chunk;  // of prompt chunks
+  DeltaBank chunk;  // of prompt chunks
   DeviceRows delta_out;
   // Feed-forward.
   float *router_logits = nullptr, *weights = nullptr, *shared_weight = nullptr;

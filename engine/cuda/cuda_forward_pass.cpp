@@ -228,10 +228,10 @@ void CudaForwardPass::delta_net(const CudaDeltaNet& weights, int recurrent_idx) 
 
 void CudaForwardPass::advance(const CudaDeltaNet& weights, const CudaState::Recurrent& state) {
   const DeltaNetShape& shape = weights.shape;
-  DeltaSlots slots = state.slots;
-  if (rows_.has_chunks) slots.chunk = buffers_.chunk;
+  DeltaBanks banks = state.banks;
+  if (rows_.has_chunks) banks.chunk = buffers_.chunk;
   ConvolveDesc convolve;
-  convolve.slots = slots;
+  convolve.banks = banks;
   convolve.raw = buffers_.raw;
   convolve.weight = weights.conv;
   convolve.taps = shape.conv_taps;
@@ -248,7 +248,7 @@ void CudaForwardPass::advance(const CudaDeltaNet& weights, const CudaState::Recu
   launch(convolve, stream_);
 
   DeltaNetDesc net;
-  net.slots = slots;
+  net.banks = banks;
   net.state = state.state;
   net.state_size = shape.state_size;
   net.num_key_heads = shape.num_key_heads;

@@ -135,7 +135,7 @@ std::shared_ptr<CudaModel> CudaModel::of(const Model& model, const SessionOption
 }
 
 CudaModel::CudaModel(const Model& model, const SessionOptions& o)
-    : hot(split_of(model, o).experts, model.config().num_experts, split_of(model, o).cache_slots),
+    : hot(split_of(model, o).experts, model.config().num_experts, split_of(model, o).cache_entries),
       weights(model, o.with_mtp, &hot),
       model_(model),
       with_mtp_(o.with_mtp),
@@ -146,7 +146,7 @@ CudaModel::CudaModel(const Model& model, const SessionOptions& o)
 bool CudaModel::serves(const Model& model, const SessionOptions& options) const {
   const SplitOptions split = split_of(model, options);
   return &model == &model_ && (with_mtp_ || !options.with_mtp) && split.experts == split_.experts &&
-         split.cache_slots == split_.cache_slots;
+         split.cache_entries == split_.cache_entries;
 }
 
 void CudaModel::allocate(const Stream& stream) {
@@ -155,13 +155,13 @@ void CudaModel::allocate(const Stream& stream) {
   memory_.allocate("the places of experts");
   const int64_t num_experts = model_.config().num_experts;
   places_out_ = PinnedBuffer(static_cast<size_t>(hot.num_layers() * num_experts) * sizeof(int32_t));
-  bool has_slots = false;
+  bool has_entries = false;
   for (int l = 0; l < hot.num_layers(); ++l) {
     if (!hot.is_split(l)) continue;
     weights.layers[static_cast<size_t>(l)].moe().places = places_ + l * num_experts;
-    has_slots = has_slots || hot.capacity(l) > hot.placed(l);
+    has_entries = has_entries || hot.capacity(l) > hot.placed(l);
   }
-  if (has_slots) filler_ = std::make_unique<ExpertFiller>(model_.weights(), weights);
+  if (has_entries) filler_ = std::make_unique<ExpertFiller>(model_.weights(), weights);
   if (num_experts > 0) send_places(stream);
   allocated_ = true;
 }

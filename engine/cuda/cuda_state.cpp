@@ -77,7 +77,7 @@ DeviceSpan device_span(const SequenceState& sequence, int num_rows, int64_t posi
   span.position = static_cast<int32_t>(position);
   span.sequence = sequence.slot;
   span.is_window = is_window ? 1 : 0;
-  span.old_slot = sequence.turn.old_slot;
+  span.old_bank = sequence.turn.old_bank;
   span.kept = sequence.turn.kept;
   span.replay = sequence.turn.replay;
   return span;

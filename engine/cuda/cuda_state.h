@@ -32,7 +32,7 @@ class CudaState {
     DeltaNetShape shape;
     float* state = nullptr;    // [sequences][num_value_heads][state_size (key)][state_size (value)]
     float* history = nullptr;  // [sequences, conv_taps - 1, conv_channels]
-    DeltaSlots slots;          // without `chunk`
+    DeltaBanks banks;          // without `chunk`
   };
   std::vector<DeviceKv> kv;          // of each attention layer; the MTP layer's is the last
   std::vector<Recurrent> recurrent;  // of each delta-net layer

@@ -11,18 +11,18 @@ namespace {
 // One use counts so many; halved every kDecayPasses passes. Guesses: no machine has measured them.
 constexpr uint32_t kUse = 16;
 constexpr int kDecayPasses = 64;
-// Two uses more than whoever is in the slot: copying an expert costs about as much as computing it twice.
+// Two uses more than whoever is in the entry: copying an expert costs about as much as computing it twice.
 constexpr uint32_t kMargin = 2 * kUse;
 
 }  // namespace
 
-HotExperts::HotExperts(std::vector<int> placed, int num_experts, int slots)
+HotExperts::HotExperts(std::vector<int> placed, int num_experts, int entries)
     : num_experts_(num_experts), layers_(placed.size()) {
   for (size_t l = 0; l < layers_.size(); ++l) {
     Layer& layer = layers_[l];
-    FT_CHECK(placed[l] >= 0 && placed[l] <= num_experts && slots >= 0);
+    FT_CHECK(placed[l] >= 0 && placed[l] <= num_experts && entries >= 0);
     layer.placed = placed[l];
-    layer.slots.resize(static_cast<size_t>(std::min(slots, num_experts - placed[l])));
+    layer.entries.resize(static_cast<size_t>(std::min(entries, num_experts - placed[l])));
     layer.places.assign(static_cast<size_t>(num_experts), -1);
     for (int e = 0; e < placed[l]; ++e) layer.places[static_cast<size_t>(e)] = e;
     layer.uses.assign(static_cast<size_t>(num_experts), 0);
@@ -49,23 +49,23 @@ std::vector<HotExperts::Fill> HotExperts::choose(int most) {
   struct Wish {
     uint32_t gain;
     Fill fill;
-    size_t slot;
+    size_t entry;
   };
   std::vector<Wish> wishes;
   for (size_t i = 0; i < layers_.size(); ++i) {
     Layer& layer = layers_[i];
-    // The least used slot against the most used expert that is in none: one a layer and pass.
-    size_t victim = layer.slots.size();
+    // The least used entry against the most used expert that is in none: one a layer and pass.
+    size_t victim = layer.entries.size();
     uint32_t least = 0;
-    for (size_t s = 0; s < layer.slots.size(); ++s) {
-      const Slot& slot = layer.slots[s];
-      if (slot.filling) continue;
-      const uint32_t uses = slot.expert < 0 ? 0 : layer.uses[static_cast<size_t>(slot.expert)] + kMargin;
-      if (victim < layer.slots.size() && uses >= least) continue;
+    for (size_t s = 0; s < layer.entries.size(); ++s) {
+      const Entry& entry = layer.entries[s];
+      if (entry.filling) continue;
+      const uint32_t uses = entry.expert < 0 ? 0 : layer.uses[static_cast<size_t>(entry.expert)] + kMargin;
+      if (victim < layer.entries.size() && uses >= least) continue;
       victim = s;
       least = uses;
     }
-    if (victim == layer.slots.size()) continue;
+    if (victim == layer.entries.size()) continue;
     size_t wanted = 0;
     uint32_t largest = 0;
     for (size_t e = 0; e < layer.uses.size(); ++e) {
@@ -82,9 +82,9 @@ std::vector<HotExperts::Fill> HotExperts::choose(int most) {
   std::vector<Fill> fills;
   for (const Wish& wish : wishes) {
     Layer& layer = layers_[static_cast<size_t>(wish.fill.layer)];
-    Slot& slot = layer.slots[wish.slot];
-    if (slot.expert >= 0) layer.places[static_cast<size_t>(slot.expert)] = -1;
-    slot = {-1, true};
+    Entry& entry = layer.entries[wish.entry];
+    if (entry.expert >= 0) layer.places[static_cast<size_t>(entry.expert)] = -1;
+    entry = {-1, true};
     layer.filling[static_cast<size_t>(wish.fill.expert)] = 1;
     fills.push_back(wish.fill);
   }
@@ -94,9 +94,9 @@ std::vector<HotExperts::Fill> HotExperts::choose(int most) {
 
 void HotExperts::finish(const Fill& fill) {
   Layer& layer = layers_[static_cast<size_t>(fill.layer)];
-  Slot& slot = layer.slots[static_cast<size_t>(fill.place - layer.placed)];
-  FT_CHECK(slot.filling && slot.expert == -1);
-  slot = {fill.expert, false};
+  Entry& entry = layer.entries[static_cast<size_t>(fill.place - layer.placed)];
+  FT_CHECK(entry.filling && entry.expert == -1);
+  entry = {fill.expert, false};
   layer.filling[static_cast<size_t>(fill.expert)] = 0;
   layer.places[static_cast<size_t>(fill.expert)] = fill.place;
 }

@@ -50,9 +50,9 @@ auto size_visit(LayerSizes& sizes) {
 }
 
 /// The share of a layer's experts that the device has.
-double device_share(const LayerSizes& layer, int placed, int cache_slots) {
+double device_share(const LayerSizes& layer, int placed, int cache_entries) {
   if (layer.num_experts == 0) return 1;
-  return std::min(1.0, static_cast<double>(placed + (placed == layer.num_experts ? 0 : cache_slots)) /
+  return std::min(1.0, static_cast<double>(placed + (placed == layer.num_experts ? 0 : cache_entries)) /
                            static_cast<double>(layer.num_experts));
 }
 
@@ -64,7 +64,7 @@ struct ExpertBytes {
 ExpertBytes expert_bytes_of(const ModelSizes& sizes, size_t layer, const Placement& plan) {
   const LayerSizes& l = sizes.layers[layer];
   if (l.num_experts == 0) return {};
-  const double share = device_share(l, plan.experts[layer], plan.cache_slots);
+  const double share = device_share(l, plan.experts[layer], plan.cache_entries);
   const double all = static_cast<double>(l.expert_bytes) * sizes.experts_per_token;
   const double row = static_cast<double>(sizes.hidden_dim) * sizeof(float);
   return {all * share, all * (1 - share), share < 1 ? row * (1 + sizes.experts_per_token * (1 - share)) : 0};
@@ -122,9 +122,9 @@ class Planner {
                                  : fmt::format("--gpu-experts {}: the model has {} routed experts a layer",
                                                *request_.gpu_experts, most));
     }
-    if (request_.cache_slots && *request_.cache_slots > most) {
+    if (request_.cache_entries && *request_.cache_entries > most) {
       throw InputError(
-          fmt::format("--gpu-cache {}: the model has {} routed experts a layer", *request_.cache_slots, most));
+          fmt::format("--gpu-cache {}: the model has {} routed experts a layer", *request_.cache_entries, most));
     }
   }
 
@@ -197,7 +197,7 @@ class Planner {
           count, count, may_hold_, size_text(bytes), size_text(room_), budget_text(), room_ / step_bytes(0)));
     }
     for (size_t l = 0; l < may_hold_; ++l) place(l, count);
-    take_slots(room_ - bytes);
+    take_entries(room_ - bytes);
   }
 
   // Whole layers from the first on; what is left goes to hot experts of the others.
@@ -207,37 +207,37 @@ class Planner {
     size_t whole = may_hold_, used = all;
     if (all > room_) {
       const auto fits = [&](size_t count, size_t bytes) {
-        if (request_.cache_slots)
-          return bytes + static_cast<size_t>(*request_.cache_slots) * step_bytes(count) <= room_;
+        if (request_.cache_entries)
+          return bytes + static_cast<size_t>(*request_.cache_entries) * step_bytes(count) <= room_;
         return bytes <= room_ - room_ / kCachePart;
       };
       while (whole > 0 && !fits(whole, used)) used -= layer_bytes(--whole);
     }
     for (size_t l = 0; l < whole; ++l) place(l, sizes_.layers[l].num_experts);
-    take_slots(room_ - used);
+    take_entries(room_ - used);
   }
 
-  void take_slots(size_t room) {
-    size_t bytes_per_slot = 0;
+  void take_entries(size_t room) {
+    size_t bytes_per_entry = 0;
     int most = 0;
     for (size_t l = 0; l < may_hold_; ++l) {
       const LayerSizes& layer = sizes_.layers[l];
       if (plan_.experts[l] == layer.num_experts) continue;
-      bytes_per_slot += layer.expert_bytes;
+      bytes_per_entry += layer.expert_bytes;
       most = std::max(most, layer.num_experts - plan_.experts[l]);
     }
-    if (bytes_per_slot == 0) return;
-    const size_t fitting = room / bytes_per_slot;
-    if (request_.cache_slots && static_cast<size_t>(*request_.cache_slots) > fitting) {
+    if (bytes_per_entry == 0) return;
+    const size_t fitting = room / bytes_per_entry;
+    if (request_.cache_entries && static_cast<size_t>(*request_.cache_entries) > fitting) {
       throw InputError(fmt::format(
           "--gpu-cache {}: so many hot experts of every layer that is not whole on the device need {}, {} are left "
           "for them ({}); --gpu-cache {} would fit",
-          *request_.cache_slots, size_text(static_cast<size_t>(*request_.cache_slots) * bytes_per_slot),
+          *request_.cache_entries, size_text(static_cast<size_t>(*request_.cache_entries) * bytes_per_entry),
           size_text(room), budget_text(), fitting));
     }
-    const int wanted = request_.cache_slots ? *request_.cache_slots : most;
-    plan_.cache_slots = std::min({wanted, most, static_cast<int>(std::min<size_t>(fitting, INT32_MAX))});
-    plan_.cache_bytes = static_cast<size_t>(plan_.cache_slots) * bytes_per_slot;
+    const int wanted = request_.cache_entries ? *request_.cache_entries : most;
+    plan_.cache_entries = std::min({wanted, most, static_cast<int>(std::min<size_t>(fitting, INT32_MAX))});
+    plan_.cache_bytes = static_cast<size_t>(plan_.cache_entries) * bytes_per_entry;
   }
 
   void conclude() {
@@ -332,8 +332,8 @@ std::string describe(const Placement& plan, const ModelSizes& sizes, const Machi
     } else {
       text += fmt::format(" (all of {} of {} layers)", whole, with_experts);
     }
-    if (plan.cache_slots > 0) {
-      text += fmt::format(", hot experts {} ({} slots a layer)", size_text(plan.cache_bytes), plan.cache_slots);
+    if (plan.cache_entries > 0) {
+      text += fmt::format(", hot experts {} ({} a layer)", size_text(plan.cache_bytes), plan.cache_entries);
     }
   }
   text += "\n";

@@ -43,25 +43,25 @@ struct MachineSpeed {
 };
 
 struct PlacementRequest {
-  size_t free_bytes = 0;           // of the device's memory, now
-  size_t reserve_bytes = 0;        // of them, to be left alone (at least; 5% are in any case)
-  bool whole_model = false;        // --device cuda: everything on the device, or an error
-  std::optional<int> gpu_experts;  // routed experts of each layer on the device; nothing: as many as fit
-  std::optional<int> gpu_layers;   // layers whose routed experts may lie there; nothing: all
-  std::optional<int> cache_slots;  // hot experts of each other layer; nothing: as many as fit
-  bool with_mtp = false;           // the MTP layer is used
-  int64_t ctx_size = 0;            // that `session` is for
-  SessionMemory session;           // what a session takes on the device
+  size_t free_bytes = 0;             // of the device's memory, now
+  size_t reserve_bytes = 0;          // of them, to be left alone (at least; 5% are in any case)
+  bool whole_model = false;          // --device cuda: everything on the device, or an error
+  std::optional<int> gpu_experts;    // routed experts of each layer on the device; nothing: as many as fit
+  std::optional<int> gpu_layers;     // layers whose routed experts may lie there; nothing: all
+  std::optional<int> cache_entries;  // hot experts of each other layer; nothing: as many as fit
+  bool with_mtp = false;             // the MTP layer is used
+  int64_t ctx_size = 0;              // that `session` is for
+  SessionMemory session;             // what a session takes on the device
 };
 
 /// What lies where.
 ///
 ///   device  trunk without its routed experts, embedding, head, MTP layer with its experts and head, caches and work
-///           buffers; of trunk layer l the routed experts [0, experts[l]); cache_slots slots for others of them
+///           buffers; of trunk layer l the routed experts [0, experts[l]); cache_entries entries for others of them
 ///   RAM     all routed experts of the trunk (those on the device are not computed here)
 struct Placement {
   std::vector<int> experts;  // [num_layers] routed experts on the device
-  int cache_slots = 0;       // slots for hot experts in each layer that is not whole on the device
+  int cache_entries = 0;     // entries for hot experts in each layer that is not whole on the device
 
   size_t free_bytes = 0;     // of the device when the plan was made
   size_t budget_bytes = 0;   // of them, what may be used
@@ -69,7 +69,7 @@ struct Placement {
   size_t mtp_bytes = 0;      // MTP layer with experts and draft head
   size_t session_bytes = 0;  // KV, recurrent state, work buffers
   size_t expert_bytes = 0;   // routed experts of the trunk that have their place
-  size_t cache_bytes = 0;    // the slots
+  size_t cache_bytes = 0;    // the entries
   size_t host_bytes = 0;     // routed experts of the trunk that lie in RAM alone
 
   [[nodiscard]] size_t device_bytes() const {
@@ -85,7 +85,7 @@ struct Placement {
 };
 
 /// Makes the plan: at most 95% of the free memory; what every token uses first, then routed experts: whole layers from
-/// the first on, since a layer that is whole on the device needs no word with the host, and hot-expert slots for the
+/// the first on, since a layer that is whole on the device needs no word with the host, and hot-expert entries for the
 /// other layers. Throws InputError with one line that says what would fit.
 [[nodiscard]] Placement plan_placement(const ModelSizes& sizes, const PlacementRequest& request);
 

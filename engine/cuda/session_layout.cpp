@@ -42,12 +42,12 @@ CudaState::CudaState(const ModelShapes& shapes, const SessionOptions& o)
     const DeltaNetShape& shape = layer.shape = shapes.delta_nets[i];
     recurrent_memory_.take(parallel_ * shape.state_values(), layer.state);
     recurrent_memory_.take(parallel_ * shape.history_values(), layer.history);
-    layer.slots.window_rows = o.max_window;
-    for (DeltaSlot& slot : layer.slots.slots) {
-      recurrent_memory_.take(window_rows * shape.conv_channels(), slot.raw);
-      recurrent_memory_.take(window_rows * shape.conv_channels(), slot.mixed);
-      recurrent_memory_.take(window_rows * shape.num_value_heads, slot.beta);
-      recurrent_memory_.take(window_rows * shape.num_value_heads, slot.decay);
+    layer.banks.window_rows = o.max_window;
+    for (DeltaBank& bank : layer.banks.banks) {
+      recurrent_memory_.take(window_rows * shape.conv_channels(), bank.raw);
+      recurrent_memory_.take(window_rows * shape.conv_channels(), bank.mixed);
+      recurrent_memory_.take(window_rows * shape.num_value_heads, bank.beta);
+      recurrent_memory_.take(window_rows * shape.num_value_heads, bank.decay);
     }
   }
 }

@@ -12,11 +12,11 @@ RecurrentState::RecurrentState(std::span<const DeltaNetShape> layers, int max_wi
     layer.shape = shape;
     layer.state = AlignedBuffer(static_cast<size_t>(shape.state_values()) * sizeof(float), "the recurrent state");
     layer.history = FloatRows(shape.conv_taps - 1, shape.conv_channels());
-    for (Slot& slot : layer.slots) {
-      slot.raw = FloatRows(max_window, shape.conv_channels());
-      slot.mixed = FloatRows(max_window, shape.conv_channels());
-      slot.beta = FloatRows(max_window, shape.num_value_heads);
-      slot.decay = FloatRows(max_window, shape.num_value_heads);
+    for (Bank& bank : layer.banks) {
+      bank.raw = FloatRows(max_window, shape.conv_channels());
+      bank.mixed = FloatRows(max_window, shape.conv_channels());
+      bank.beta = FloatRows(max_window, shape.num_value_heads);
+      bank.decay = FloatRows(max_window, shape.num_value_heads);
     }
     layers_.push_back(std::move(layer));
   }
@@ -65,7 +65,7 @@ size_t RecurrentState::size_bytes() const {
   size_t bytes = 0;
   for (const Layer& layer : layers_) {
     bytes += layer.state.size_bytes() + layer.history.size_bytes();
-    for (const Slot& s : layer.slots)
+    for (const Bank& s : layer.banks)
       bytes += s.raw.size_bytes() + s.mixed.size_bytes() + s.beta.size_bytes() + s.decay.size_bytes();
   }
   return bytes;

@@ -16,14 +16,14 @@ namespace foretoken {
 /// What the delta-net layers remember of each sequence, without snapshots.
 ///
 /// A pass over a window applies only its first row to the state (that row is always kept) and leaves the inputs of all
-/// its rows in a slot; the next pass first replays the rows that were kept, [1, kept), in the same arithmetic, while it
+/// its rows in a bank; the next pass first replays the rows that were kept, [1, kept), in the same arithmetic, while it
 /// has the state in cache anyway. A pass over a prompt chunk is always kept whole and applies all of its rows.
 ///
 ///   state      rows [0, length - replay)
-///   slot old   rows [length - kept, length): of them the last `replay` are not yet in the state
-///   slot new   rows of the running pass
+///   bank old   rows [length - kept, length): of them the last `replay` are not yet in the state
+///   bank new   rows of the running pass
 ///
-/// INVARIANTS: 1. history of a layer holds the conv_taps - 1 raw rows before slot old (zeros before the start).
+/// INVARIANTS: 1. history of a layer holds the conv_taps - 1 raw rows before bank old (zeros before the start).
 ///             2. the running pass moves them forward by `kept` rows, layer by layer, before it reads them.
 class RecurrentState {
  public:
@@ -31,7 +31,7 @@ class RecurrentState {
   RecurrentState(std::span<const DeltaNetShape> layers, int max_window, int num_sequences);
 
   /// What one layer keeps of the rows of a window.
-  struct Slot {
+  struct Bank {
     FloatRows raw;    // [max_window, conv_channels] before the convolution
     FloatRows mixed;  // [max_window, conv_channels] after convolution, SiLU and normalisation: q, k, v
     FloatRows beta;   // [max_window, num_value_heads]
@@ -42,10 +42,10 @@ class RecurrentState {
     DeltaNetShape shape;
     AlignedBuffer state;  // float [num_value_heads][state_size (key)][state_size (value)]
     FloatRows history;    // [conv_taps - 1, conv_channels], oldest first
-    std::array<Slot, 2> slots;
+    std::array<Bank, 2> banks;
 
-    [[nodiscard]] const Slot& old_slot(const SlotTurn& turn) const { return slots[static_cast<size_t>(turn.old_slot)]; }
-    [[nodiscard]] Slot& new_slot(const SlotTurn& turn) { return slots[static_cast<size_t>(1 - turn.old_slot)]; }
+    [[nodiscard]] const Bank& old_bank(const BankTurn& turn) const { return banks[static_cast<size_t>(turn.old_bank)]; }
+    [[nodiscard]] Bank& new_bank(const BankTurn& turn) { return banks[static_cast<size_t>(1 - turn.old_bank)]; }
   };
 
   [[nodiscard]] int num_layers() const { return num_layers_; }

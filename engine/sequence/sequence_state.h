@@ -7,16 +7,16 @@
 
 namespace foretoken {
 
-/// Where a sequence stands in its two slots of window rows, which take turns; see RecurrentState.
-struct SlotTurn {
-  int old_slot = 0;
-  int kept = 0;    // rows of slot old that belong to the sequence
+/// Where a sequence stands in its two banks of window rows, which take turns; see RecurrentState.
+struct BankTurn {
+  int old_bank = 0;
+  int kept = 0;    // rows of bank old that belong to the sequence
   int replay = 0;  // of them, how many, the last ones, the state still lacks
 
-  /// The running pass is over: slot new becomes slot old, its first `num_kept` rows belong to the sequence. `is_window`
+  /// The running pass is over: bank new becomes bank old, its first `num_kept` rows belong to the sequence. `is_window`
   /// is false for a prompt chunk, whose rows are all in state and history already.
   void commit(int num_kept, bool is_window) {
-    old_slot = 1 - old_slot;
+    old_bank = 1 - old_bank;
     kept = is_window ? num_kept : 0;
     replay = is_window ? num_kept - 1 : 0;
   }
@@ -38,7 +38,7 @@ inline constexpr int kPagePositions = kAttentionSplit;
 struct SequenceState {
   int slot = 0;                // of recurrent state and window rows: [0, parallel)
   std::vector<int32_t> pages;  // page of positions [256 i, 256 (i + 1)); its capacity is taken once
-  SlotTurn turn;
+  BankTurn turn;
   int64_t length = 0;
 
   /// The first `num_kept` rows of the running pass belong to the sequence.

@@ -13,8 +13,8 @@ struct DeviceSpan {
   int32_t is_window = 1;   // a window, of which any number of rows may be kept; 0: a prompt chunk, which is kept whole
   int32_t window_row = 0;  // rows of windows in the spans before this one
   // Recurrent state; see RecurrentState (engine/sequence/recurrent_state.h) for what the words mean.
-  int32_t old_slot = 0;  // 0 or 1: the slot that holds the rows of the pass before; a window fills the other
-  int32_t kept = 0;      // rows of the old slot that belong to the sequence
+  int32_t old_bank = 0;  // 0 or 1: the bank that holds the rows of the pass before; a window fills the other
+  int32_t kept = 0;      // rows of the old bank that belong to the sequence
   int32_t replay = 0;    // of them, the last ones that the state still lacks
 };
 

@@ -10,28 +10,28 @@ namespace {
 constexpr int kMaxStateSize = 128;
 constexpr int kMaxTaps = 8;
 
-/// Rows [row, ...) of a slot.
-__device__ __forceinline__ DeltaSlot rows_from(const DeltaSlot& slot, int64_t row, int64_t channels,
+/// Rows [row, ...) of a bank.
+__device__ __forceinline__ DeltaBank rows_from(const DeltaBank& bank, int64_t row, int64_t channels,
                                                int num_value_heads) {
-  return {slot.raw == nullptr ? nullptr : slot.raw + row * channels, slot.mixed + row * channels,
-          slot.beta + row * num_value_heads, slot.decay + row * num_value_heads};
+  return {bank.raw == nullptr ? nullptr : bank.raw + row * channels, bank.mixed + row * channels,
+          bank.beta + row * num_value_heads, bank.decay + row * num_value_heads};
 }
 /// The rows of the pass before, as the span's sequence has kept them.
-__device__ __forceinline__ DeltaSlot old_rows(const DeltaSlots& slots, const DeviceSpan& span, int64_t channels,
+__device__ __forceinline__ DeltaBank old_rows(const DeltaBanks& banks, const DeviceSpan& span, int64_t channels,
                                               int num_value_heads) {
-  return rows_from(span.old_slot == 0 ? slots.slots[0] : slots.slots[1], int64_t{span.sequence} * slots.window_rows,
+  return rows_from(span.old_bank == 0 ? banks.banks[0] : banks.banks[1], int64_t{span.sequence} * banks.window_rows,
                    channels, num_value_heads);
 }
 /// Where the span's own rows go.
-__device__ __forceinline__ DeltaSlot new_rows(const DeltaSlots& slots, const DeviceSpan& span, int64_t channels,
+__device__ __forceinline__ DeltaBank new_rows(const DeltaBanks& banks, const DeviceSpan& span, int64_t channels,
                                               int num_value_heads) {
-  if (span.is_window == 0) return rows_from(slots.chunk, span.first_row, channels, num_value_heads);
-  return rows_from(span.old_slot == 0 ? slots.slots[1] : slots.slots[0], int64_t{span.sequence} * slots.window_rows,
+  if (span.is_window == 0) return rows_from(banks.chunk, span.first_row, channels, num_value_heads);
+  return rows_from(span.old_bank == 0 ? banks.banks[1] : banks.banks[0], int64_t{span.sequence} * banks.window_rows,
                    channels, num_value_heads);
 }
 
 // A block of threads a head of q, k or v of a span (blockIdx.x, blockIdx.y), a thread a channel: its history, its rows
-// and its place in the new slot are that thread's alone. One more block makes the gates.
+// and its place in the new bank are that thread's alone. One more block makes the gates.
 __global__ void __launch_bounds__(kMaxStateSize) cuda_convolve(ConvolveDesc a) {
   FT_SHARED(float, row_values, kMaxStateSize);
   FT_SHARED(float, inverse, 1);
@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(kMaxStateSize) cuda_convolve(ConvolveDesc a) {
   const DeviceSpan span = a.pass.spans[blockIdx.y];
   const int heads = 2 * a.num_key_heads + a.num_value_heads, head = static_cast<int>(blockIdx.x);
   const int64_t channels = int64_t{heads} * a.state_size, first_row = span.first_row;
-  const DeltaSlot from = old_rows(a.slots, span, channels, a.num_value_heads),
-                  to = new_rows(a.slots, span, channels, a.num_value_heads);
+  const DeltaBank from = old_rows(a.banks, span, channels, a.num_value_heads),
+                  to = new_rows(a.banks, span, channels, a.num_value_heads);
   if (head == heads) {
     const float* b = a.b + first_row * a.num_value_heads;
     const float* alpha = a.alpha + first_row * a.num_value_heads;
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kMaxStateSize) cuda_convolve(ConvolveDesc a) {
   const float* rows = a.raw + first_row * channels;
   float* history = a.history + int64_t{span.sequence} * (a.taps - 1) * channels;
 
-  // u[j]: raw row r - (taps - 1) + j of the span, before it those kept in the old slot, before them the history.
+  // u[j]: raw row r - (taps - 1) + j of the span, before it those kept in the old bank, before them the history.
   const auto raw = [&](int at) {
     if (!inside) return 0.0f;
     if (at >= 0) return rows[at * channels + c];
@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(kWarpSize) cuda_delta_net(DeltaNetDesc a) {
   const int64_t key_dim = int64_t{a.num_key_heads} * kSize, channels = 2 * key_dim + int64_t{a.num_value_heads} * kSize;
   const float scale = 1.0f / square_root(static_cast<float>(kSize));
   float* state = a.state + (int64_t{span.sequence} * a.num_value_heads + head) * kSize * kSize + (inside ? column : 0);
-  const DeltaSlot before = old_rows(a.slots, span, channels, a.num_value_heads),
-                  own = new_rows(a.slots, span, channels, a.num_value_heads);
+  const DeltaBank before = old_rows(a.banks, span, channels, a.num_value_heads),
+                  own = new_rows(a.banks, span, channels, a.num_value_heads);
 
   float s[kHeld];
   FT_UNROLL
@@ -200,7 +200,7 @@ bool delta_net_supports(int state_size) {
 
 void launch(const ConvolveDesc& desc, const Stream& stream) {
   FT_CHECK(desc.taps >= 1 && desc.taps <= kMaxTaps && delta_net_supports(desc.state_size));
-  FT_CHECK(desc.slots.window_rows > 0 && desc.pass.max_spans > 0);
+  FT_CHECK(desc.banks.window_rows > 0 && desc.pass.max_spans > 0);
   const int heads = 2 * desc.num_key_heads + desc.num_value_heads;
   launch(stream,
          {{static_cast<unsigned>(heads + 1), static_cast<unsigned>(desc.pass.max_spans)},

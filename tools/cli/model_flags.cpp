@@ -193,7 +193,7 @@ PlacementRequest ModelFlags::placement_request(const BasicModelWeights<MatrixVie
   request.whole_model = device == Device::kCuda;
   request.gpu_experts = parse_experts("--gpu-experts", gpu_experts_text);
   request.gpu_layers = gpu_layers;
-  request.cache_slots = parse_experts("--gpu-cache", gpu_cache_text);
+  request.cache_entries = parse_experts("--gpu-cache", gpu_cache_text);
   request.with_mtp = session.with_mtp;
   request.ctx_size = session.ctx_size;
   if (session.device == Device::kCpu) session.device = Device::kSplit;  // a plan of what would be
@@ -293,7 +293,7 @@ SessionOptions ModelFlags::session_options(int mtp) const {
   options.device = device;
   options.cublas = cublas;
   options.cluster = program_cluster();
-  if (device == Device::kSplit && placement) options.split = {placement->experts, placement->cache_slots};
+  if (device == Device::kSplit && placement) options.split = {placement->experts, placement->cache_entries};
   return options;
 }
 

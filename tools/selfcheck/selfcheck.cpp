@@ -122,7 +122,7 @@ std::vector<CheckPlace> list_places(const Model& model, const SelfcheckFlags& fl
         flags.model.placement_request(model.weights(), model.config(), cuda::free_memory_bytes());
     request.whole_model = place.device == Device::kCuda;
     request.gpu_experts = place.gpu_experts;
-    request.cache_slots = place.gpu_cache;
+    request.cache_entries = place.gpu_cache;
     try {
       static_cast<void>(plan_placement(sizes, request));
       places.push_back(place);

@@ -12,7 +12,7 @@ std::vector<int32_t> places(const HotExperts& hot, int layer) {
 
 }  // namespace
 
-TEST_CASE("Placed experts have their places, the slots are empty", "[hot_experts]") {
+TEST_CASE("Placed experts have their places, the entries are empty", "[hot_experts]") {
   const HotExperts hot({2, 4, 0}, 4, 3);
   CHECK(places(hot, 0) == std::vector<int32_t>{0, 1, -1, -1});
   CHECK(places(hot, 1) == std::vector<int32_t>{0, 1, 2, 3});
@@ -24,7 +24,7 @@ TEST_CASE("Placed experts have their places, the slots are empty", "[hot_experts
   CHECK_FALSE(hot.is_split(1));
 }
 
-TEST_CASE("A used expert comes into an empty slot, and is there when its weights have arrived", "[hot_experts]") {
+TEST_CASE("A used expert comes into an empty entry, and is there when its weights have arrived", "[hot_experts]") {
   HotExperts hot({1}, 4, 1);
   CHECK(hot.choose(8).empty());  // nobody was used
   hot.count(0, 0);
@@ -36,7 +36,7 @@ TEST_CASE("A used expert comes into an empty slot, and is there when its weights
   CHECK(fills[0].expert == 2);
   CHECK(fills[0].place == 1);
   CHECK(hot.places(0)[2] == -1);
-  CHECK(hot.choose(8).empty());  // the only slot is being filled
+  CHECK(hot.choose(8).empty());  // the only entry is being filled
   hot.finish(fills[0]);
   CHECK(hot.places(0)[2] == 1);
   hot.count(0, 2);
@@ -46,7 +46,7 @@ TEST_CASE("A used expert comes into an empty slot, and is there when its weights
   CHECK(hot.reads().hit_rate() == Approx(0.5));
 }
 
-TEST_CASE("A slot goes to another expert once that is clearly more used", "[hot_experts]") {
+TEST_CASE("An entry goes to another expert once that is clearly more used", "[hot_experts]") {
   HotExperts hot({0}, 4, 1);
   hot.count(0, 1);
   hot.finish(hot.choose(1).at(0));

@@ -66,7 +66,7 @@ TEST_CASE("A plan that holds the whole model has every byte on the device", "[pl
   request.whole_model = GENERATE(true, false);
   const Placement plan = plan_placement(four_layers(), request);
   CHECK(plan.experts == std::vector<int>{8, 8, 8, 8});
-  CHECK(plan.cache_slots == 0);
+  CHECK(plan.cache_entries == 0);
   CHECK(plan.dense_bytes == kDense);
   CHECK(plan.mtp_bytes == kMtp);
   CHECK(plan.session_bytes == kSession);
@@ -87,10 +87,10 @@ TEST_CASE("One byte less and the last layers' experts stay in RAM", "[placement]
   const Placement plan = plan_placement(four_layers(), request);
   REQUIRE(plan.budget_bytes == kDense + kMtp + kSession + kExperts - 1);
   // Room 3199, an eighth of it (399) for hot experts: three layers of 800 fit into 2800, and the rest, 799, holds
-  // seven slots of the fourth layer.
+  // seven entries of the fourth layer.
   CHECK(plan.experts == std::vector<int>{8, 8, 8, 0});
   CHECK(plan.expert_bytes == 2400);
-  CHECK(plan.cache_slots == 7);
+  CHECK(plan.cache_entries == 7);
   CHECK(plan.cache_bytes == 700);
   CHECK(plan.host_bytes == 800);
   CHECK_FALSE(plan.whole_model());
@@ -108,33 +108,33 @@ TEST_CASE("One byte less and the last layers' experts stay in RAM", "[placement]
 
 TEST_CASE("A budget for half of the experts", "[placement]") {
   PlacementRequest request = request_for(kDense + kMtp + kSession + kExperts / 2);
-  SECTION("as many as fit: an eighth of 1600 is kept, one layer of 800 goes into 1400, two slots of three layers") {
+  SECTION("as many as fit: an eighth of 1600 is kept, one layer of 800 goes into 1400, two entries of three layers") {
     const Placement plan = plan_placement(four_layers(), request);
     CHECK(plan.experts == std::vector<int>{8, 0, 0, 0});
-    CHECK(plan.cache_slots == 2);
+    CHECK(plan.cache_entries == 2);
     CHECK(plan.cache_bytes == 600);
     CHECK(plan.host_bytes == 2400);
   }
-  SECTION("without slots two whole layers fit") {
-    request.cache_slots = 0;
+  SECTION("without entries two whole layers fit") {
+    request.cache_entries = 0;
     const Placement plan = plan_placement(four_layers(), request);
     CHECK(plan.experts == std::vector<int>{8, 8, 0, 0});
-    CHECK(plan.cache_slots == 0);
+    CHECK(plan.cache_entries == 0);
     CHECK(plan.device_bytes() == plan.budget_bytes);
   }
-  SECTION("four slots a layer leave room for no whole layer: 4 * 4 * 100") {
-    request.cache_slots = 4;
+  SECTION("four entries a layer leave room for no whole layer: 4 * 4 * 100") {
+    request.cache_entries = 4;
     const Placement plan = plan_placement(four_layers(), request);
     CHECK(plan.experts == std::vector<int>{0, 0, 0, 0});
-    CHECK(plan.cache_slots == 4);
-    request.cache_slots = 5;
+    CHECK(plan.cache_entries == 4);
+    request.cache_entries = 5;
     CHECK_THAT(refusal(four_layers(), request), Contains("--gpu-cache 5") && Contains("--gpu-cache 4 would fit"));
   }
   SECTION("four of each layer fit exactly, five do not") {
     request.gpu_experts = 4;
     const Placement plan = plan_placement(four_layers(), request);
     CHECK(plan.experts == std::vector<int>{4, 4, 4, 4});
-    CHECK(plan.cache_slots == 0);
+    CHECK(plan.cache_entries == 0);
     CHECK(plan.device_bytes() == plan.budget_bytes);
     CHECK(plan.host_bytes == 1600);
     CHECK(plan.host_bytes_per_token == Approx(4 * 2 * 100 / 2.0));
@@ -144,20 +144,20 @@ TEST_CASE("A budget for half of the experts", "[placement]") {
     request.gpu_experts = 4;
     CHECK_THAT(refusal(four_layers(), request), Contains("--gpu-experts 3 would fit"));
   }
-  SECTION("what --gpu-experts leaves goes to slots") {
+  SECTION("what --gpu-experts leaves goes to entries") {
     request.gpu_experts = 1;
     const Placement plan = plan_placement(four_layers(), request);
     CHECK(plan.experts == std::vector<int>{1, 1, 1, 1});
-    CHECK(plan.cache_slots == 3);
+    CHECK(plan.cache_entries == 3);
     CHECK(plan.host_bytes == 2800);
   }
 }
 
 TEST_CASE("Flags at their limits", "[placement]") {
   PlacementRequest request = request_for(kDense + kMtp + kSession + kExperts);
-  SECTION("no experts, no slots") {
+  SECTION("no experts, no entries") {
     request.gpu_experts = 0;
-    request.cache_slots = 0;
+    request.cache_entries = 0;
     const Placement plan = plan_placement(four_layers(), request);
     CHECK(plan.experts == std::vector<int>{0, 0, 0, 0});
     CHECK(plan.device_bytes() == kDense + kMtp + kSession);
@@ -167,13 +167,13 @@ TEST_CASE("Flags at their limits", "[placement]") {
     request.gpu_experts = 8;
     const Placement plan = plan_placement(four_layers(), request);
     CHECK(plan.whole_model());
-    CHECK(plan.cache_slots == 0);
+    CHECK(plan.cache_entries == 0);
   }
   SECTION("more than there are") {
     request.gpu_experts = 9;
     CHECK_THAT(refusal(four_layers(), request), Contains("--gpu-experts 9") && Contains("8 routed experts"));
     request.gpu_experts.reset();
-    request.cache_slots = 9;
+    request.cache_entries = 9;
     CHECK_THAT(refusal(four_layers(), request), Contains("--gpu-cache 9") && Contains("8 routed experts"));
   }
   SECTION("no layer, one, all, more than there are") {
@@ -183,11 +183,11 @@ TEST_CASE("Flags at their limits", "[placement]") {
     request.gpu_layers = 1;
     plan = plan_placement(four_layers(), request);
     CHECK(plan.experts == std::vector<int>{8, 0, 0, 0});
-    CHECK(plan.cache_slots == 0);  // the layer that may hold experts is whole
+    CHECK(plan.cache_entries == 0);  // the layer that may hold experts is whole
     request.gpu_experts = 3;
     plan = plan_placement(four_layers(), request);
     CHECK(plan.experts == std::vector<int>{3, 0, 0, 0});
-    CHECK(plan.cache_slots == 5);
+    CHECK(plan.cache_entries == 5);
     CHECK(plan.cache_bytes == 500);
     request.gpu_experts.reset();
     for (const int layers : {4, 99}) {
@@ -195,12 +195,12 @@ TEST_CASE("Flags at their limits", "[placement]") {
       CHECK(plan_placement(four_layers(), request).whole_model());
     }
   }
-  SECTION("more slots than experts are left count as those that are left") {
+  SECTION("more entries than experts are left count as those that are left") {
     request.gpu_experts = 6;
-    request.cache_slots = 8;
+    request.cache_entries = 8;
     request.free_bytes = free_for(100000);
     const Placement plan = plan_placement(four_layers(), request);
-    CHECK(plan.cache_slots == 2);
+    CHECK(plan.cache_entries == 2);
   }
 }
 
@@ -272,14 +272,14 @@ TEST_CASE("Layers of different sizes, the first ones whole", "[placement]") {
   sizes.layers[0].expert_bytes = 150;  // 1200
   sizes.layers[3].expert_bytes = 50;   // 400
   PlacementRequest request = request_for(kDense + kMtp + kSession + 2100);
-  request.cache_slots = 0;
+  request.cache_entries = 0;
   Placement plan = plan_placement(sizes, request);
   CHECK(plan.experts == std::vector<int>{8, 8, 0, 0});
-  request.cache_slots = 1;  // a slot of the last two: 150
+  request.cache_entries = 1;  // an entry of the last two: 150
   plan = plan_placement(sizes, request);
   CHECK(plan.experts == std::vector<int>{8, 0, 0, 0});
   CHECK(plan.cache_bytes == 250);
-  request.cache_slots = 0;
+  request.cache_entries = 0;
   request.gpu_experts = 5;  // 5 * (150 + 100 + 100 + 50)
   plan = plan_placement(sizes, request);
   CHECK(plan.expert_bytes == 2000);

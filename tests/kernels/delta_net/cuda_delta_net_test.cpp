@@ -77,11 +77,11 @@ struct Layer {
         history(bytes(num_sequences * (s.taps - 1) * s.channels())) {
     fill_zero(stream, state.data(), state.size_bytes());
     fill_zero(stream, history.data(), history.size_bytes());
-    slots.window_rows = kWindowRows;
-    for (int i = 0; i < 2; ++i) slots.slots[i] = slot(memory[i], s, num_sequences * kWindowRows);
+    banks.window_rows = kWindowRows;
+    for (int i = 0; i < 2; ++i) banks.banks[i] = bank(memory[i], s, num_sequences * kWindowRows);
   }
   static size_t bytes(int floats) { return static_cast<size_t>(floats) * sizeof(float); }
-  static DeltaSlot slot(DeviceBuffer (&memory)[4], const Shape& s, int rows) {
+  static DeltaBank bank(DeviceBuffer (&memory)[4], const Shape& s, int rows) {
     memory[0] = DeviceBuffer(bytes(rows * s.channels()));
     memory[1] = DeviceBuffer(bytes(rows * s.channels()));
     memory[2] = DeviceBuffer(bytes(rows * s.value_heads));
@@ -91,7 +91,7 @@ struct Layer {
 
   DeviceBuffer weight, a, dt, state, history;
   DeviceBuffer memory[2][4];
-  DeltaSlots slots;
+  DeltaBanks banks;
 };
 
 // What a sequence does in one pass: so many rows, of which so many are kept; rows < 0: a prompt chunk of -rows rows;
@@ -137,11 +137,11 @@ void check(const Shape& s, const std::vector<std::vector<Rows>>& sequences) {
                        device_alpha = test::upload(stream, alpha);
     const DeviceBuffer out(num_rows * heads * static_cast<size_t>(s.state_size) * 4);
     DeviceBuffer chunk_memory[4];
-    DeltaSlots slots = layer.slots;
-    if (has_chunk) slots.chunk = Layer::slot(chunk_memory, s, static_cast<int>(num_rows));
-    slots.chunk.raw = nullptr;
+    DeltaBanks banks = layer.banks;
+    if (has_chunk) banks.chunk = Layer::bank(chunk_memory, s, static_cast<int>(num_rows));
+    banks.chunk.raw = nullptr;
     ConvolveDesc convolve;
-    convolve.slots = slots;
+    convolve.banks = banks;
     convolve.raw = device_raw.data<float>();
     convolve.weight = layer.weight.data<float>();
     convolve.taps = s.taps;
@@ -157,7 +157,7 @@ void check(const Shape& s, const std::vector<std::vector<Rows>>& sequences) {
     convolve.pass = table.pass();
     launch(convolve, stream);
     DeltaNetDesc net;
-    net.slots = slots;
+    net.banks = banks;
     net.state = layer.state.data<float>();
     net.state_size = s.state_size;
     net.num_key_heads = s.key_heads;
@@ -180,7 +180,7 @@ void check(const Shape& s, const std::vector<std::vector<Rows>>& sequences) {
                              .step(&raw[at * static_cast<size_t>(s.channels())], &b[at * heads], &alpha[at * heads]);
         std::copy(row.begin(), row.end(), wanted.begin() + static_cast<int64_t>(at * row.size()));
       }
-      turns[i].old_slot = 1 - span.old_slot;
+      turns[i].old_bank = 1 - span.old_bank;
       turns[i].kept = span.is_window == 0 ? 0 : kept;
       turns[i].replay = span.is_window == 0 ? 0 : kept - 1;
     }
