@@ -17,6 +17,11 @@ unsigned x_forms(const MoeWeights& moe) {
   return block_bits({&moe.gate.all, &moe.up.all});
 }
 
+template <class T>
+PinnedBuffer pinned(int64_t count) {
+  return PinnedBuffer(static_cast<size_t>(count) * sizeof(T));
+}
+
 }  // namespace
 
 CudaSplit::CudaSplit(const Model& model, const ModelShapes& shapes, const SessionOptions& o, HotExperts& hot,
@@ -33,17 +38,20 @@ CudaSplit::CudaSplit(const Model& model, const ModelShapes& shapes, const Sessio
       seen_(static_cast<size_t>(shapes.moe.num_experts)) {}
 
 void CudaSplit::allocate() {
-  host_.allocate();
+  const int64_t dim = host_.x.num_cols();
+  rows_in_ = pinned<float>(host_.x.max_rows() * dim);
+  experts_in_ = pinned<int32_t>(host_.num_slots);
+  rows_out_ = pinned<float>(host_.num_slots * dim);
+  slots_out_ = pinned<int32_t>(host_.num_slots);
   // Slots of experts that are not on the device are quantised with the others there: they have to be numbers.
   buffers_.memory.clear(stream_);
 }
 
 void CudaSplit::send_rows(int num_rows, int top_k) {
   const ModelConfig& c = model_.config();
-  copy_to_host(stream_, host_.rows_in.data(), buffers_.normed.values,
+  copy_to_host(stream_, rows_in_.data(), buffers_.normed.values,
                static_cast<size_t>(num_rows * c.hidden_dim) * sizeof(float));
-  copy_to_host(stream_, host_.experts_in.data(), buffers_.experts,
-               static_cast<size_t>(num_rows * top_k) * sizeof(int32_t));
+  copy_to_host(stream_, experts_in_.data(), buffers_.experts, static_cast<size_t>(num_rows * top_k) * sizeof(int32_t));
 }
 
 void CudaSplit::compute(int layer_idx, int num_rows) {
@@ -52,7 +60,7 @@ void CudaSplit::compute(int layer_idx, int num_rows) {
   routed_.synchronize();
   Routing& routing = host_.scratch.routing;
   routing.resize(num_rows, moe.top_k);
-  std::copy_n(host_.experts_in.data<const int32_t>(), routing.experts.size(), routing.experts.begin());
+  std::copy_n(experts_in_.data<const int32_t>(), routing.experts.size(), routing.experts.begin());
 
   std::fill(seen_.begin(), seen_.end(), uint8_t{0});
   int distinct = 0;
@@ -67,20 +75,20 @@ void CudaSplit::compute(int layer_idx, int num_rows) {
   RowBuffer& x = host_.x;
   const unsigned forms = x_forms(moe);
   team_.parallel_for(num_rows, [&](int64_t r, int) {
-    std::copy_n(host_.rows_in.data<const float>() + r * c.hidden_dim, c.hidden_dim, x.row(r));
+    std::copy_n(rows_in_.data<const float>() + r * c.hidden_dim, c.hidden_dim, x.row(r));
     quantise_forms(options_.isa, x, r, forms);
   });
   host_experts(options_.isa, team_, options_.moe_verify, moe, x, num_rows, hot_.places(layer_idx), host_.scratch,
                slots_);
   const auto num_slots = static_cast<int64_t>(slots_.size());
   if (num_slots == 0) return;
-  std::copy(slots_.begin(), slots_.end(), host_.slots_out.data<int32_t>());
+  std::copy(slots_.begin(), slots_.end(), slots_out_.data<int32_t>());
   team_.parallel_for(num_slots, [&](int64_t i, int) {
     std::copy_n(host_.scratch.partial(slots_[static_cast<size_t>(i)]), c.hidden_dim,
-                host_.rows_out.data<float>() + i * c.hidden_dim);
+                rows_out_.data<float>() + i * c.hidden_dim);
   });
-  copy_to_device(stream_, io_.slot_ids, host_.slots_out.data(), static_cast<size_t>(num_slots) * sizeof(int32_t));
-  copy_to_device(stream_, io_.slot_rows, host_.rows_out.data(),
+  copy_to_device(stream_, io_.slot_ids, slots_out_.data(), static_cast<size_t>(num_slots) * sizeof(int32_t));
+  copy_to_device(stream_, io_.slot_rows, rows_out_.data(),
                  static_cast<size_t>(num_slots * c.hidden_dim) * sizeof(float));
   launch(ScatterRowsDesc{io_.slot_rows, io_.slot_ids, buffers_.slots, c.hidden_dim, static_cast<int>(num_slots)},
          stream_);

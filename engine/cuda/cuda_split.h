@@ -15,20 +15,13 @@ namespace foretoken::cuda {
 /// Host memory of CudaSplit, for a pass of up to pass_rows(options) rows.
 struct SplitBuffers {
   SplitBuffers(const ModelShapes& shapes, const SessionOptions& options);
-  /// What all of it takes, before allocate() too.
+  /// With pinned memory, [max_rows + num_slots, hidden_dim] floats and twice [num_slots] ids, which CudaSplit takes where
+  /// there is a device.
   [[nodiscard]] size_t size_bytes() const;
-  /// REQUIRES: there is a device.
-  void allocate();
 
   int64_t num_slots;   // [max_rows * top_k]
   RowBuffer x;         // [max_rows, hidden_dim]
   MoeScratch scratch;  // of routed experts alone
-
-  // Pinned.
-  PinnedBuffer rows_in;     // [max_rows, hidden_dim] from the device
-  PinnedBuffer experts_in;  // [max_rows, top_k]
-  PinnedBuffer rows_out;    // [num_slots, hidden_dim] to the device
-  PinnedBuffer slots_out;   // [num_slots]
 };
 
 /// The host's half of a session whose routed experts are split. While a layer's experts on the device are computed
@@ -75,6 +68,10 @@ class CudaSplit {
   Event routed_;
 
   SplitBuffers host_;
+  PinnedBuffer rows_in_;        // [max_rows, hidden_dim] from the device
+  PinnedBuffer experts_in_;     // [max_rows, top_k]
+  PinnedBuffer rows_out_;       // [num_slots, hidden_dim] to the device
+  PinnedBuffer slots_out_;      // [num_slots]
   std::vector<int32_t> slots_;  // the host's of the running layer
   std::vector<uint8_t> seen_;   // [num_experts]
 };

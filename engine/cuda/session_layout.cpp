@@ -110,13 +110,6 @@ SplitBuffers::SplitBuffers(const ModelShapes& shapes, const SessionOptions& o)
       x(pass_rows(o), shapes.hidden_dim),
       scratch(routed_alone(shapes.moe), pass_rows(o), o.threads) {}
 
-void SplitBuffers::allocate() {
-  rows_in = PinnedBuffer(bytes_of<float>(x.max_rows() * x.num_cols()));
-  experts_in = PinnedBuffer(bytes_of<int32_t>(num_slots));
-  rows_out = PinnedBuffer(bytes_of<float>(num_slots * x.num_cols()));
-  slots_out = PinnedBuffer(bytes_of<int32_t>(num_slots));
-}
-
 size_t SplitBuffers::size_bytes() const {
   const size_t pinned = bytes_of<float>((x.max_rows() + num_slots) * x.num_cols()) + 2 * bytes_of<int32_t>(num_slots);
   return pinned + x.size_bytes() + scratch.size_bytes();

@@ -110,7 +110,7 @@ TEST_CASE("every launch fits a grid at the largest sizes that the flags allow") 
     convolve.state_size = net.state_size = 128;
     convolve.num_key_heads = net.num_key_heads = 64;
     convolve.num_value_heads = net.num_value_heads = 128;
-    convolve.slots.window_rows = 1;
+    convolve.banks.window_rows = 1;
     convolve.pass = net.pass = pass_of(kSequences);
     record([&] {
       launch(convolve, stream);
