@@ -349,7 +349,8 @@ class Parser {
                        info.name, kInterleave));
     }
     size_t size_bytes = 0;
-    if (__builtin_mul_overflow(tensor.num_values() / info.block_size, info.block_bytes, &size_bytes)) {
+    if (__builtin_mul_overflow(tensor.num_values() / info.block_size, block_bytes_in(tensor.layout(), *type),
+                               &size_bytes)) {
       fail(fmt::format("shape {} of {}: its size overflows 64 bits; the file is damaged", shape_text(tensor.shape),
                        info.name));
     }

@@ -47,9 +47,9 @@ int64_t num_rows(const std::vector<int64_t>& shape) {
   return rows;
 }
 
-size_t row_bytes(WeightType type, const std::vector<int64_t>& shape) {
-  const WeightTypeInfo& info = weight_type_info(type);
-  return static_cast<size_t>(shape[0] / info.block_size) * info.block_bytes;
+size_t row_bytes(WeightType type, Layout layout, const std::vector<int64_t>& shape) {
+  return static_cast<size_t>(shape[0] / weight_type_info(type).block_size) *
+         static_cast<size_t>(block_bytes_in(layout, type));
 }
 
 }  // namespace
@@ -133,7 +133,8 @@ void GgufWriter::add_tensor(std::string_view name, WeightType type, std::vector<
 
 size_t GgufWriter::data_bytes() const {
   size_t sum = 0;
-  for (const Tensor& tensor : tensors_) sum += align_up(row_bytes(tensor.type, tensor.shape) * num_rows(tensor.shape));
+  for (const Tensor& tensor : tensors_)
+    sum += align_up(row_bytes(tensor.type, tensor.layout, tensor.shape) * num_rows(tensor.shape));
   return sum;
 }
 
@@ -154,7 +155,7 @@ size_t GgufWriter::write(const std::string& path, const std::function<void(size_
     append(head, static_cast<uint32_t>(tensor.type) + (tensor.layout == Layout::kRows ? 0 : kInterleavedTypeIds));
     append<uint64_t>(head, data_size);
     offsets.push_back(data_size);
-    data_size += align_up(row_bytes(tensor.type, tensor.shape) * num_rows(tensor.shape));
+    data_size += align_up(row_bytes(tensor.type, tensor.layout, tensor.shape) * num_rows(tensor.shape));
   }
   head.resize(align_up(head.size()));  // with zeros
 
@@ -174,7 +175,7 @@ size_t GgufWriter::write(const std::string& path, const std::function<void(size_
                              std::vector<std::byte>& rows) {
     const Tensor& tensor = tensors_[tensor_idx];
     const int64_t unit = tensor.layout == Layout::kRows ? 1 : kInterleave;
-    const size_t unit_bytes = row_bytes(tensor.type, tensor.shape) * static_cast<size_t>(unit);
+    const size_t unit_bytes = row_bytes(tensor.type, tensor.layout, tensor.shape) * static_cast<size_t>(unit);
     const auto num_units = static_cast<size_t>(num_rows(tensor.shape) / unit);
     const size_t from = head.size() + offsets[tensor_idx];
     const size_t first = begin > from ? (begin - from) / unit_bytes : 0;
@@ -200,7 +201,8 @@ size_t GgufWriter::write(const std::string& path, const std::function<void(size_
         auto t = static_cast<size_t>(std::upper_bound(offsets.begin(), offsets.end(), in_data) - offsets.begin());
         for (t = t == 0 ? 0 : t - 1; t < tensors_.size() && head.size() + offsets[t] < end; ++t) {
           const Tensor& tensor = tensors_[t];
-          const size_t size = row_bytes(tensor.type, tensor.shape) * static_cast<size_t>(num_rows(tensor.shape));
+          const size_t size =
+              row_bytes(tensor.type, tensor.layout, tensor.shape) * static_cast<size_t>(num_rows(tensor.shape));
           if (head.size() + offsets[t] + size > begin) fill_part(t, begin, part, rows);
         }
         file.write_at(begin, {reinterpret_cast<const char*>(part.data()), part.size()});

@@ -270,9 +270,13 @@ std::set<std::string, std::less<>> WeightLoader::interleaved() const {
   return names;
 }
 
+size_t WeightLoader::loaded_bytes(const Job& job) {
+  return static_cast<size_t>(job.from.num_rows) * job.to[0]->row_bytes();
+}
+
 size_t WeightLoader::bytes_needed() const {
   size_t bytes = 0;
-  for (const Job& job : jobs_) bytes += job.in_place ? 0 : job.from.size_bytes();
+  for (const Job& job : jobs_) bytes += job.in_place ? 0 : loaded_bytes(job);
   return bytes;
 }
 
@@ -496,17 +500,17 @@ void WeightLoader::release_picked(const Job& job, const RowRange& rows) const {
 }
 
 void WeightLoader::allocate(Job& job, const NumaNodes& nodes) {
-  AlignedBuffer& buffer =
-      weights_.buffers.emplace_back(job.from.size_bytes(), fmt::format("tensor {}", job.tensor->name));
+  AlignedBuffer& buffer = weights_.buffers.emplace_back(loaded_bytes(job), fmt::format("tensor {}", job.tensor->name));
+  const size_t row_bytes = job.to[0]->row_bytes();
   for (size_t i = 0; i < job.to.size(); ++i) {
     const int64_t first_row = job.parts.empty() ? 0 : job.parts[i].begin;
-    job.to[i]->data = buffer.data() + static_cast<size_t>(first_row) * job.from.row_bytes();
+    job.to[i]->data = buffer.data() + static_cast<size_t>(first_row) * row_bytes;
   }
   // A huge page would take its neighbour's rows along to one node. The shares of a single expert are smaller than one.
   for (int node = 1; node < nodes.count(); ++node) {
     for (const RowRange& rows : nodes.rows_of(node, job.from.num_rows, job.unit_rows)) {
-      buffer.refuse_huge_page(static_cast<size_t>(rows.begin) * job.from.row_bytes());
-      buffer.refuse_huge_page(static_cast<size_t>(rows.end) * job.from.row_bytes());
+      buffer.refuse_huge_page(static_cast<size_t>(rows.begin) * row_bytes);
+      buffer.refuse_huge_page(static_cast<size_t>(rows.end) * row_bytes);
     }
   }
 }
@@ -580,7 +584,7 @@ void WeightLoader::load() {
   for (Job& job : jobs_) {
     if (!job.in_place) allocate(job, nodes);
     if (!job.in_place || !options_.repack || job.from.layout == Layout::kInterleaved)
-      weights_.matrix_bytes += job.from.size_bytes();
+      weights_.matrix_bytes += loaded_bytes(job);
     all_bytes += job.from.size_bytes();
   }
   std::vector<Chunk> chunks;

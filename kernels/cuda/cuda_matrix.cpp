@@ -58,8 +58,10 @@ int64_t device_row_bytes(WeightType type, int64_t num_cols) {
 void pack_device_rows(const MatrixView& from, int64_t row_begin, int64_t row_end, std::byte* to) {
   FT_CHECK(0 <= row_begin && row_begin <= row_end && row_end <= from.num_rows);
   const int64_t row_bytes = device_row_bytes(from.type, from.num_cols);
-  const int64_t num_blocks = from.num_cols / weight_type_info(from.type).block_size;
-  std::vector<std::byte> row(from.layout == Layout::kInterleaved ? from.row_bytes() : 0);
+  const WeightTypeInfo& info = weight_type_info(from.type);
+  const int64_t num_blocks = from.num_cols / info.block_size;
+  std::vector<std::byte> row(from.layout == Layout::kInterleaved ? static_cast<size_t>(num_blocks * info.block_bytes)
+                                                                 : 0);
   for (int64_t r = row_begin; r < row_end; ++r) {
     const std::byte* blocks = from.data + static_cast<size_t>(r) * from.row_bytes();
     if (from.layout == Layout::kInterleaved) {

@@ -3,12 +3,13 @@
 #include <cstring>
 
 #include "kernels/base/error.h"
+#include "kernels/formats/grid_levels.h"
 
 namespace foretoken {
 
 namespace {
 
-// The bytes of a file block that stand apart from its four-byte words.
+// The bytes of a block, in a file or of levels, that stand apart from its four-byte words.
 struct OddBytes {
   int begin;
   int count;
@@ -28,6 +29,7 @@ OddBytes odd_bytes(WeightType type) {
     case WeightType::kIQ2_XS:
     case WeightType::kIQ2_XXS:
     case WeightType::kIQ1_S:
+    case WeightType::kIQ1_M:
       return {0, 2};
     case WeightType::kMXFP4:
       return {0, 1};
@@ -46,7 +48,6 @@ OddBytes odd_bytes(WeightType type) {
     case WeightType::kQ5_K:
     case WeightType::kIQ4_XS:
     case WeightType::kNVFP4:
-    case WeightType::kIQ1_M:
       return {0, 0};
     case WeightType::kF32:
     case WeightType::kF16:
@@ -71,15 +72,18 @@ Scales scales_of(WeightType type) {
   return {0, 2 * kInterleave, type == WeightType::kIQ4_XS ? 2 : 1};
 }
 
-// Words of a file block before and after its odd bytes.
+// Words of a block before and after its odd bytes.
 struct Words {
   int before;
   int all;
 };
 
-Words words_of(const WeightTypeInfo& info, OddBytes odd) {
-  return {odd.begin / 4, (info.block_bytes - odd.count) / 4};
+Words words_of(WeightType type, OddBytes odd) {
+  return {odd.begin / 4, (interleaved_block_bytes(type) - odd.count) / 4};
 }
+
+// Room for a block of levels, in steps that keep rows apart in the cache's sets.
+constexpr int kLevelsBytes = 144;
 
 using Words4 = uint32_t __attribute__((vector_size(16)));
 
@@ -129,22 +133,34 @@ void interleave_rows(const MatrixView& from, int64_t row_begin, int64_t row_end,
   FT_CHECK(row_begin % kInterleave == 0 && row_end % kInterleave == 0);
   const WeightTypeInfo& info = weight_type_info(from.type);
   const OddBytes odd = odd_bytes(from.type);
-  const Words words = words_of(info, odd);
+  const Words words = words_of(from.type, odd);
   const size_t row_bytes = from.row_bytes();
+  const auto block_bytes = static_cast<size_t>(interleaved_block_bytes(from.type));
   const int64_t num_blocks = from.num_cols / info.block_size;
+  const bool levels = has_levels(from.type);
   for (int64_t row = row_begin; row < row_end; row += kInterleave) {
     for (int64_t b = 0; b < num_blocks; ++b) {
       // Sixteen streams are read forward, one block is written.
-      const size_t block_offset = static_cast<size_t>(b * info.block_bytes);
-      std::byte* const block = to + static_cast<size_t>(row) * row_bytes + block_offset * kInterleave;
+      std::byte* const block =
+          to + (static_cast<size_t>(row * num_blocks) + static_cast<size_t>(b) * kInterleave) * block_bytes;
       std::byte* const first_word = block + odd.count * kInterleave;
-      const std::byte* const source = from.data + static_cast<size_t>(row) * row_bytes + block_offset;
+      const std::byte* source =
+          from.data + static_cast<size_t>(row) * row_bytes + static_cast<size_t>(b * info.block_bytes);
+      size_t stride = row_bytes;
+      alignas(16) std::byte of_levels[kInterleave * kLevelsBytes];
+      if (levels) {
+        for (int r = 0; r < kInterleave; ++r) {
+          block_to_levels(from.type, source + static_cast<size_t>(r) * row_bytes, of_levels + r * kLevelsBytes);
+        }
+        source = of_levels;
+        stride = kLevelsBytes;
+      }
       for (int r = 0; r < kInterleave && odd.count > 0; ++r) {
-        std::memcpy(block + r * odd.count, source + static_cast<size_t>(r) * row_bytes + odd.begin,
+        std::memcpy(block + r * odd.count, source + static_cast<size_t>(r) * stride + odd.begin,
                     static_cast<size_t>(odd.count));
       }
-      transpose_words(source, row_bytes, words.before, first_word);
-      transpose_words(source + 4 * words.before + odd.count, row_bytes, words.all - words.before,
+      transpose_words(source, stride, words.before, first_word);
+      transpose_words(source + 4 * words.before + odd.count, stride, words.all - words.before,
                       first_word + 4 * kInterleave * words.before);
     }
   }
@@ -155,19 +171,12 @@ bool interleaved_rows_are_finite(const MatrixView& from, int64_t row_begin, int6
   FT_CHECK(row_begin % kInterleave == 0 && row_end % kInterleave == 0);
   if (from.type == WeightType::kNVFP4) return true;  // as block_is_finite
   const Scales scales = scales_of(from.type);
-  const auto block_bytes = static_cast<size_t>(weight_type_info(from.type).block_bytes) * kInterleave;
+  const auto block_bytes = static_cast<size_t>(interleaved_block_bytes(from.type)) * kInterleave;
   const std::byte* const end = from.data + static_cast<size_t>(row_end) * from.row_bytes();
   bool finite = true;
   for (const std::byte* p = from.data + static_cast<size_t>(row_begin) * from.row_bytes(); p < end; p += block_bytes) {
     if (from.type == WeightType::kMXFP4) {
       for (int r = 0; r < kInterleave; ++r) finite &= p[r] != std::byte{255};  // E8M0's only NaN
-      continue;
-    }
-    if (from.type == WeightType::kIQ1_M) {
-      // Words 12 and 13 have a nibble of d on top of each half; its exponent's bits are those of word 13.
-      uint32_t last[kInterleave];
-      std::memcpy(last, p + 13 * 4 * kInterleave, sizeof last);
-      for (const uint32_t word : last) finite &= (word & 0x7000c000u) != 0x7000c000u;
       continue;
     }
     uint16_t halves[2 * kInterleave];
@@ -181,17 +190,21 @@ void extract_row(const MatrixView& from, int64_t row, std::byte* to) {
   FT_CHECK(from.layout == Layout::kInterleaved && 0 <= row && row < from.num_rows);
   const WeightTypeInfo& info = weight_type_info(from.type);
   const OddBytes odd = odd_bytes(from.type);
-  const Words words = words_of(info, odd);
+  const Words words = words_of(from.type, odd);
   const int64_t lane = row % kInterleave, num_blocks = from.num_cols / info.block_size;
+  const bool levels = has_levels(from.type);
   const std::byte* block = from.data + static_cast<size_t>(row - lane) * from.row_bytes();
   for (int64_t b = 0; b < num_blocks; ++b) {
-    std::memcpy(to + odd.begin, block + lane * odd.count, static_cast<size_t>(odd.count));
+    std::byte of_levels[kLevelsBytes];
+    std::byte* const out = levels ? of_levels : to;
+    std::memcpy(out + odd.begin, block + lane * odd.count, static_cast<size_t>(odd.count));
     const std::byte* word = block + odd.count * kInterleave + 4 * lane;
     for (int w = 0; w < words.all; ++w) {
-      std::memcpy(to + 4 * w + (w >= words.before ? odd.count : 0), word, 4);
+      std::memcpy(out + 4 * w + (w >= words.before ? odd.count : 0), word, 4);
       word += 4 * kInterleave;
     }
-    block += info.block_bytes * kInterleave;
+    if (levels) block_from_levels(from.type, of_levels, to);
+    block += interleaved_block_bytes(from.type) * kInterleave;
     to += info.block_bytes;
   }
 }

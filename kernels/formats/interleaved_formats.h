@@ -630,5 +630,261 @@ struct Iq4Xs {
   }
 };
 
+// --- Formats with a grid, as levels (grid_levels.h). Scales are 2s + 1. ---
+
+/// 2s + 1 of the low and of the high nibbles of four bytes.
+template <class V>
+FT_INLINE void odd_scales(typename V::Int nibbles, typename V::Int (&out)[2]) {
+  split_nibbles<V>(nibbles, out);
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) out[i] = V::or_(V::template shift16<-1>(out[i]), V::splat8(1));
+}
+
+/// Bytes k of both, as int16: the first in the lower half of the lane.
+template <class V>
+FT_INLINE typename V::Int widen_pair(typename V::Int first, typename V::Int second, int k) {
+  return V::or_(V::shuffle(first, lane_pattern(k, -1, -1, -1)), V::shuffle(second, lane_pattern(-1, -1, k, -1)));
+}
+
+template <class V>
+FT_INLINE typename V::Float halves_times(const std::byte* p, float factor) {
+  return V::mul(V::halves(p), V::broadcast_float(&factor));
+}
+
+// Nibbles in the order of Q4_K, eight runs.
+template <class V>
+struct Iq3Block {
+  static constexpr int kBlockSize = 256, kRuns = 8, kLoops = 4, kChunks = 1, kSteps = 8, kStreams = 2;
+  static constexpr int kBlockBytes = 134, kOddBytes = 2;
+  static constexpr bool kSigned = false, kMins = false;
+  template <int kChunk, int kStep>
+  static FT_INLINE int column(int loop, int stream) {
+    return 64 * loop + 32 * stream + 4 * kStep;
+  }
+  template <int kChunk>
+  static FT_INLINE int run(int loop, int stream) {
+    return 2 * loop + stream;
+  }
+};
+
+// q = 2c - 15: c meets twice the scale.
+template <class V>
+struct Iq3S : Iq3Block<V> {
+  static constexpr int kOffset = 15, kMaxU = 15;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 8>& h) {
+    using Int = typename V::Int;
+    h.d = V::halves(block + 2 * lane);
+    Int scales[2];
+    odd_scales<V>(word<V>(block + 32 + 4 * lane, 0), scales);
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      const Int pair = widen_pair<V>(scales[0], scales[1], k);
+      h.pair[k] = V::sub16(pair, V::template shift16<-4>(pair));
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) scales[i] = V::template shift16<-1>(scales[i]);
+#pragma GCC unroll 8
+    for (int run = 0; run < 8; ++run) h.scale[run] = widen_scale<V, false>(scales[run % 2], run / 2);
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int loop, typename V::Int (&u)[2]) {
+    split_nibbles<V>(word<V>(p, 1 + 8 * loop + kStep), u);
+  }
+};
+
+template <class V>
+struct Iq3Xxs : Iq3Block<V> {
+  // 32 and not 31: a shift.
+  static constexpr int kOffset = 32, kMaxU = 63;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 8>& h) {
+    using Int = typename V::Int;
+    h.d = halves_times<V>(block + 2 * lane, 0.5f);
+    Int scales[2];
+    odd_scales<V>(word<V>(block + 32 + 4 * lane, 0), scales);
+#pragma GCC unroll 8
+    for (int run = 0; run < 8; ++run) h.scale[run] = widen_scale<V, false>(scales[run % 2], run / 2);
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      h.pair[k] = V::sub16(V::zero(), V::template shift16<-5>(widen_pair<V>(scales[0], scales[1], k)));
+    }
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int loop, typename V::Int (&u)[2]) {
+    const __m128i table = _mm_setr_epi8(34, 38, 42, 46, 50, 54, 58, 63, 30, 26, 22, 18, 14, 10, 6, 1);  // 32 +- level
+    split_nibbles<V>(word<V>(p, 1 + 8 * loop + kStep), u);
+    u[0] = V::look_up(table, u[0]);
+    u[1] = V::look_up(table, u[1]);
+  }
+};
+
+// Code k of the eight in three words from p on. Table entries are 64 +- magnitude.
+template <class V, int kCode>
+FT_INLINE typename V::Int look_up_three_bits(const std::byte* p) {
+  using Int = typename V::Int;
+  const __m128i table = _mm_setr_epi8(72, 89, 107, 64, 56, 39, 21, 64, 72, 89, 107, 64, 56, 39, 21, 64);
+  Int code;
+  if constexpr (kCode < 6) {
+    code = V::and_(V::template shift16<kCode % 2 * 3>(word<V>(p, kCode / 2)), V::splat8(7));
+  } else {
+    code = V::or_(V::and_(V::template shift16<6>(word<V>(p, kCode - 6)), V::splat8(3)),
+                  V::and_(V::template shift16 < kCode == 6 ? 4 : 5 > (word<V>(p, 2)), V::splat8(4)));
+  }
+  return V::look_up(table, code);
+}
+
+template <class V>
+struct Iq2Block {
+  // 64 and not 43: a shift.
+  static constexpr int kBlockSize = 256, kLoops = 8, kStreams = 1, kOddBytes = 2, kOffset = 64, kMaxU = 107;
+  static constexpr bool kSigned = false, kMins = false;
+};
+
+// IQ2_S and IQ2_XS: sixteen runs.
+template <class V>
+struct Iq2S : Iq2Block<V> {
+  static constexpr int kRuns = 16, kChunks = 2, kSteps = 4, kBlockBytes = 106;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 16>& h) {
+    using Int = typename V::Int;
+    h.d = halves_times<V>(block + 2 * lane, 0.125f);
+#pragma GCC unroll 2
+    for (int w = 0; w < 2; ++w) {
+      Int scales[2];
+      odd_scales<V>(word<V>(block + 32 + 4 * lane, w), scales);
+#pragma GCC unroll 8
+      for (int run = 0; run < 8; ++run) h.scale[8 * w + run] = widen_scale<V, false>(scales[run % 2], run / 2);
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        h.pair[4 * w + k] = V::sub16(V::zero(), V::template shift16<-6>(widen_pair<V>(scales[0], scales[1], k)));
+      }
+    }
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE int column(int loop, int) {
+    return 32 * loop + 16 * kChunk + 4 * kStep;
+  }
+  template <int kChunk>
+  static FT_INLINE int run(int loop, int) {
+    return 2 * loop + kChunk;
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int loop, typename V::Int (&u)[1]) {
+    u[0] = look_up_three_bits<V, 4 * kChunk + kStep>(p + 64 * (2 + 3 * loop));
+  }
+};
+
+template <class V>
+struct Iq2Xxs : Iq2Block<V> {
+  static constexpr int kRuns = 8, kChunks = 1, kSteps = 8, kBlockBytes = 102;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 8>& h) {
+    using Int = typename V::Int;
+    h.d = halves_times<V>(block + 2 * lane, 0.125f);
+    Int scales[2];
+    odd_scales<V>(word<V>(block + 32 + 4 * lane, 0), scales);
+#pragma GCC unroll 8
+    for (int run = 0; run < 8; ++run) h.scale[run] = widen_scale<V, false>(scales[run % 2], run / 2);
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      h.pair[k] = V::sub16(V::zero(), V::template shift16<-6>(widen_pair<V>(scales[0], scales[1], k)));
+    }
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE int column(int loop, int) {
+    return 32 * loop + 4 * kStep;
+  }
+  template <int kChunk>
+  static FT_INLINE int run(int loop, int) {
+    return loop;
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int loop, typename V::Int (&u)[1]) {
+    u[0] = look_up_three_bits<V, kStep>(p + 64 * (1 + 3 * loop));
+  }
+};
+
+// Loop n, chunk c: the run of columns 64n + 32c, bits 4c .. 4c+3 of four words. q = 8 (u - 1) +- 1 with u = g + 1: u meets
+// eight times the scale, and the rest is a weight of the row's sums.
+template <class V>
+struct Iq1S {
+  static constexpr int kBlockSize = 256, kRuns = 8, kLoops = 4, kChunks = 2, kSteps = 8, kStreams = 1;
+  static constexpr int kBlockBytes = 70, kOddBytes = 2, kOffset = 1, kMaxU = 2;
+  static constexpr bool kSigned = false, kMins = false;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 8>& h) {
+    using Int = typename V::Int;
+    h.d = halves_times<V>(block + 2 * lane, 0.125f);
+    Int nibbles[2], scales[2];
+    split_nibbles<V>(word<V>(block + 32 + 4 * lane, 0), nibbles);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {  // 8 (2s + 1)
+      scales[i] = V::or_(V::template shift16<-4>(V::and_(nibbles[i], V::splat8(7))), V::splat8(8));
+    }
+#pragma GCC unroll 8
+    for (int run = 0; run < 8; ++run) h.scale[run] = widen_scale<V, false>(scales[run % 2], run / 2);
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      const Int eight = widen_pair<V>(scales[0], scales[1], k), one = V::template shift16<3>(eight);
+      // All bits where 1/8 is taken away.
+      const Int minus =
+          V::template arithmetic16<15>(V::template shift16<-12>(widen_pair<V>(nibbles[0], nibbles[1], k)));
+      h.pair[k] = V::sub16(V::sub16(V::xor_(one, minus), minus), eight);
+    }
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE int column(int loop, int) {
+    return 64 * loop + 32 * kChunk + 4 * kStep;
+  }
+  template <int kChunk>
+  static FT_INLINE int run(int loop, int) {
+    return 2 * loop + kChunk;
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int loop, typename V::Int (&u)[1]) {
+    u[0] = V::and_(V::template shift16<4 * kChunk + kStep / 4 * 2>(word<V>(p, 1 + 4 * loop + kStep % 4)), V::splat8(3));
+  }
+};
+
+// Loop n, chunk j: the run of columns 64n + 16j, bits 2j, 2j+1 of four words. q = 2u - 9 with u = 4 (g + 1), and one more
+// where 1/8 is added: twice the scale.
+template <class V>
+struct Iq1M {
+  static constexpr int kBlockSize = 256, kRuns = 16, kLoops = 4, kChunks = 4, kSteps = 4, kStreams = 1;
+  static constexpr int kBlockBytes = 78, kOddBytes = 2, kOffset = 9, kMaxU = 9;
+  static constexpr bool kSigned = false, kMins = false;
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 16>& h) {
+    using Int = typename V::Int;
+    h.d = halves_times<V>(block + 2 * lane, 0.125f);
+#pragma GCC unroll 2
+    for (int w = 0; w < 2; ++w) {
+      Int scales[2];
+      odd_scales<V>(word<V>(block + 32 + 4 * lane, w), scales);
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        const Int pair = widen_pair<V>(scales[0], scales[1], k);
+        h.pair[4 * w + k] = V::sub16(V::sub16(V::zero(), pair), V::template shift16<-3>(pair));
+      }
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) scales[i] = V::template shift16<-1>(scales[i]);
+#pragma GCC unroll 8
+      for (int run = 0; run < 8; ++run) h.scale[8 * w + run] = widen_scale<V, false>(scales[run % 2], run / 2);
+    }
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE int column(int loop, int) {
+    return 64 * loop + 16 * kChunk + 4 * kStep;
+  }
+  template <int kChunk>
+  static FT_INLINE int run(int loop, int) {
+    return 4 * loop + kChunk;
+  }
+  template <int kChunk, int kStep>
+  static FT_INLINE void unpack(const std::byte* p, int loop, typename V::Int (&u)[1]) {
+    // Bits 8 loop .. 8 loop + 7 are those of these columns, one for eight.
+    constexpr int kBit = 2 * kChunk + kStep / 2;
+    const typename V::Int plus = V::shift_right32(word<V>(p, 2), 8 * loop);
+    const typename V::Int levels = word<V>(p, 3 + 4 * loop + kStep % 4);
+    u[0] = V::or_(V::and_(V::template shift16<2 * kChunk - 2>(levels), V::splat8(12)),
+                  V::and_(V::template arithmetic32<31>(V::template shift32<kBit - 31>(plus)), V::splat8(1)));
+  }
+};
+
 }  // namespace
 }  // namespace foretoken

@@ -14,6 +14,11 @@ inline constexpr int kInterleave = 16;
 /// `kInterleaved` has groups of kInterleave rows; see interleave.h.
 enum class Layout : uint8_t { kRows, kInterleaved };
 
+/// Bytes that one block takes in this layout.
+[[nodiscard]] inline int block_bytes_in(Layout layout, WeightType type) {
+  return layout == Layout::kRows ? weight_type_info(type).block_bytes : interleaved_block_bytes(type);
+}
+
 /// A weight matrix W [num_rows, num_cols] as kernels read it: y = W x, num_rows outputs from num_cols inputs. Owns
 /// nothing. INVARIANT: num_cols is a multiple of the type's block size; an interleaved matrix has num_rows a multiple
 /// of kInterleave.
@@ -26,8 +31,8 @@ struct MatrixView {
   float scale = 1.0f;  // what every finished product with the matrix is multiplied by
 
   [[nodiscard]] size_t row_bytes() const {
-    const WeightTypeInfo& info = weight_type_info(type);
-    return static_cast<size_t>(num_cols / info.block_size) * static_cast<size_t>(info.block_bytes);
+    return static_cast<size_t>(num_cols / weight_type_info(type).block_size) *
+           static_cast<size_t>(block_bytes_in(layout, type));
   }
   [[nodiscard]] size_t size_bytes() const { return static_cast<size_t>(num_rows) * row_bytes(); }
 

@@ -61,6 +61,7 @@ struct Lanes8 {
     if constexpr (kRight < 0) return _mm256_slli_epi32(a, -kRight);
     return a;
   }
+  static FT_INLINE Int shift_right32(Int a, int count) { return _mm256_srl_epi32(a, _mm_cvtsi32_si128(count)); }
   template <int kRight>
   static FT_INLINE Int arithmetic16(Int a) {
     return _mm256_srai_epi16(a, kRight);
@@ -223,6 +224,7 @@ struct Lanes16 {
     if constexpr (kRight < 0) return _mm512_slli_epi32(a, -kRight);
     return a;
   }
+  static FT_INLINE Int shift_right32(Int a, int count) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(count)); }
   template <int kRight>
   static FT_INLINE Int arithmetic16(Int a) {
     return _mm512_srai_epi16(a, kRight);

@@ -102,6 +102,25 @@ const WeightTypeInfo& weight_type_info(WeightType type) {
   return kTypes[static_cast<size_t>(kIndex[id])];
 }
 
+int interleaved_block_bytes(WeightType type) {
+  switch (type) {
+    case WeightType::kIQ3_S:
+    case WeightType::kIQ3_XXS:
+      return 134;
+    case WeightType::kIQ2_S:
+    case WeightType::kIQ2_XS:
+      return 106;
+    case WeightType::kIQ2_XXS:
+      return 102;
+    case WeightType::kIQ1_S:
+      return 70;
+    case WeightType::kIQ1_M:
+      return 78;
+    default:
+      return weight_type_info(type).block_bytes;
+  }
+}
+
 std::optional<WeightType> weight_type_from_id(uint32_t id) {
   for (const WeightTypeInfo& info : kTypes) {
     if (static_cast<uint32_t>(info.type) == id) return info.type;

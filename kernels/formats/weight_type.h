@@ -54,6 +54,10 @@ struct WeightTypeInfo {
 /// REQUIRES: `type` is one of the enumerators.
 [[nodiscard]] const WeightTypeInfo& weight_type_info(WeightType type);
 
+/// Bytes that a block takes in an interleaved matrix (interleave.h): those of the file, but for types with a grid, of which
+/// that layout holds levels. REQUIRES: `type` is quantised.
+[[nodiscard]] int interleaved_block_bytes(WeightType type);
+
 /// The supported type with this GGUF id, or nothing.
 [[nodiscard]] std::optional<WeightType> weight_type_from_id(uint32_t id);
 

@@ -499,13 +499,19 @@ FT_INLINE void interleaved_matmul(const QuantMatmul& m) {
     case WeightType::kIQ4_XS:
       return matmul_format<V, Iq4Xs<V>>(m);
     case WeightType::kIQ3_S:
+      return matmul_format<V, Iq3S<V>>(m);
     case WeightType::kIQ3_XXS:
+      return matmul_format<V, Iq3Xxs<V>>(m);
     case WeightType::kIQ2_S:
+      return matmul_format<V, Iq2S<V>>(m);
     case WeightType::kIQ2_XS:
+      return matmul_format<V, Iq2S<V>>(m);
     case WeightType::kIQ2_XXS:
+      return matmul_format<V, Iq2Xxs<V>>(m);
     case WeightType::kIQ1_S:
+      return matmul_format<V, Iq1S<V>>(m);
     case WeightType::kIQ1_M:
-      return scalar_interleaved_matmul(m);
+      return matmul_format<V, Iq1M<V>>(m);
     case WeightType::kF32:
     case WeightType::kF16:
     case WeightType::kBF16:

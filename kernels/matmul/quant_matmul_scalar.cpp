@@ -77,7 +77,7 @@ void scalar_quant_matmul(const QuantMatmul& m) {
 void scalar_interleaved_matmul(const QuantMatmul& m) {
   const WeightTypeInfo& info = weight_type_info(m.type);
   const MatrixView matrix{m.weights, m.num_outputs, m.num_blocks * info.block_size, m.type, Layout::kInterleaved};
-  std::vector<std::byte> row(matrix.row_bytes());
+  std::vector<std::byte> row(static_cast<size_t>(m.num_blocks * info.block_bytes));
   for (int64_t o = 0; o < m.num_outputs; ++o) {
     extract_row(matrix, o, row.data());
     dot_rows(m, row.data(), o);

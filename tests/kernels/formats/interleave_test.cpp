@@ -22,15 +22,15 @@ TEST_CASE("Interleaving moves every byte of every type to its place and back", "
       for (std::byte& byte : rows) byte = static_cast<std::byte>(random());
       MatrixView from = shape;
       from.data = rows.data();
-      std::vector<std::byte> interleaved(rows.size() + 64, std::byte{0x5a});
+      MatrixView back = shape;
+      back.layout = Layout::kInterleaved;
+      std::vector<std::byte> interleaved(back.size_bytes() + 64, std::byte{0x5a});
       interleave_rows(from, 0, 16, interleaved.data());  // in two parts, as the loader's threads do
       interleave_rows(from, 16, kRows, interleaved.data());
       INFO(info.name << ", " << blocks << " blocks");
-      for (size_t i = rows.size(); i < interleaved.size(); ++i) CHECK(interleaved[i] == std::byte{0x5a});
+      for (size_t i = back.size_bytes(); i < interleaved.size(); ++i) CHECK(interleaved[i] == std::byte{0x5a});
 
-      MatrixView back = shape;
       back.data = interleaved.data();
-      back.layout = Layout::kInterleaved;
       std::vector<std::byte> row(row_bytes);
       for (int64_t r = 0; r < kRows; ++r) {
         extract_row(back, r, row.data());
@@ -56,7 +56,9 @@ TEST_CASE("Scales that are not finite are found in interleaved rows as in a file
     const MatrixView shape = {nullptr, kRows, kBlocks * info.block_size, info.type, Layout::kRows};
     const size_t row_bytes = shape.row_bytes();
     std::vector<float> values(static_cast<size_t>(shape.num_cols));
-    std::vector<std::byte> good(kRows * row_bytes), moved(good.size());
+    MatrixView to = shape;
+    to.layout = Layout::kInterleaved;
+    std::vector<std::byte> good(kRows * row_bytes), moved(to.size_bytes());
     for (int64_t r = 0; r < kRows; ++r) {
       for (float& value : values) value = static_cast<float>(random() % 2001) - 1000.0f;
       encode_row(info.type, values.data(), shape.num_cols, good.data() + static_cast<size_t>(r) * row_bytes);
@@ -78,9 +80,7 @@ TEST_CASE("Scales that are not finite are found in interleaved rows as in a file
       MatrixView from = shape;
       from.data = rows.data();
       interleave_rows(from, 0, kRows, moved.data());
-      MatrixView to = shape;
       to.data = moved.data();
-      to.layout = Layout::kInterleaved;
       bool finite = true;
       for (int64_t r = 0; r < kRows; ++r)
         finite &= row_is_finite(info.type, rows.data() + static_cast<size_t>(r) * row_bytes, shape.num_cols);

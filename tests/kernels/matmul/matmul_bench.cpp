@@ -3,7 +3,7 @@
 //   bench_kernels [--type Q4_K] [--cols 2048] [--threads 1] [--mib 512] [--isa avx2] [--layout interleaved|rows]
 //   [--seconds 2] [--rows 4]
 //
-// Per number of rows n: GB/s of weights, V(n) = time for n rows / time for one, and the share of the int8 peak (one
+// Per number of rows n: GB/s of weights as they lie in memory (and as they lie in a file, where those are fewer), V(n) = time for n rows / time for one, and the share of the int8 peak (one
 // multiply-add of bytes and one of words per 32 products). Rounds are interleaved (every n once, again and again) and
 // the best of each is taken, since other programs share the machine; the plain read loop runs in the same rounds.
 // Before any speed is shown, the product is compared with the scalar kernel's.
@@ -142,22 +142,28 @@ int run(const Options& options) {
   if (!type) throw UsageError(options.type + ": unknown type");
   const WeightTypeInfo& info = weight_type_info(*type);
   const Isa isa = options.isa.empty() ? best_isa() : isa_from_name(options.isa);
-  const int64_t row_bytes = options.cols / info.block_size * info.block_bytes;
+  const int64_t file_row_bytes = options.cols / info.block_size * info.block_bytes;
+  const int64_t row_bytes =
+      options.cols / info.block_size *
+      (info.is_float() ? info.block_bytes
+                       : block_bytes_in(options.interleaved ? Layout::kInterleaved : Layout::kRows, *type));
   const int64_t num_rows = std::max<int64_t>(16, (options.mib << 20) / row_bytes / 16 * 16);
   MatrixView rows{nullptr, num_rows, options.cols, *type, Layout::kRows};
 
   // 64 distinct encoded rows, repeated.
   std::mt19937 rng(1);
   std::normal_distribution<float> normal;
-  std::vector<std::byte> some(static_cast<size_t>(64 * row_bytes));
+  std::vector<std::byte> some(static_cast<size_t>(64 * file_row_bytes));
   std::vector<float> values(static_cast<size_t>(options.cols));
   for (int64_t r = 0; r < 64; ++r) {
     for (float& v : values) v = normal(rng);
-    encode_row(*type, values.data(), options.cols, some.data() + r * row_bytes);
+    encode_row(*type, values.data(), options.cols, some.data() + r * file_row_bytes);
   }
-  AlignedBuffer memory(rows.size_bytes() + 8192, "the matrix");
+  MatrixView w = rows;
+  w.layout = options.interleaved ? Layout::kInterleaved : Layout::kRows;
+  AlignedBuffer memory(w.size_bytes() + 8192, "the matrix");
   const MatrixView pattern{some.data(), 64, options.cols, *type, Layout::kRows};
-  std::vector<std::byte> tile(some.size());
+  std::vector<std::byte> tile(static_cast<size_t>(64 * row_bytes));
   if (options.interleaved)
     interleave_rows(pattern, 0, 64, tile.data());
   else
@@ -167,9 +173,7 @@ int run(const Options& options) {
     std::memcpy(memory.data() + static_cast<size_t>(g) * group_bytes,
                 tile.data() + static_cast<size_t>(g % 4) * group_bytes, group_bytes);
   }
-  MatrixView w = rows;
   w.data = memory.data();
-  w.layout = options.interleaved ? Layout::kInterleaved : Layout::kRows;
 
   std::vector<int> counts = {1, 2, 3, 4, 5, 6, 8, 9, 16, 64};
   if (options.rows > 0) counts = {std::min(options.rows, 64)};
@@ -220,7 +224,7 @@ int run(const Options& options) {
     }
   } while (now() < deadline);
 
-  const double bytes = static_cast<double>(rows.size_bytes());
+  const double bytes = static_cast<double>(w.size_bytes()), file_bytes = static_cast<double>(rows.size_bytes());
   std::printf(
       "%s %lld x %lld, %.0f MiB, %s, %s, %d thread%s: plain read %.2f GB/s, int8 peak %.0f G products/s a thread\n",
       options.type.c_str(), static_cast<long long>(num_rows), static_cast<long long>(options.cols), bytes / (1 << 20),
@@ -228,9 +232,11 @@ int run(const Options& options) {
       options.threads == 1 ? "" : "s", bytes / best_read * 1e-9, 32 / peak * 1e-9);
   for (size_t i = 0; i < counts.size(); ++i) {
     const double products = static_cast<double>(num_rows) * static_cast<double>(options.cols) * counts[i];
-    std::printf("  n %2d  %6.2f GB/s (%3.0f%% of read)  V %6.3f  %6.1f G products/s (%3.0f%% of peak)\n", counts[i],
+    std::printf("  n %2d  %6.2f GB/s (%3.0f%% of read)  V %6.3f  %6.1f G products/s (%3.0f%% of peak)", counts[i],
                 bytes / best[i] * 1e-9, 100 * best_read / best[i], best[i] / best[0], products / best[i] * 1e-9,
                 100 * products / best[i] / (32 / peak * options.threads));
+    if (file_bytes < bytes) std::printf("  of the file %6.2f GB/s", file_bytes / best[i] * 1e-9);
+    std::printf("\n");
   }
   return 0;
 }

@@ -153,9 +153,10 @@ Matrix make_matrix(WeightType type, int64_t num_rows, int64_t num_cols, Fill fil
   }
   view.data = matrix.rows.data();
   if (can_interleave(type, num_rows, num_cols)) {
-    matrix.interleaved.resize(matrix.rows.size());
+    matrix.as_interleaved = {nullptr, num_rows, num_cols, type, Layout::kInterleaved};
+    matrix.interleaved.resize(matrix.as_interleaved.size_bytes());
     interleave_rows(view, 0, num_rows, matrix.interleaved.data());
-    matrix.as_interleaved = {matrix.interleaved.data(), num_rows, num_cols, type, Layout::kInterleaved};
+    matrix.as_interleaved.data = matrix.interleaved.data();
   }
   return matrix;
 }
