@@ -464,7 +464,7 @@ void WeightLoader::fill(Job& job, const MatrixView& rows, int64_t row_begin) con
   }
   if (job.in_place) return;
   std::byte* to = const_cast<std::byte*>(job.to[0]->data) +  // where the first part begins
-                  static_cast<size_t>(row_begin) * rows.row_bytes();
+                  static_cast<size_t>(row_begin) * job.to[0]->row_bytes();
   if (job.interleave) {
     interleave_rows(rows, 0, rows.num_rows, to);
   } else {

@@ -124,6 +124,8 @@ class WeightLoader {
   [[noreturn]] void fail(const std::string& name, const std::string& what) const;
   void load_vectors();
   const GgufTensor& find_vector(const std::string& name, int64_t count);
+  /// Bytes of the matrix in memory: in the layout that it gets.
+  [[nodiscard]] static size_t loaded_bytes(const Job& job);
   [[nodiscard]] std::vector<Job>::iterator find_job(const MatrixView& matrix);
   Job& own_job(MatrixView& matrix);
   void take_rows(Job& job, std::vector<RowRange> rows, int64_t granule_rows);

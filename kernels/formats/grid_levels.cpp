@@ -256,24 +256,25 @@ void put_threes(const uint8_t* codes, uint8_t* out) {
   for (int r = 0; r < 8; ++r, codes += 32, out += 12) {
     uint32_t c[8];
     std::memcpy(c, codes, sizeof c);
-    put_u32(out, c[0] | c[1] << 3 | (c[6] & 0x03030303u) << 6);
-    put_u32(out + 4, c[2] | c[3] << 3 | (c[7] & 0x03030303u) << 6);
-    put_u32(out + 8, c[4] | c[5] << 3 | (c[6] & 0x04040404u) << 4 | (c[7] & 0x04040404u) << 5);
+    const uint32_t last = c[6] | c[7] << 4;
+    for (int w = 0; w < 3; ++w) {
+      put_u32(out + 4 * w, c[2 * w] | c[2 * w + 1] << 4 | (last >> w & 0x11111111u) << 3);
+    }
   }
 }
 
 void get_threes(const uint8_t* in, uint8_t* codes) {
-  constexpr uint32_t kThree = 0x07070707u, kTwo = 0x03030303u, kOne = 0x04040404u;
+  constexpr uint32_t kThree = 0x07070707u;
   for (int r = 0; r < 8; ++r, codes += 32, in += 12) {
-    const uint32_t x = u32_at(in), y = u32_at(in + 4), z = u32_at(in + 8);
-    const uint32_t c[8] = {x & kThree,
-                           x >> 3 & kThree,
-                           y & kThree,
-                           y >> 3 & kThree,
-                           z & kThree,
-                           z >> 3 & kThree,
-                           (x >> 6 & kTwo) | (z >> 4 & kOne),
-                           (y >> 6 & kTwo) | (z >> 5 & kOne)};
+    uint32_t c[8], last = 0;
+    for (int w = 0; w < 3; ++w) {
+      const uint32_t word = u32_at(in + 4 * w);
+      c[2 * w] = word & kThree;
+      c[2 * w + 1] = word >> 4 & kThree;
+      last |= (word >> 3 & 0x11111111u) << w;
+    }
+    c[6] = last & kThree;
+    c[7] = last >> 4 & kThree;
     std::memcpy(codes, c, sizeof c);
   }
 }

@@ -15,8 +15,8 @@ namespace foretoken {
 ///   IQ3_S    nibble c of q = 2c - 15, order as in Q4_K.
 ///   IQ3_XXS  nibble: bits 0..2 are the level, bit 3 is set for minus; order as in Q4_K.
 ///   IQ2      three bits, level and bit 2 for minus. Bytes 12r .. 12r+11 hold values 32r .. 32r+31, as twelve bytes
-///            x[4] y[4] z[4]: values 4k+i, k = 0 .. 7, are bits 0..2 and 3..5 of x[i], y[i] and z[i] for k = 0 .. 5; k = 6
-///            has bits 6..7 of x[i] and bit 6 of z[i], k = 7 those of y[i] and bit 7 of z[i].
+///            x[4] y[4] z[4]: values 4k+i, k = 0 .. 5, are bits 0..2 (k even) and 4..6 (odd) of x[i] (k < 2), y[i] and
+///            z[i]; of k = 6 and 7 bits 3 and 7 of x[i] have the lowest, those of y[i] the second and of z[i] the third.
 ///   IQ1_S    s has bit 3 set where 1/8 is taken away. Two bits of g + 1: value 64n + 16j + 4k + i is bits 2j, 2j+1 of byte
 ///            16n + 4k + i.
 ///   IQ1_M    32 bits, bit l set where 1/8 is added to group l; then g + 1 as in IQ1_S.

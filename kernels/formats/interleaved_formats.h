@@ -640,6 +640,12 @@ FT_INLINE void odd_scales(typename V::Int nibbles, typename V::Int (&out)[2]) {
   for (int i = 0; i < 2; ++i) out[i] = V::or_(V::template shift16<-1>(out[i]), V::splat8(1));
 }
 
+/// -kOffset times the scales of two runs, from both as widen_scale() gives them.
+template <class V, int kOffset>
+FT_INLINE typename V::Int offset_pair(typename V::Int first, typename V::Int second) {
+  return V::mul16(V::join16(first, second), V::splat16(-kOffset));
+}
+
 /// Bytes k of both, as int16: the first in the lower half of the lane.
 template <class V>
 FT_INLINE typename V::Int widen_pair(typename V::Int first, typename V::Int second, int k) {
@@ -694,7 +700,6 @@ struct Iq3S : Iq3Block<V> {
 
 template <class V>
 struct Iq3Xxs : Iq3Block<V> {
-  // 32 and not 31: a shift.
   static constexpr int kOffset = 32, kMaxU = 63;
   static FT_INLINE void header(const std::byte* block, int lane, Header<V, 8>& h) {
     using Int = typename V::Int;
@@ -704,9 +709,7 @@ struct Iq3Xxs : Iq3Block<V> {
 #pragma GCC unroll 8
     for (int run = 0; run < 8; ++run) h.scale[run] = widen_scale<V, false>(scales[run % 2], run / 2);
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) {
-      h.pair[k] = V::sub16(V::zero(), V::template shift16<-5>(widen_pair<V>(scales[0], scales[1], k)));
-    }
+    for (int k = 0; k < 4; ++k) h.pair[k] = offset_pair<V, kOffset>(h.scale[2 * k], h.scale[2 * k + 1]);
   }
   template <int kChunk, int kStep>
   static FT_INLINE void unpack(const std::byte* p, int loop, typename V::Int (&u)[2]) {
@@ -717,24 +720,26 @@ struct Iq3Xxs : Iq3Block<V> {
   }
 };
 
-// Code k of the eight in three words from p on. Table entries are 64 +- magnitude.
+// Code k of the eight in three words from p on. Table entries are 64 +- magnitude. The look-up takes the low four bits of
+// a byte, and 0 where its top bit is set: fields are cleared in place, before a shift, and what is left above them does
+// not matter.
 template <class V, int kCode>
 FT_INLINE typename V::Int look_up_three_bits(const std::byte* p) {
   using Int = typename V::Int;
-  const __m128i table = _mm_setr_epi8(72, 89, 107, 64, 56, 39, 21, 64, 72, 89, 107, 64, 56, 39, 21, 64);
-  Int code;
+  const __m128i table = _mm_setr_epi8(72, 89, 107, 64, 56, 39, 21, 64, 0, 0, 0, 0, 0, 0, 0, 0);
+  Int codes;  // two
   if constexpr (kCode < 6) {
-    code = V::and_(V::template shift16<kCode % 2 * 3>(word<V>(p, kCode / 2)), V::splat8(7));
+    codes = V::and_(word<V>(p, kCode / 2), V::splat8(0x77));
   } else {
-    code = V::or_(V::and_(V::template shift16<6>(word<V>(p, kCode - 6)), V::splat8(3)),
-                  V::and_(V::template shift16 < kCode == 6 ? 4 : 5 > (word<V>(p, 2)), V::splat8(4)));
+    const Int x = V::and_(word<V>(p, 0), V::splat8(0x88)), y = V::and_(word<V>(p, 1), V::splat8(0x88)),
+              z = V::and_(word<V>(p, 2), V::splat8(0x88));
+    codes = V::or_(V::or_(V::template shift16<3>(x), V::template shift16<2>(y)), V::template shift16<1>(z));
   }
-  return V::look_up(table, code);
+  return V::look_up(table, V::template shift16<kCode % 2 * 4>(codes));
 }
 
 template <class V>
 struct Iq2Block {
-  // 64 and not 43: a shift.
   static constexpr int kBlockSize = 256, kLoops = 8, kStreams = 1, kOddBytes = 2, kOffset = 64, kMaxU = 107;
   static constexpr bool kSigned = false, kMins = false;
 };
@@ -752,11 +757,9 @@ struct Iq2S : Iq2Block<V> {
       odd_scales<V>(word<V>(block + 32 + 4 * lane, w), scales);
 #pragma GCC unroll 8
       for (int run = 0; run < 8; ++run) h.scale[8 * w + run] = widen_scale<V, false>(scales[run % 2], run / 2);
-#pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) {
-        h.pair[4 * w + k] = V::sub16(V::zero(), V::template shift16<-6>(widen_pair<V>(scales[0], scales[1], k)));
-      }
     }
+#pragma GCC unroll 8
+    for (int k = 0; k < 8; ++k) h.pair[k] = offset_pair<V, Iq2Block<V>::kOffset>(h.scale[2 * k], h.scale[2 * k + 1]);
   }
   template <int kChunk, int kStep>
   static FT_INLINE int column(int loop, int) {
@@ -783,9 +786,7 @@ struct Iq2Xxs : Iq2Block<V> {
 #pragma GCC unroll 8
     for (int run = 0; run < 8; ++run) h.scale[run] = widen_scale<V, false>(scales[run % 2], run / 2);
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) {
-      h.pair[k] = V::sub16(V::zero(), V::template shift16<-6>(widen_pair<V>(scales[0], scales[1], k)));
-    }
+    for (int k = 0; k < 4; ++k) h.pair[k] = offset_pair<V, Iq2Block<V>::kOffset>(h.scale[2 * k], h.scale[2 * k + 1]);
   }
   template <int kChunk, int kStep>
   static FT_INLINE int column(int loop, int) {

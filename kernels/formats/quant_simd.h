@@ -47,7 +47,14 @@ struct Lanes8 {
   static FT_INLINE Int add16(Int a, Int b) { return _mm256_add_epi16(a, b); }
   static FT_INLINE Int sub16(Int a, Int b) { return _mm256_sub_epi16(a, b); }
   static FT_INLINE Int add32(Int a, Int b) { return _mm256_add_epi32(a, b); }
+  static FT_INLINE Int mul16(Int a, Int b) { return _mm256_mullo_epi16(a, b); }
   static FT_INLINE Int mul32(Int a, Int b) { return _mm256_mullo_epi32(a, b); }
+  /// The lower half of each lane of a, and that of b in the upper half. REQUIRES: b has both halves alike or, with kDot,
+  /// both have the upper half 0.
+  static FT_INLINE Int join16(Int a, Int b) {
+    if constexpr (kDot) return or_(a, shift32<-16>(b));
+    return _mm256_blend_epi16(a, b, 0xaa);
+  }
   /// Shifts within 16 bits; a negative count shifts left.
   template <int kRight>
   static FT_INLINE Int shift16(Int a) {
@@ -211,7 +218,12 @@ struct Lanes16 {
   static FT_INLINE Int add16(Int a, Int b) { return _mm512_add_epi16(a, b); }
   static FT_INLINE Int sub16(Int a, Int b) { return _mm512_sub_epi16(a, b); }
   static FT_INLINE Int add32(Int a, Int b) { return _mm512_add_epi32(a, b); }
+  static FT_INLINE Int mul16(Int a, Int b) { return _mm512_mullo_epi16(a, b); }
   static FT_INLINE Int mul32(Int a, Int b) { return _mm512_mullo_epi32(a, b); }
+  static FT_INLINE Int join16(Int a, Int b) {
+    if constexpr (kDot) return or_(a, shift32<-16>(b));
+    return _mm512_mask_blend_epi16(0xaaaaaaaau, a, b);
+  }
   template <int kRight>
   static FT_INLINE Int shift16(Int a) {
     if constexpr (kRight > 0) return _mm512_srli_epi16(a, kRight);
