@@ -4,12 +4,14 @@
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "engine/gguf/gguf.h"
 #include "engine/model/model.h"
 #include "engine/model/weights.h"
+#include "kernels/formats/grid_levels.h"
 #include "kernels/threads/numa.h"
 #include "tests/engine/model/random_model.h"
 #include "tests/tools/subprocess.h"
@@ -19,6 +21,7 @@
 
 using foretoken::GgufFile;
 using foretoken::Layout;
+using foretoken::WeightType;
 using foretoken::test::GgufEdit;
 using foretoken::test::kDemoModel;
 using foretoken::test::matrix_model;
@@ -157,6 +160,34 @@ TEST_CASE("repack: several nodes of memory get copies, whose bytes are the same"
     REQUIRE(other_gate.layout == gate.layout);
     CHECK(std::memcmp(other_gate.data, gate.data, gate.size_bytes()) == 0);
   }
+}
+
+TEST_CASE("repack: weights with a grid take the bytes of their levels, in memory and in the file", "[repack]") {
+  const TempFolder folder;
+  RandomModel shape = matrix_model("qwen35moe");
+  shape.types = {WeightType::kIQ3_S, WeightType::kIQ2_XXS, WeightType::kIQ1_M, WeightType::kQ4_K};
+  shape.write(folder.file("m.gguf"));
+  const foretoken::Model model = foretoken::Model::load(folder.file("m.gguf"), {});
+  size_t allocated = 0;
+  for (const foretoken::AlignedBuffer& buffer : model.weights().buffers) allocated += buffer.size_bytes();
+  CHECK(model.weights().bytes_to_load == allocated);
+
+  const std::string path = repacked(folder, folder.file("m.gguf"));
+  const GgufFile original = GgufFile::open(folder.file("m.gguf")), file = GgufFile::open(path);
+  std::set<WeightType> larger;
+  for (const foretoken::GgufTensor& tensor : file.tensors()) {
+    const foretoken::WeightTypeInfo& info = foretoken::weight_type_info(*tensor.type());
+    const bool levels = tensor.layout() == Layout::kInterleaved && foretoken::has_levels(info.type);
+    if (levels) larger.insert(info.type);
+    const size_t block_bytes = !levels                             ? static_cast<size_t>(info.block_bytes)
+                               : info.type == WeightType::kIQ3_S   ? 134
+                               : info.type == WeightType::kIQ2_XXS ? 102
+                                                                   : 78;
+    CHECK(tensor.size_bytes == static_cast<size_t>(tensor.num_values() / info.block_size) * block_bytes);
+    CHECK((tensor.size_bytes > original.find_tensor(tensor.name)->size_bytes) == levels);
+  }
+  CHECK(larger.size() == 3);
+  CHECK(foretoken::Model::load(path, {}).weights().matrix_bytes == model.weights().matrix_bytes);
 }
 
 TEST_CASE("repack: inspect says whose the layout is", "[repack]") {

@@ -2,9 +2,11 @@
 
 #include <catch2/catch.hpp>
 #include <cstring>
+#include <map>
 #include <random>
 #include <vector>
 
+#include "kernels/formats/grid_levels.h"
 #include "kernels/formats/weight_codec.h"
 
 using namespace foretoken;
@@ -45,6 +47,22 @@ TEST_CASE("Interleaving moves every byte of every type to its place and back", "
                           rows.data() + static_cast<size_t>(r) * row_bytes + 2, 4) == 0);
       }
     }
+  }
+}
+
+TEST_CASE("Interleaved blocks have the bytes of the file's, or of their levels", "[interleave]") {
+  const std::map<WeightType, int> levels = {
+      {WeightType::kIQ3_S, 134},   {WeightType::kIQ3_XXS, 134}, {WeightType::kIQ2_S, 106}, {WeightType::kIQ2_XS, 106},
+      {WeightType::kIQ2_XXS, 102}, {WeightType::kIQ1_S, 70},    {WeightType::kIQ1_M, 78}};
+  for (const WeightTypeInfo& info : all_weight_types()) {
+    if (info.is_float()) continue;
+    INFO(info.name);
+    CHECK(has_levels(info.type) == levels.contains(info.type));
+    CHECK(interleaved_block_bytes(info.type) == (has_levels(info.type) ? levels.at(info.type) : info.block_bytes));
+    const MatrixView rows = {nullptr, 16, 3 * info.block_size, info.type, Layout::kRows};
+    const MatrixView interleaved = {nullptr, 16, 3 * info.block_size, info.type, Layout::kInterleaved};
+    CHECK(rows.size_bytes() == 48 * static_cast<size_t>(info.block_bytes));
+    CHECK(interleaved.size_bytes() == 48 * static_cast<size_t>(interleaved_block_bytes(info.type)));
   }
 }
 
