@@ -3,8 +3,9 @@
 //   bench_kernels [--type Q4_K] [--cols 2048] [--threads 1] [--mib 512] [--isa avx2] [--layout interleaved|rows]
 //   [--seconds 2] [--rows 4]
 //
-// Per number of rows n: GB/s of weights as they lie in memory (and as they lie in a file, where those are fewer), V(n) = time for n rows / time for one, and the share of the int8 peak (one
-// multiply-add of bytes and one of words per 32 products). Rounds are interleaved (every n once, again and again) and
+// Per number of rows n: GB/s of weights as they lie in memory (and as they lie in a file, where those are fewer bytes),
+// V(n) = time for n rows / time for one, and the share of the int8 peak (one multiply-add of bytes and one of words per
+// 32 products). Rounds are interleaved (every n once, again and again) and
 // the best of each is taken, since other programs share the machine; the plain read loop runs in the same rounds.
 // Before any speed is shown, the product is compared with the scalar kernel's.
 
