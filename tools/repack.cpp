@@ -73,7 +73,8 @@ int run_repack(int argc, const char* const* argv) {
       "repack", "IN.gguf OUT.gguf",
       "Writes a model's weights in the layout that the kernels read. The new file is as large as the old one "
       "(matrices\nof IQ1, IQ2 and IQ3 take a fifth to a half more) and is used in place, so that later starts "
-      "take about as long\nas reading it. Ids and logits are the same. Other programs cannot read it: keep the original.");
+      "take about as long\nas reading it. Ids and logits are the same. Other programs cannot read it: keep the "
+      "original.");
   line.add_positional("in", &in, "IN.gguf", "file to read, or its folder; of a split model, any part");
   line.add_positional("out", &out, "OUT.gguf", "file to write, in one part");
   line.epilogue(environment_help());

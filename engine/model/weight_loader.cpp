@@ -547,7 +547,8 @@ void WeightLoader::check_zeros() const {
     const bool is_last = std::none_of(file_.tensors().begin(), file_.tensors().end(), [&](const GgufTensor& other) {
       return other.file_idx == job.tensor->file_idx && other.file_offset > job.tensor->file_offset;
     });
-    const auto offset = find_unwritten(zero_view(job.whole()), std::move(zero_rows), is_last);
+    const auto offset = find_unwritten(zero_view(job.whole()), std::move(zero_rows), is_last,
+                                       job.whole().layout == Layout::kInterleaved);
     if (!offset) continue;
     ++count;
     if (first != nullptr) continue;

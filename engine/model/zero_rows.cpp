@@ -59,13 +59,15 @@ void find_zero_rows(const MatrixView& matrix, int64_t row_begin, int64_t row_end
   }
 }
 
-std::optional<size_t> find_unwritten(const MatrixView& matrix, std::vector<RowRange> zero_rows, bool is_last_in_file) {
+std::optional<size_t> find_unwritten(const MatrixView& matrix, std::vector<RowRange> zero_rows, bool is_last_in_file,
+                                     bool in_groups) {
   if (matrix.num_rows < 2) return std::nullopt;
   for (const RowRange& run : merged(std::move(zero_rows))) {
     const size_t begin = static_cast<size_t>(run.begin) * matrix.row_bytes();
     if (run.begin == 0 && run.end == matrix.num_rows) return 0;
     // Columns that are zero in every row end the row before as well.
-    const size_t behind = zeros_behind(matrix, run.begin - 1), before = zeros_before(matrix, run.end);
+    const size_t behind = in_groups ? 0 : zeros_behind(matrix, run.begin - 1);
+    const size_t before = in_groups ? 0 : zeros_before(matrix, run.end);
     if (behind >= kFewestBytes && behind > zeros_behind(matrix, run.begin - 2)) return begin - behind;
     if (before >= kFewestBytes && before > zeros_before(matrix, run.end + 1)) return begin;
     const int64_t rows = run.end - run.begin;

@@ -23,7 +23,10 @@ void find_zero_rows(const MatrixView& matrix, int64_t row_begin, int64_t row_end
 ///   - a matrix of several rows that has nothing else,
 ///   - zero rows that go on into a part of a neighbouring row: breaks do not fall on the ends of rows, pruning does,
 ///   - a sixteenth of the rows or more at the very end of a file.
+///
+/// `in_groups`: what counts as a row here is a group of interleaved rows. Their bytes alternate, so a group of which
+/// some rows are zero begins or ends with zeros, and nothing is concluded from neighbours.
 [[nodiscard]] std::optional<size_t> find_unwritten(const MatrixView& matrix, std::vector<RowRange> zero_rows,
-                                                   bool is_last_in_file);
+                                                   bool is_last_in_file, bool in_groups);
 
 }  // namespace foretoken
