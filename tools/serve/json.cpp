@@ -16,8 +16,9 @@ Json parse_body(std::string_view body) {
   Json parsed;
   try {
     parsed = Json::parse(body.begin(), body.end(), refuse_deep);
-  } catch (const Json::parse_error& error) {
-    // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
+  } catch (const Json::exception& error) {
+    // "[json.exception.parse_error.101] parse error at line 1, column 2: ...", or "[json.exception.out_of_range.406]
+    // number overflow ..."
     const std::string what = error.what();
     const size_t end = what.find("] ");
     throw invalid_request("the body is no JSON: " + (end == std::string::npos ? what : what.substr(end + 2)));

@@ -133,6 +133,7 @@ TEST_CASE("Bodies are JSON objects of limited depth", "[serve]") {
   CHECK_THAT(message(""), Contains("the body is no JSON"));
   CHECK(message("[]") == "the body is array; an object is needed");
   CHECK_THAT(message("{\"a\": \"\xff\"}"), Contains("the body is no JSON"));
+  CHECK_THAT(message("{\"a\": 1e999}"), Contains("the body is no JSON: number overflow"));
   const auto nested = [](int depth) {
     return "{\"a\":" + std::string(static_cast<size_t>(depth), '[') + std::string(static_cast<size_t>(depth), ']') +
            "}";
