@@ -99,6 +99,13 @@ TEST_CASE("A text is the same whoever drafts it", "[program][prompts]") {
   CHECK(run(decode({"-p", "x", "--draft", "eagle"})).exit_code == 2);
 }
 
+TEST_CASE("bench says where texts end before they were decoded together", "[prompts]") {
+  // One token of each comes from its prompt's pass, and these passes are not the same.
+  const Outcome outcome = run({"bench", "-m", kDemoModel, "--batch", "2", "--arms", "off", "--rounds", "1", "-n", "2"});
+  CHECK(outcome.exit_code == 1);
+  CHECK(outcome.err.find("--batch 2: no step had all texts in it") != std::string::npos);
+}
+
 TEST_CASE("bench --batch compares the ids of its arms", "[program][prompts]") {
   const Outcome outcome = run({"bench", "-m", kDemoModel, "--batch", "1,3", "--arms", "off,mtp:2:fixed", "--rounds",
                                "1", "-n", "12", "--forced-acceptance", "0.8", "--ignore-eos", "--json", "-"});

@@ -159,6 +159,11 @@ BatchOutcome measure_batches(const Model& model, const ModelFlags& flags, const 
                                    bench.arms[a].name, bench.batches[b], bench.arms[0].name);
         return outcome;
       }
+      if (run.steps == 0) {
+        throw InputError(
+            fmt::format("bench --batch {}: no step had all texts in it, so there is nothing to measure; raise -n",
+                        bench.batches[b]));
+      }
       if (round > 0) runs[b][a].push_back(std::move(run));
     }
   }
