@@ -9,6 +9,7 @@
 
 #include "kernels/base/error.h"
 #include "kernels/base/half.h"
+#include "kernels/formats/block_bytes.h"
 #include "kernels/formats/grid_points.h"
 #include "kernels/formats/grids.h"
 
@@ -75,11 +76,6 @@ struct Group {
   bool minus;  // IQ1: 1/8 is taken away instead of added
 };
 
-void put_u16(uint8_t* p, uint32_t v) {
-  p[0] = static_cast<uint8_t>(v);
-  p[1] = static_cast<uint8_t>(v >> 8);
-}
-
 // The half for a scale, which must not be an infinity.
 uint16_t half_of(float d) {
   return float_to_half(std::clamp(d, -65504.0f, 65504.0f));
@@ -118,6 +114,14 @@ double take_magnitudes(const Points& points, const float* x, float scale, bool e
     }
   }
   return error;
+}
+
+/// take_magnitudes() as best_scale() asks for it. `points` has to stay.
+template <class Points>
+auto by_magnitudes(const Points& points, bool even_signs) {
+  return [&points, even_signs](const float* values, float scale, Group& group) {
+    return take_magnitudes(points, values, scale, even_signs, group);
+  };
 }
 
 /// The same for 8g + delta; values are taken in units of the table's 8 (g + 1).
@@ -181,9 +185,7 @@ void encode_iq2_xxs(const float* x, uint8_t* p) {
   static const NearestPoints points(kIq2XxsGrid, kIq2Levels);
   const uint16_t half = half_for(x, 43, 31, 8);
   put_u16(p, half);
-  const auto take = [](const float* values, float scale, Group& group) {
-    return take_magnitudes(points, values, scale, /*even_signs=*/true, group);
-  };
+  const auto take = by_magnitudes(points, /*even_signs=*/true);
   for (int r = 0; r < 8; ++r) {
     int s;
     Group groups[4];
@@ -197,9 +199,7 @@ void encode_iq2_xs(const float* x, uint8_t* p) {
   static const NearestPoints points(kIq2XsGrid, kIq2Levels);
   const uint16_t half = half_for(x, 43, 31, 8);
   put_u16(p, half);
-  const auto take = [](const float* values, float scale, Group& group) {
-    return take_magnitudes(points, values, scale, /*even_signs=*/true, group);
-  };
+  const auto take = by_magnitudes(points, /*even_signs=*/true);
   for (int run = 0; run < 16; ++run) {
     int s;
     Group groups[4];
@@ -215,9 +215,7 @@ void encode_iq2_s(const float* x, uint8_t* p) {
   static const NearestPoints points(kIq2SGrid, kIq2Levels);
   const uint16_t half = half_for(x, 43, 31, 8);
   put_u16(p, half);
-  const auto take = [](const float* values, float scale, Group& group) {
-    return take_magnitudes(points, values, scale, /*even_signs=*/false, group);
-  };
+  const auto take = by_magnitudes(points, /*even_signs=*/false);
   for (int run = 0; run < 16; ++run) {
     int s;
     Group groups[4];
@@ -236,9 +234,7 @@ void encode_iq3_xxs(const float* x, uint8_t* p) {
   static const NearestPoints points(kIq3XxsGrid, kIq3XxsLevels);
   const uint16_t half = half_for(x, 31, 31, 2);
   put_u16(p, half);
-  const auto take = [](const float* values, float scale, Group& group) {
-    return take_magnitudes(points, values, scale, /*even_signs=*/true, group);
-  };
+  const auto take = by_magnitudes(points, /*even_signs=*/true);
   for (int r = 0; r < 8; ++r) {
     int s;
     Group groups[4];
@@ -252,9 +248,7 @@ void encode_iq3_s(const float* x, uint8_t* p) {
   static const NearestPoints points(kIq3SGrid, kIq3SLevels);
   const uint16_t half = half_for(x, 15, 31, 1);
   put_u16(p, half);
-  const auto take = [](const float* values, float scale, Group& group) {
-    return take_magnitudes(points, values, scale, /*even_signs=*/false, group);
-  };
+  const auto take = by_magnitudes(points, /*even_signs=*/false);
   for (int r = 0; r < 8; ++r) {
     int s;
     Group groups[4];

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/base/error.h"
+#include "kernels/formats/block_bytes.h"
 #include "kernels/formats/grids.h"
 
 namespace foretoken {
@@ -11,32 +12,6 @@ namespace foretoken {
 namespace {
 
 constexpr uint64_t kEachByte = 0x0101010101010101u;
-
-uint16_t u16_at(const uint8_t* p) {
-  uint16_t x;
-  std::memcpy(&x, p, 2);
-  return x;
-}
-uint32_t u32_at(const uint8_t* p) {
-  uint32_t x;
-  std::memcpy(&x, p, 4);
-  return x;
-}
-uint64_t u64_at(const uint8_t* p) {
-  uint64_t x;
-  std::memcpy(&x, p, 8);
-  return x;
-}
-void put_u16(uint8_t* p, uint32_t x) {
-  const auto low = static_cast<uint16_t>(x);
-  std::memcpy(p, &low, 2);
-}
-void put_u32(uint8_t* p, uint32_t x) {
-  std::memcpy(p, &x, 4);
-}
-void put_u64(uint8_t* p, uint64_t x) {
-  std::memcpy(p, &x, 8);
-}
 
 /// Levels of a point's coordinates, a byte each, and back.
 template <class Word, int kCount, int kLevelBits>
@@ -109,10 +84,6 @@ uint64_t spread(uint32_t bits) {
 // And back.
 uint32_t gather(uint64_t bytes) {
   return static_cast<uint32_t>((bytes & kEachByte) * 0x0102040810204080u >> 56);
-}
-
-uint32_t with_eighth_sign(uint32_t signs) {
-  return signs | static_cast<uint32_t>(__builtin_popcount(signs) & 1) << 7;
 }
 
 template <class Table>

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 
+#include "kernels/base/math.h"
 #include "kernels/formats/weight_type.h"
 
 namespace foretoken {
@@ -20,7 +21,7 @@ namespace foretoken {
 ///   IQ1_S    s has bit 3 set where 1/8 is taken away. Two bits of g + 1: value 64n + 16j + 4k + i is bits 2j, 2j+1 of byte
 ///            16n + 4k + i.
 ///   IQ1_M    32 bits, bit l set where 1/8 is added to group l; then g + 1 as in IQ1_S.
-constexpr bool has_levels(WeightType type) {
+FORETOKEN_HD constexpr bool has_levels(WeightType type) {
   switch (type) {
     case WeightType::kIQ3_S:
     case WeightType::kIQ3_XXS:

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 // The grids of IQ1, IQ2 and IQ3 in the host's memory; grid_points.h says what they are.
@@ -11,6 +12,11 @@ template <class Word, int kCount>
 struct Grid {
   Word point[kCount];
 };
+
+/// Signs of a group of which seven bits are stored: the eighth makes their number even.
+inline uint32_t with_eighth_sign(uint32_t signs) {
+  return signs | static_cast<uint32_t>(std::popcount(signs) & 1) << 7;
+}
 
 extern const Grid<uint64_t, 256> kIq2XxsGrid;  // magnitudes 8, 25, 43
 extern const Grid<uint64_t, 512> kIq2XsGrid;

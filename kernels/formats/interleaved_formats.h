@@ -738,67 +738,37 @@ FT_INLINE typename V::Int look_up_three_bits(const std::byte* p) {
   return V::look_up(table, V::template shift16<kCode % 2 * 4>(codes));
 }
 
-template <class V>
-struct Iq2Block {
-  static constexpr int kBlockSize = 256, kLoops = 8, kStreams = 1, kOddBytes = 2, kOffset = 64, kMaxU = 107;
+// IQ2_S and IQ2_XS have sixteen runs, IQ2_XXS eight. Loop n: columns 32n .. 32n+31, whose runs are its chunks.
+template <class V, int kNumRuns>
+struct Iq2 {
+  static constexpr int kBlockSize = 256, kRuns = kNumRuns, kLoops = 8, kStreams = 1;
+  static constexpr int kChunks = kRuns / 8, kSteps = 8 / kChunks;
+  static constexpr int kBlockBytes = 98 + kRuns / 2, kOddBytes = 2, kOffset = 64, kMaxU = 107;
   static constexpr bool kSigned = false, kMins = false;
-};
-
-// IQ2_S and IQ2_XS: sixteen runs.
-template <class V>
-struct Iq2S : Iq2Block<V> {
-  static constexpr int kRuns = 16, kChunks = 2, kSteps = 4, kBlockBytes = 106;
-  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 16>& h) {
+  static FT_INLINE void header(const std::byte* block, int lane, Header<V, kRuns>& h) {
     using Int = typename V::Int;
     h.d = halves_times<V>(block + 2 * lane, 0.125f);
 #pragma GCC unroll 2
-    for (int w = 0; w < 2; ++w) {
+    for (int w = 0; w < kChunks; ++w) {
       Int scales[2];
       odd_scales<V>(word<V>(block + 32 + 4 * lane, w), scales);
 #pragma GCC unroll 8
       for (int run = 0; run < 8; ++run) h.scale[8 * w + run] = widen_scale<V, false>(scales[run % 2], run / 2);
     }
 #pragma GCC unroll 8
-    for (int k = 0; k < 8; ++k) h.pair[k] = offset_pair<V, Iq2Block<V>::kOffset>(h.scale[2 * k], h.scale[2 * k + 1]);
+    for (int k = 0; k < kRuns / 2; ++k) h.pair[k] = offset_pair<V, kOffset>(h.scale[2 * k], h.scale[2 * k + 1]);
   }
   template <int kChunk, int kStep>
   static FT_INLINE int column(int loop, int) {
-    return 32 * loop + 16 * kChunk + 4 * kStep;
+    return 32 * loop + 4 * (kSteps * kChunk + kStep);
   }
   template <int kChunk>
   static FT_INLINE int run(int loop, int) {
-    return 2 * loop + kChunk;
+    return kChunks * loop + kChunk;
   }
   template <int kChunk, int kStep>
   static FT_INLINE void unpack(const std::byte* p, int loop, typename V::Int (&u)[1]) {
-    u[0] = look_up_three_bits<V, 4 * kChunk + kStep>(p + 64 * (2 + 3 * loop));
-  }
-};
-
-template <class V>
-struct Iq2Xxs : Iq2Block<V> {
-  static constexpr int kRuns = 8, kChunks = 1, kSteps = 8, kBlockBytes = 102;
-  static FT_INLINE void header(const std::byte* block, int lane, Header<V, 8>& h) {
-    using Int = typename V::Int;
-    h.d = halves_times<V>(block + 2 * lane, 0.125f);
-    Int scales[2];
-    odd_scales<V>(word<V>(block + 32 + 4 * lane, 0), scales);
-#pragma GCC unroll 8
-    for (int run = 0; run < 8; ++run) h.scale[run] = widen_scale<V, false>(scales[run % 2], run / 2);
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) h.pair[k] = offset_pair<V, Iq2Block<V>::kOffset>(h.scale[2 * k], h.scale[2 * k + 1]);
-  }
-  template <int kChunk, int kStep>
-  static FT_INLINE int column(int loop, int) {
-    return 32 * loop + 4 * kStep;
-  }
-  template <int kChunk>
-  static FT_INLINE int run(int loop, int) {
-    return loop;
-  }
-  template <int kChunk, int kStep>
-  static FT_INLINE void unpack(const std::byte* p, int loop, typename V::Int (&u)[1]) {
-    u[0] = look_up_three_bits<V, kStep>(p + 64 * (1 + 3 * loop));
+    u[0] = look_up_three_bits<V, kSteps * kChunk + kStep>(p + 64 * (kChunks + 3 * loop));
   }
 };
 

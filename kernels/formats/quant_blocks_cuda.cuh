@@ -3,6 +3,7 @@
 #include "kernels/cuda/cuda_language.h"
 #include "kernels/cuda/cuda_matrix.h"
 #include "kernels/cuda/cuda_rows.h"
+#include "kernels/formats/grid_levels.h"
 #include "kernels/formats/grid_points.h"
 #include "kernels/formats/quant_formats.h"
 
@@ -114,19 +115,12 @@ FORETOKEN_HD constexpr bool has_float_runs() {
   return kType == WeightType::kNVFP4;
 }
 
-template <WeightType kType>
-FORETOKEN_HD constexpr bool has_grid() {
-  return kType == WeightType::kIQ3_S || kType == WeightType::kIQ3_XXS || kType == WeightType::kIQ2_S ||
-         kType == WeightType::kIQ2_XS || kType == WeightType::kIQ2_XXS || kType == WeightType::kIQ1_S ||
-         kType == WeightType::kIQ1_M;
-}
-
 /// Values of a block, or of a part of a block of 64 or 128.
 template <WeightType kType>
 FORETOKEN_HD constexpr int block_size_of() {
   return kType == WeightType::kQ2_K || kType == WeightType::kQ3_K || kType == WeightType::kQ4_K ||
                  kType == WeightType::kQ5_K || kType == WeightType::kQ6_K || kType == WeightType::kIQ4_XS ||
-                 kType == WeightType::kTQ1_0 || kType == WeightType::kTQ2_0 || has_grid<kType>()
+                 kType == WeightType::kTQ1_0 || kType == WeightType::kTQ2_0 || has_levels(kType)
              ? 256
              : 32;
 }
@@ -313,7 +307,7 @@ struct LaneBlock<kType, 256> {
         scale[j] = 1;
       }
       d = load_half(plane_of<kType>(row, 2, num_blocks) + b * 2);
-    } else if constexpr (has_grid<kType>()) {
+    } else if constexpr (has_levels(kType)) {
       for (int j = 0; j < 4; ++j) load_grid_run(row, num_blocks, b, 4 * n + j, u, j);
       if constexpr (kType == WeightType::kIQ1_M) {
         const uint2 scales = load_uint2(plane_of<kType>(row, 1, num_blocks) + b * 8);

@@ -1,29 +1,21 @@
 #include "kernels/formats/quant_formats.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <iterator>
 
 #include "kernels/base/error.h"
 #include "kernels/base/half.h"
+#include "kernels/formats/block_bytes.h"
 #include "kernels/formats/grids.h"
 
 namespace foretoken {
 
 namespace {
 
-uint16_t u16_at(const uint8_t* p) {
-  return static_cast<uint16_t>(p[0] | p[1] << 8);
-}
 float half_at(const uint8_t* p) {
   return half_to_float(u16_at(p));
-}
-
-uint32_t u32_at(const uint8_t* p) {
-  return static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 8 | static_cast<uint32_t>(p[2]) << 16 |
-         static_cast<uint32_t>(p[3]) << 24;
 }
 
 // Value i of a 32-value nibble array.
@@ -229,11 +221,6 @@ void unpack_nvfp4(const uint8_t* p, QuantBlock& out) {
 }
 
 // --- Formats with a grid ---
-
-// The eighth of seven stored signs makes their number even.
-uint32_t with_eighth_sign(uint32_t signs) {
-  return signs | static_cast<uint32_t>(std::popcount(signs) & 1) << 7;
-}
 
 // The magnitudes of one group of eight, a byte each, with their signs.
 void put_signed(uint64_t magnitudes, uint32_t signs, int8_t* q) {

@@ -6,6 +6,7 @@
 
 #include "kernels/base/error.h"
 #include "kernels/base/half.h"
+#include "kernels/formats/block_bytes.h"
 #include "kernels/formats/grid_encoder.h"
 #include "kernels/formats/quant_formats.h"
 
@@ -23,11 +24,6 @@ int round_to(float x, int low, int high) {
 
 float ratio(float x, float d) {
   return d == 0 ? 0.0f : x / d;
-}
-
-void put_u16(uint8_t* p, uint16_t v) {
-  p[0] = static_cast<uint8_t>(v);
-  p[1] = static_cast<uint8_t>(v >> 8);
 }
 
 // Stores a scale and returns what it is worth now. Clamped: a block must not hold an infinity.
@@ -363,9 +359,6 @@ void encode_block(WeightType type, const float* x, uint8_t* p) {
 
 // --- Checks ---
 
-uint16_t u16_at(const uint8_t* p) {
-  return static_cast<uint16_t>(p[0] | p[1] << 8);
-}
 bool half_is_finite(const uint8_t* p) {
   return (u16_at(p) & 0x7c00) != 0x7c00;
 }

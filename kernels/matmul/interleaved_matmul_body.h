@@ -503,11 +503,11 @@ FT_INLINE void interleaved_matmul(const QuantMatmul& m) {
     case WeightType::kIQ3_XXS:
       return matmul_format<V, Iq3Xxs<V>>(m);
     case WeightType::kIQ2_S:
-      return matmul_format<V, Iq2S<V>>(m);
+      return matmul_format<V, Iq2<V, 16>>(m);
     case WeightType::kIQ2_XS:
-      return matmul_format<V, Iq2S<V>>(m);
+      return matmul_format<V, Iq2<V, 16>>(m);
     case WeightType::kIQ2_XXS:
-      return matmul_format<V, Iq2Xxs<V>>(m);
+      return matmul_format<V, Iq2<V, 8>>(m);
     case WeightType::kIQ1_S:
       return matmul_format<V, Iq1S<V>>(m);
     case WeightType::kIQ1_M:
