@@ -176,12 +176,7 @@ TEST_CASE("invariance over every weight type at once, shapes that do not interle
     for (const WeightTypeInfo& info : all_weight_types()) spec.types.push_back(info.type);
   }
   SECTION("odd shapes") {
-    spec.hidden_dim = 96;
-    spec.expert_dim = 40;
-    spec.shared_dim = 72;
-    spec.vocab_size = 331;
-    spec.num_experts = 5;
-    spec.experts_per_token = 3;
+    spec.take_odd_shapes();
   }
   SECTION("tied and fused, with scales") {
     spec.tied_head = true;

@@ -44,6 +44,16 @@ struct RandomModel {
   /// All keys and tensors, ready to be written or changed.
   [[nodiscard]] GgufEdit build() const;
   void write(const std::string& path) const { build().write(path); }
+
+  /// Rows of odd groups and blocks, a vocabulary and experts of no round number: nothing interleaves whole.
+  void take_odd_shapes() {
+    hidden_dim = 96;
+    expert_dim = 40;
+    shared_dim = 72;
+    vocab_size = 331;
+    num_experts = 5;
+    experts_per_token = 3;
+  }
 };
 
 /// Every kind of part, and as small as they come: the emulation runs some million threads a second. Six experts.

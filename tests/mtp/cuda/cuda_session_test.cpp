@@ -127,12 +127,7 @@ TEST_CASE("device session: types, shapes and splits of every kind") {
                   WeightType::kQ3_K, WeightType::kIQ4_NL, WeightType::kQ2_K};
   }
   SECTION("odd shapes, 32-bit keys and values") {
-    spec.hidden_dim = 96;
-    spec.expert_dim = 40;
-    spec.shared_dim = 72;
-    spec.vocab_size = 331;
-    spec.num_experts = 5;
-    spec.experts_per_token = 3;
+    spec.take_odd_shapes();
     kv_type = KvType::kF32;
   }
   SECTION("tied head, fused gate and up, one type") {
