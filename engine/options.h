@@ -42,6 +42,7 @@ class Cluster;
 ///   kExperts  the same, but each routed expert whole on one rank
 ///   kLayers   whole layers, the head and the MTP layer on the last rank
 enum class ClusterMode : uint8_t { kRows, kExperts, kLayers };
+inline constexpr ClusterMode kClusterModes[] = {ClusterMode::kRows, ClusterMode::kExperts, ClusterMode::kLayers};
 
 /// Which part of a model one process of a cluster loads.
 struct ShareRequest {

@@ -3,15 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 
 #include "tools/cli/terminal.h"
 
 namespace foretoken {
 
 namespace {
-
-constexpr std::array<ClusterMode, 3> kModes = {ClusterMode::kRows, ClusterMode::kExperts, ClusterMode::kLayers};
 
 struct Bytes {
   double memory = 0, read = 0;
@@ -22,12 +19,6 @@ struct Bytes {
     read += bytes * read_copies;
   }
 };
-
-double count_of(const RowOwners& owners) {
-  int64_t count = 0;
-  for (int rank = 0; rank < owners.num_ranks(); ++rank) count += owners.count(rank);
-  return static_cast<double>(count);
-}
 
 void add_dense(const DenseWeights& w, int64_t inner, int64_t hidden, Bytes& to) {
   to.add(w.gate, inner);
@@ -88,9 +79,9 @@ void add_messages(const RankPlan& plan, const RankPlan::Layer& layer, const Laye
   const double others = 1 - 1.0 / plan.num_ranks();
   const bool has_routed = !w.is_dense();
   const bool whole = plan.mode == ClusterMode::kExperts && has_routed;
-  double values = count_of(layer.mixer) + hidden_dim + count_of(layer.shared_inner);
+  double values = static_cast<double>(layer.mixer.num_rows() + layer.shared_inner.num_rows()) + hidden_dim;
   to.num_messages += 3;
-  if (has_routed) values += w.moe().top_k * (whole ? hidden_dim : count_of(layer.inner));
+  if (has_routed) values += w.moe().top_k * (whole ? hidden_dim : static_cast<double>(layer.inner.num_rows()));
   if (!whole || w.moe().has_shared()) {
     ++to.num_messages;
     values += hidden_dim;
@@ -149,7 +140,7 @@ std::string describe_cluster_costs(const ModelOutline& outline, int num_ranks, c
       "  {:<8} {:>14} {:>14} {:>10} {:>13} {:>13} {:>7}\n",
       num_ranks, speed.latency_s * 1e3, speed.network_bytes_per_s * 8e-9, "", "weights each", "read a token",
       "messages", "sent a token", "of it network", "tok/s");
-  for (const ClusterMode mode : kModes) {
+  for (const ClusterMode mode : kClusterModes) {
     const ClusterCosts costs = cluster_costs(outline, mode, num_ranks);
     const double pass = pass_seconds(costs, speed, 1);
     const double network = costs.num_messages * speed.latency_s + costs.message_bytes / speed.network_bytes_per_s;
@@ -165,7 +156,7 @@ nlohmann::ordered_json cluster_costs_json(const ModelOutline& outline, int num_r
   object["processes"] = num_ranks;
   object["latency_ms"] = speed.latency_s * 1e3;
   object["network_gbit_per_s"] = speed.network_bytes_per_s * 8e-9;
-  for (const ClusterMode mode : kModes) {
+  for (const ClusterMode mode : kClusterModes) {
     const ClusterCosts costs = cluster_costs(outline, mode, num_ranks);
     nlohmann::ordered_json& to = object[std::string(cluster_mode_name(mode))];
     to["weight_bytes"] = costs.memory_bytes;

@@ -115,7 +115,7 @@ class EngineShare {
 };
 
 /// Checks, on all ranks, that they run the same program over the same file, and loads this one's share. Throws
-/// InputError on all ranks if it fails on one. on_loaded: of each rank's host and bandwidth.
+/// InputError on all ranks if it fails on one. hosts, bandwidths: become each rank's.
 [[nodiscard]] Model load_share(Transport& transport, const ClusterMember& member, const std::string& path,
                                LoadOptions options, const ClusterOptions& how, std::vector<std::string>& hosts,
                                std::vector<double>& bandwidths);

@@ -198,13 +198,7 @@ class CpuBackend final : public Backend {
     std::vector<RowRange> ranges;
     for (size_t i = 0; i < groups.size(); ++i) {
       FT_CHECK(groups[i] >= 0 && (i == 0 || groups[i] > groups[i - 1]));
-      const RowRange rows = head_rows_of(groups[i]);
-      if (rows.begin == rows.end) continue;
-      if (!ranges.empty() && ranges.back().end == rows.begin) {
-        ranges.back().end = rows.end;  // a run of neighbouring groups makes items together
-      } else {
-        ranges.push_back(rows);
-      }
+      append_rows(ranges, head_rows_of(groups[i]));  // a run of neighbouring groups makes items together
     }
     draft_items_.set(ranges);
     for (int r = 0; r < logits_rows(options_); ++r) {

@@ -90,13 +90,8 @@ void PassPeers::gather_hidden(float* rows, int num_rows) {
 
 void PassPeers::begin_feed_forward(int layer) {
   layer_ = &plan().layers[static_cast<size_t>(layer)];
-  const auto width = [&](const RowOwners& owners) {
-    int64_t sum = 0;
-    for (int rank = 0; rank < owners.num_ranks(); ++rank) sum += owners.count(rank);
-    return sum;
-  };
-  inner_dim_ = width(layer_->inner);
-  shared_dim_ = width(layer_->shared_inner);
+  inner_dim_ = layer_->inner.num_rows();
+  shared_dim_ = layer_->shared_inner.num_rows();
   inner_begin = inner_dim_ == 0 ? 0 : layer_->inner.begin(rank());
   shared_inner_begin = shared_dim_ == 0 ? 0 : layer_->shared_inner.begin(rank());
   if (!whole_experts || layer_->experts.num_ranks() == 0) return;
@@ -114,15 +109,12 @@ void PassPeers::gather_inner(float* routed, int64_t num_slots, float* shared, in
 
 void PassPeers::gather_partials(float* partials, std::span<const int32_t> experts, float* shared, int num_shared_rows) {
   const int num_ranks = plan().num_ranks();
-  const auto owns = [&](int rank, int32_t expert) {
-    return expert >= layer_->experts.begin(rank) && expert < layer_->experts.end(rank);
-  };
   const Part inner{shared, shared_dim_, num_shared_rows, &layer_->shared_inner};
   int64_t end = 0;
   for (int rank = 0; rank < num_ranks; ++rank) {
     float* at = message_.data() + end;
     for (size_t slot = 0; slot < experts.size(); ++slot) {
-      if (!owns(rank, experts[slot])) continue;
+      if (!layer_->experts.owns(rank, experts[slot])) continue;
       end += hidden_dim_;
       if (rank == this->rank()) at = std::copy_n(partials + static_cast<int64_t>(slot) * hidden_dim_, hidden_dim_, at);
     }
@@ -137,7 +129,7 @@ void PassPeers::gather_partials(float* partials, std::span<const int32_t> expert
     if (rank == this->rank()) continue;
     const float* at = message_.data() + (rank == 0 ? 0 : ends_[static_cast<size_t>(rank) - 1]);
     for (size_t slot = 0; slot < experts.size(); ++slot) {
-      if (!owns(rank, experts[slot])) continue;
+      if (!layer_->experts.owns(rank, experts[slot])) continue;
       std::copy_n(at, hidden_dim_, partials + static_cast<int64_t>(slot) * hidden_dim_);
       at += hidden_dim_;
     }

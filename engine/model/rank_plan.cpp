@@ -24,15 +24,6 @@ std::vector<int64_t> ends_of(int64_t count, const std::vector<double>& shares) {
   return ends;
 }
 
-void append(std::vector<RowRange>& to, const RowRange& range) {
-  if (range.begin == range.end) return;
-  if (!to.empty() && to.back().end == range.begin) {
-    to.back().end = range.end;
-  } else {
-    to.push_back(range);
-  }
-}
-
 /// Groups of heads over ranks: rank r has groups [first, first + count), and of each of them members [begin, end).
 struct GroupShare {
   int first = 0, count = 0;
@@ -78,8 +69,8 @@ void plan_attention(RankPlan& plan, RankPlan::Layer& layer) {
     heads.num_heads = share.count * (share.end - share.begin);
     layer.heads.push_back(heads);
     std::vector<RowRange>& own = columns.emplace_back();
-    append(own, {int64_t{heads.first_head} * shape.head_dim,
-                 (int64_t{heads.first_head} + heads.num_heads) * shape.head_dim});
+    append_rows(own, {int64_t{heads.first_head} * shape.head_dim,
+                      (int64_t{heads.first_head} + heads.num_heads) * shape.head_dim});
   }
   layer.mixer = RowOwners(std::move(columns));
 }
@@ -98,7 +89,8 @@ void plan_delta_net(RankPlan& plan, RankPlan::Layer& layer) {
     }
     std::sort(heads.value_heads.begin(), heads.value_heads.end());
     std::vector<RowRange>& own = columns.emplace_back();
-    for (const int64_t head : heads.value_heads) append(own, {head * shape.state_size, (head + 1) * shape.state_size});
+    for (const int64_t head : heads.value_heads)
+      append_rows(own, {head * shape.state_size, (head + 1) * shape.state_size});
     layer.delta_heads.push_back(std::move(heads));
   }
   layer.mixer = RowOwners(std::move(columns));
@@ -160,9 +152,8 @@ std::string_view cluster_mode_name(ClusterMode mode) {
 
 RowOwners::RowOwners(std::vector<std::vector<RowRange>> ranges) : ranges_(std::move(ranges)) {
   for (const std::vector<RowRange>& own : ranges_) {
-    int64_t count = 0;
-    for (const RowRange& range : own) count += range.end - range.begin;
-    counts_.push_back(count);
+    counts_.push_back(count_rows(own));
+    num_rows_ += counts_.back();
   }
 }
 
@@ -171,7 +162,7 @@ RowOwners RowOwners::split(int64_t num_rows, int64_t unit_rows, const std::vecto
   int64_t begin = 0;
   for (const int64_t units : ends_of((num_rows + unit_rows - 1) / unit_rows, shares)) {
     const int64_t end = std::min(units * unit_rows, num_rows);
-    append(ranges.emplace_back(), {begin, end});
+    append_rows(ranges.emplace_back(), {begin, end});
     begin = end;
   }
   return RowOwners(std::move(ranges));
@@ -221,7 +212,7 @@ RankPlan RankPlan::of(const ModelConfig& config, const ModelWeights& weights, Cl
     const auto unit = RowOwners::split(std::min(kHeadUnitRows, config.vocab_size - begin), kInterleave, plan.shares);
     for (int rank = 0; rank < plan.num_ranks(); ++rank) {
       for (const RowRange& range : unit.of(rank))
-        append(vocab[static_cast<size_t>(rank)], {begin + range.begin, begin + range.end});
+        append_rows(vocab[static_cast<size_t>(rank)], {begin + range.begin, begin + range.end});
     }
   }
   plan.vocab = RowOwners(std::move(vocab));
@@ -253,7 +244,7 @@ namespace {
 
 std::vector<RowRange> scaled(int64_t begin, int64_t end, int64_t by) {
   std::vector<RowRange> rows;
-  append(rows, {begin * by, end * by});
+  append_rows(rows, {begin * by, end * by});
   return rows;
 }
 
@@ -278,13 +269,13 @@ void hold_delta_net(const DeltaNetShape& whole, const RankPlan::DeltaHeads& head
   const int64_t size = whole.state_size, key_dim = whole.key_dim();
   std::vector<RowRange> channels, values, single;
   for (const int64_t base : {int64_t{0}, key_dim}) {
-    append(channels,
-           {base + heads.first_key_head * size, base + (int64_t{heads.first_key_head} + heads.num_key_heads) * size});
+    append_rows(channels, {base + heads.first_key_head * size,
+                           base + (int64_t{heads.first_key_head} + heads.num_key_heads) * size});
   }
   for (const int64_t head : heads.value_heads) {
-    append(channels, {2 * key_dim + head * size, 2 * key_dim + (head + 1) * size});
-    append(values, {head * size, (head + 1) * size});
-    append(single, {head, head + 1});
+    append_rows(channels, {2 * key_dim + head * size, 2 * key_dim + (head + 1) * size});
+    append_rows(values, {head * size, (head + 1) * size});
+    append_rows(single, {head, head + 1});
   }
   load.keep_rows(w.qkv, channels);
   load.keep_rows(w.gate, values);
@@ -292,7 +283,8 @@ void hold_delta_net(const DeltaNetShape& whole, const RankPlan::DeltaHeads& head
   load.keep_rows(w.alpha, single);
   load.keep_rows(w.out, hidden.of(rank));
   std::vector<RowRange> taps;
-  for (const RowRange& range : channels) append(taps, {range.begin * whole.conv_taps, range.end * whole.conv_taps});
+  for (const RowRange& range : channels)
+    append_rows(taps, {range.begin * whole.conv_taps, range.end * whole.conv_taps});
   load.keep_values(w.conv, taps);
   load.keep_values(w.dt, single);
   load.keep_values(w.a, single);

@@ -26,6 +26,7 @@ class RowOwners {
 
   [[nodiscard]] int num_ranks() const { return static_cast<int>(ranges_.size()); }
   [[nodiscard]] const std::vector<RowRange>& of(int rank) const { return ranges_[static_cast<size_t>(rank)]; }
+  [[nodiscard]] int64_t num_rows() const { return num_rows_; }  // of all ranks
   [[nodiscard]] int64_t count(int rank) const { return counts_[static_cast<size_t>(rank)]; }
   /// Of a rank with one range or none: where it begins.
   [[nodiscard]] int64_t begin(int rank) const { return of(rank).empty() ? 0 : of(rank).front().begin; }
@@ -38,6 +39,7 @@ class RowOwners {
  private:
   std::vector<std::vector<RowRange>> ranges_;
   std::vector<int64_t> counts_;
+  int64_t num_rows_ = 0;
 };
 
 /// Who computes what of a model. Every rank makes the same plan from the file's headers and the same shares.

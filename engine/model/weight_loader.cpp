@@ -155,8 +155,7 @@ void WeightLoader::matrices(const std::string& name, int64_t num_cols,
 void WeightLoader::picked_rows(const std::string& name, int64_t tensor_rows, int64_t num_cols,
                                std::vector<RowRange> rows, MatrixView& to) {
   guarded([&] {
-    int64_t num_rows = 0;
-    for (const RowRange& range : rows) num_rows += range.end - range.begin;
+    const int64_t num_rows = count_rows(rows);
     Job& job = declare(find(name, {num_cols, tensor_rows}), num_rows, num_rows, num_cols, /*in_place=*/false, {&to});
     if (job.from.layout == Layout::kInterleaved)
       fail(name, "is interleaved, and some rows of it are needed by themselves; repack the original file again");
@@ -318,8 +317,7 @@ WeightLoader::Job& WeightLoader::own_job(MatrixView& matrix) {
 
 // `rows`: of the tensor.
 void WeightLoader::take_rows(Job& job, std::vector<RowRange> rows, int64_t granule_rows) {
-  int64_t num_rows = 0;
-  for (const RowRange& range : rows) num_rows += range.end - range.begin;
+  const int64_t num_rows = count_rows(rows);
   const MatrixView whole = job.whole();
   const bool contiguous = rows.size() <= 1;
   const RowRange first = rows.empty() ? RowRange{} : rows.front();
@@ -356,32 +354,20 @@ void WeightLoader::keep_rows(MatrixView& matrix, const std::vector<RowRange>& ro
   for (const RowRange& range : rows) {
     for (int64_t r = range.begin; r < range.end; ++r) {
       const int64_t row = job.tensor_row(r);
-      if (!in_tensor.empty() && in_tensor.back().end == row) {
-        ++in_tensor.back().end;
-      } else {
-        in_tensor.push_back({row, row + 1});
-      }
+      append_rows(in_tensor, {row, row + 1});
     }
   }
-  int64_t num_rows = 0;
-  for (const RowRange& range : in_tensor) num_rows += range.end - range.begin;
+  const int64_t num_rows = count_rows(in_tensor);
   take_rows(job, std::move(in_tensor), num_rows);
 }
 
 void WeightLoader::keep_rows(ExpertMatrices& part, const RowRange& experts, const std::vector<RowRange>& rows) {
   Job& job = own_job(part.all);
   std::vector<RowRange> in_tensor;
-  int64_t num_rows = 0;
-  for (const RowRange& range : rows) num_rows += range.end - range.begin;
+  const int64_t num_rows = count_rows(rows);
   for (int64_t e = experts.begin; e < experts.end; ++e) {
     const int64_t base = e * part.stride_rows + part.first_row;
-    for (const RowRange& range : rows) {
-      if (!in_tensor.empty() && in_tensor.back().end == base + range.begin) {
-        in_tensor.back().end = base + range.end;
-      } else {
-        in_tensor.push_back({base + range.begin, base + range.end});
-      }
-    }
+    for (const RowRange& range : rows) append_rows(in_tensor, {base + range.begin, base + range.end});
   }
   take_rows(job, std::move(in_tensor), num_rows);
   part.stride_rows = part.num_rows = num_rows;
@@ -391,8 +377,7 @@ void WeightLoader::keep_rows(ExpertMatrices& part, const RowRange& experts, cons
 void WeightLoader::keep_values(VectorView& vector, std::vector<RowRange> values) {
   const auto found = std::find_if(vectors_.begin(), vectors_.end(), [&](const Vector& v) { return v.to == &vector; });
   FT_CHECK(found != vectors_.end());
-  vector.count = 0;
-  for (const RowRange& range : values) vector.count += range.end - range.begin;
+  vector.count = count_rows(values);
   if (values.empty()) values.push_back({0, 0});
   found->kept = std::move(values);
 }

@@ -111,6 +111,21 @@ thread_local OwnCpus own_cpus;
 
 }  // namespace
 
+int64_t count_rows(std::span<const RowRange> ranges) {
+  int64_t count = 0;
+  for (const RowRange& range : ranges) count += range.count();
+  return count;
+}
+
+void append_rows(std::vector<RowRange>& ranges, const RowRange& range) {
+  if (range.begin == range.end) return;
+  if (!ranges.empty() && ranges.back().end == range.begin) {
+    ranges.back().end = range.end;
+  } else {
+    ranges.push_back(range);
+  }
+}
+
 NumaNodes::NumaNodes(std::vector<NumaNode> nodes) {
   if (nodes.size() <= 1) return;
   nodes_ = std::move(nodes);

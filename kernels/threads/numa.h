@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -15,7 +16,11 @@ struct NumaNode {
 /// Rows [begin, end) of a matrix.
 struct RowRange {
   int64_t begin = 0, end = 0;
+  [[nodiscard]] int64_t count() const { return end - begin; }
 };
+[[nodiscard]] int64_t count_rows(std::span<const RowRange> ranges);
+/// Puts `range` behind those before it; where it begins at their end, it lengthens the last one. An empty one is left out.
+void append_rows(std::vector<RowRange>& ranges, const RowRange& range);
 
 /// Over what a team of threads and the weights are laid, in proportion to the nodes' processors: the members of a team
 /// and the rows of every matrix, in the same order, so that a member reads what lies beside it.

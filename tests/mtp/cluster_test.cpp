@@ -29,8 +29,6 @@ constexpr int kStride = 29;
 constexpr int kStride = 4;
 #endif
 
-constexpr ClusterMode kModes[] = {ClusterMode::kRows, ClusterMode::kExperts, ClusterMode::kLayers};
-
 Axes axes_of_ranks(bool has_mtp) {
   Axes axes;
   if (has_mtp) axes.k = {0, 1, 3, 8};
@@ -59,7 +57,7 @@ TEST_CASE("invariance over ranks of a cluster: rows, experts and layers") {
   Matrix matrix(matrix_model(architecture), /*prompt_tokens=*/34, /*new_tokens=*/16);
   const auto settings = covering_settings(axes_of_ranks(matrix.has_mtp()));
   int first = 0;
-  for (const ClusterMode mode : kModes) {
+  for (const ClusterMode mode : kClusterModes) {
     for (const int num_ranks : {1, 2, 3, 4}) {
       INFO(architecture << ", " << cluster_mode_name(mode) << " over " << num_ranks);
       // Other settings for each, so that all of them come up.
@@ -78,12 +76,7 @@ TEST_CASE("invariance over unequal shares, fused and odd tensors, scales, and fi
     load.repack = false;
   }
   SECTION("odd shapes") {
-    spec.hidden_dim = 96;
-    spec.expert_dim = 40;
-    spec.shared_dim = 72;
-    spec.vocab_size = 331;
-    spec.num_experts = 5;
-    spec.experts_per_token = 3;
+    spec.take_odd_shapes();
   }
   SECTION("fused, biased, scaled") {
     spec.fused_gate_up = spec.architecture != "llama";
@@ -105,7 +98,7 @@ TEST_CASE("invariance over unequal shares, fused and odd tensors, scales, and fi
   axes.isas = {best_isa()};
   const auto settings = covering_settings(axes);
   int first = 0;
-  for (const ClusterMode mode : kModes) {
+  for (const ClusterMode mode : kClusterModes) {
     for (const std::vector<double>& shares : {std::vector<double>{3, 1}, {1, 0.1, 4}, {1, 1, 5, 2}}) {
       INFO(cluster_mode_name(mode) << " over " << shares.size());
       ThreadCluster threads(static_cast<int>(shares.size()));
@@ -146,7 +139,7 @@ TEST_CASE("a sequence's saved bytes are the same on any number of ranks, and go 
   };
   // What a window left behind where it was taken back differs in nobody: the same rows were computed.
   const std::vector<std::byte> first = go_on(alone, nullptr, {}), second = go_on(alone, nullptr, first);
-  for (const ClusterMode mode : kModes) {
+  for (const ClusterMode mode : kClusterModes) {
     for (const int num_ranks : {2, 3}) {
       INFO(cluster_mode_name(mode) << " over " << num_ranks);
       ThreadCluster threads(num_ranks);
@@ -162,7 +155,7 @@ TEST_CASE("a rank reads its share of the weights, and gathers at most four times
   const test::TempFolder folder;
   spec.write(folder.file("model.gguf"));
   const size_t whole = Model::load(folder.file("model.gguf"), {}).weights().bytes_to_load;
-  for (const ClusterMode mode : kModes) {
+  for (const ClusterMode mode : kClusterModes) {
     INFO(cluster_mode_name(mode));
     ThreadCluster threads(2);
     const Model model = threads.cluster().load(folder.file("model.gguf"), {}, {mode, equal_shares(2)});

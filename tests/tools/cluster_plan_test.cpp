@@ -18,8 +18,6 @@ using test::RandomModel;
 using test::TempFolder;
 using test::ThreadCluster;
 
-constexpr ClusterMode kModes[] = {ClusterMode::kRows, ClusterMode::kExperts, ClusterMode::kLayers};
-
 TEST_CASE("what a cluster is said to cost is what a token exchanges there", "[cluster]") {
   RandomModel spec = test::matrix_model(GENERATE("qwen35moe", "qwen3moe", "llama"));
   spec.mtp = false;
@@ -28,7 +26,7 @@ TEST_CASE("what a cluster is said to cost is what a token exchanges there", "[cl
   spec.write(folder.file("model.gguf"));
   const ModelFile opened = open_model(folder.file("model.gguf"), "");
   const ModelOutline outline = Model::outline(opened.file);
-  for (const ClusterMode mode : kModes) {
+  for (const ClusterMode mode : kClusterModes) {
     INFO(spec.architecture << ", " << cluster_mode_name(mode));
     const ClusterCosts costs = cluster_costs(outline, mode, 2);
     ThreadCluster threads(2);
