@@ -7,6 +7,7 @@
 #include <net/if.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -47,12 +48,22 @@ struct Greeting {
   char host[64] = {};
 };
 
+enum class Leaving : uint8_t {
+  kStays,
+  kLeaves,      // and that is no fault
+  kEndsOthers,  // has said what there is to say; who hears it ends
+};
+
 /// What each end says every half second.
 struct Beat {
   uint64_t steps = 0;
   uint8_t waits = 0;
-  uint8_t leaves = 0;  // goes, and that is no fault
+  Leaving leaving = Leaving::kStays;
 };
+
+/// A process that finds that it was stopped for so long may have been given up by the others, and tells for so long
+/// nobody of those that it does not find any more.
+constexpr double kStoppedSeconds = Watchdog::kSilenceSeconds - 1, kComesToSeconds = 2;
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -110,8 +121,8 @@ struct Watchdog::Impl {
   };
 
   Impl(Transport& transport, const Activity& its_activity, std::function<void(const std::string&)> loss)
-      : activity(its_activity), on_loss(std::move(loss)), is_root(transport.rank() == 0) {
-    if (is_root) {
+      : activity(its_activity), on_loss(std::move(loss)), rank(transport.rank()) {
+    if (is_root()) {
       meet_followers(transport);
     } else {
       meet_root(transport);
@@ -120,12 +131,16 @@ struct Watchdog::Impl {
       ::fcntl(peer.fd, F_SETFL, ::fcntl(peer.fd, F_GETFL) | O_NONBLOCK);
       peer.heard = peer.got_on = Clock::now();
     }
+    // The handler of a signal may wait for what this thread finds.
+    sigset_t all, before;
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_SETMASK, &all, &before);
     thread = std::thread([this] { watch(); });
+    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
 
   ~Impl() {
-    leaves = true;
-    if (thread.joinable()) thread.join();
+    end(Leaving::kLeaves);
     for (const Peer& peer : peers) ::close(peer.fd);
   }
 
@@ -207,16 +222,28 @@ struct Watchdog::Impl {
     if (records[0].failed) throw InputError(fmt::format("{}: waited in vain for the other hosts", records[0].host));
   }
 
+  [[nodiscard]] bool is_root() const { return rank == 0; }
+  [[nodiscard]] bool leaves() const { return leaving != Leaving::kStays; }
+
+  void end(Leaving how) {
+    if (!thread.joinable()) return;
+    leaving = how;
+    thread.join();
+  }
+
   void watch() {
-    while (true) {
-      const bool last = leaves;
-      say(last);
-      if (last) return;
+    for (auto before = Clock::now();; before = Clock::now()) {
+      const Leaving now = leaving;
+      say(now);
+      if (now != Leaving::kStays) return;
       std::vector<pollfd> waiting;
       for (const Peer& peer : peers) waiting.push_back({peer.has_left ? -1 : peer.fd, POLLIN, 0});
       const auto begin = Clock::now();
-      for (int left = kBeatMs; left > 0 && !leaves; left = kBeatMs - static_cast<int>(seconds_since(begin) * 1000)) {
-        if (::poll(waiting.data(), waiting.size(), std::min(left, 50)) <= 0) continue;
+      for (int left = kBeatMs; left > 0 && !leaves(); left = kBeatMs - static_cast<int>(seconds_since(begin) * 1000)) {
+        const int num_ready = ::poll(waiting.data(), waiting.size(), std::min(left, 50));
+        if (seconds_since(before) > kStoppedSeconds) come_to();
+        before = Clock::now();
+        if (num_ready <= 0) continue;
         for (size_t i = 0; i < peers.size(); ++i) {
           if (waiting[i].revents != 0) read_beats(peers[i]);
           if (peers[i].has_left) waiting[i].fd = -1;
@@ -226,19 +253,27 @@ struct Watchdog::Impl {
     }
   }
 
-  void say(bool last) const {
-    const Beat beat{activity.steps, activity.waits, last};
+  // This process was stopped, so it is no wonder that it heard nothing.
+  void come_to() {
+    came_to = Clock::now();
+    for (Peer& peer : peers) peer.heard = peer.got_on = came_to;
+  }
+
+  void say(Leaving leaving) const {
+    const Beat beat{activity.steps, activity.waits, leaving};
     // A peer that does not read for long is silent as well.
     for (const Peer& peer : peers) {
       if (!peer.has_left) (void)::send(peer.fd, &beat, sizeof beat, MSG_NOSIGNAL | MSG_DONTWAIT);
     }
   }
 
+  // A follower other than the first says nothing and lets rank 0 find that it has gone.
   void lose(const Peer& peer, const std::string& what) {
-    if (leaves) return;
-    if (is_root) say(/*last=*/true);  // so that the others do not report this process
-    on_loss(is_root ? fmt::format("{} (rank {} of the cluster) {}", peer.host, peer.rank, what)
-                    : fmt::format("{} (rank 0 of the cluster) {}", peer.host, what));
+    if (leaves()) return;
+    const bool is_given_up = seconds_since(came_to) < kComesToSeconds;
+    const bool speaks = rank <= 1 && !is_given_up;
+    if (speaks) say(Leaving::kEndsOthers);
+    on_loss(speaks ? fmt::format("{} (rank {} of the cluster) {}", peer.host, peer.rank, what) : "");
   }
 
   void read_beats(Peer& peer) {
@@ -258,30 +293,37 @@ struct Watchdog::Impl {
       peer.heard = Clock::now();
       if (beat.steps != peer.last.steps || beat.waits != 0) peer.got_on = peer.heard;
       peer.last = beat;
-      if (beat.leaves != 0) peer.has_left = true;
+      if (beat.leaving != Leaving::kStays) peer.has_left = true;
+      if (beat.leaving == Leaving::kEndsOthers && !leaves()) on_loss("");
     }
   }
 
   void judge(const Peer& peer) {
     if (peer.has_left) return;
-    if (seconds_since(peer.heard) > kSilenceSeconds) {
+    // Who does not say so leaves the word to rank 1: mpirun ends all as soon as one has gone.
+    if (seconds_since(peer.heard) > (rank <= 1 ? kSilenceSeconds : kSilenceSeconds + 1)) {
       lose(peer, fmt::format("has been silent for {:.0f} seconds: it was stopped, or cannot be reached any more",
                              kSilenceSeconds));
-    } else if (is_root && seconds_since(peer.got_on) > kNoProgressSeconds) {
+    } else if (is_root() && seconds_since(peer.got_on) > kNoProgressSeconds) {
       lose(peer, fmt::format("has not got on with its work for {:.0f} seconds", kNoProgressSeconds));
     }
   }
 
   const Activity& activity;
   const std::function<void(const std::string&)> on_loss;
-  const bool is_root;
+  const int rank;
   std::vector<Peer> peers;
-  std::atomic<bool> leaves{false};
+  Clock::time_point came_to = Clock::now() - std::chrono::hours(1);
+  std::atomic<Leaving> leaving{Leaving::kStays};
   std::thread thread;
 };
 
 Watchdog::Watchdog(Transport& transport, const Activity& activity, std::function<void(const std::string&)> on_loss)
     : impl_(std::make_unique<Impl>(transport, activity, std::move(on_loss))) {}
 Watchdog::~Watchdog() = default;
+
+void Watchdog::end_others() {
+  impl_->end(Leaving::kEndsOthers);
+}
 
 }  // namespace foretoken

@@ -20,17 +20,23 @@ struct Activity {
 /// rank has a connection of its own with rank 0, beside those that messages take, and a thread that says twice a
 /// second that it lives and how far it is. A connection that ends, or is silent for kSilenceSeconds, ends everything, and
 /// so does a follower that has had work for kNoProgressSeconds without getting on with it.
+///
+/// Who finds it says so and tells the others to end without a word. Whoever was stopped for so long that the others have
+/// given it up ends without a word as well, once it goes on.
 class Watchdog {
  public:
   static constexpr double kSilenceSeconds = 6;
   static constexpr double kNoProgressSeconds = 120;
 
-  /// Connects the ranks, all of which make one at the same time. on_loss(line) is called from the watchdog's thread, on
-  /// rank 0 with one line that names the host and on the others with one that says so of rank 0's; it has to end the
-  /// process. Throws InputError if a rank cannot reach rank 0. `activity` stays.
+  /// Connects the ranks, all of which make one at the same time. on_loss(line) is called from the watchdog's thread, which
+  /// handles no signals, and has to end the process: on rank 0 with one line that names the host, on rank 1 with one that
+  /// names rank 0's, and with an empty one where another process says it. Throws InputError if a rank cannot reach rank 0.
+  /// `activity` stays.
   Watchdog(Transport& transport, const Activity& activity, std::function<void(const std::string& line)> on_loss);
   /// From here on the others may go. The last thing that a process does with the cluster.
   ~Watchdog();
+  /// Ends all other processes, without a word. This one has to end itself at once.
+  void end_others();
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
 

@@ -7,16 +7,22 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <thread>
 
 #include "engine/cluster/watchdog.h"
 #include "engine/part_file.h"
 #include "engine/text/utf8.h"
 #include "kernels/base/error.h"
 #include "tools/cli/command_line.h"
+#include "tools/cli/interruption.h"
 #include "tools/cli/model_flags.h"
 #include "tools/cli/summary.h"
 #include "tools/cli/terminal.h"
@@ -24,6 +30,7 @@
 #include "tools/commands.h"
 #ifdef FORETOKEN_HAVE_MPI
 #include "engine/cluster/mpi_transport.h"
+#include "engine/cluster/protocol.h"
 #endif
 
 namespace foretoken {
@@ -40,6 +47,96 @@ int number_in(const char* variable) {
 #ifdef FORETOKEN_HAVE_MPI
 
 constexpr std::array<std::string_view, 5> kCommands = {"decode", "chat", "serve", "bench", "eval"};
+
+using Clock = std::chrono::steady_clock;
+
+// What mpirun does to the others when a process dies follows its death by less than this.
+constexpr std::chrono::milliseconds kAfterDeath{300};
+
+int rank_of_mpirun() {
+  return std::max(number_in("OMPI_COMM_WORLD_RANK"), number_in("PMI_RANK"));
+}
+
+/// Why the first process ends of itself, for whoever finds meanwhile that another one is lost: there is one line.
+class OwnError {
+ public:
+  void set(const std::string& message) {
+    const std::lock_guard lock(mutex_);
+    message_ = message + "; besides, ";
+  }
+  [[nodiscard]] std::string get() const {
+    const std::lock_guard lock(mutex_);
+    return message_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::string message_;
+};
+
+OwnError own_error;
+
+[[noreturn]] void end_at_once(int exit_code) {
+  std::fflush(nullptr);
+  remove_part_files();
+  ::_exit(exit_code);
+}
+
+/// line: of the watchdog; empty where another process says it.
+[[noreturn]] void end_on_loss(int rank, const std::string& line) {
+  // After Ctrl-C mpirun ends all processes, in no order.
+  const bool is_interrupted = time_since_signal() > kAfterDeath;
+  if (line.empty() || (is_interrupted && rank != 0)) end_at_once(kExitInput);
+  if (is_interrupted) {
+    print_message("foretoken: interrupted\n");
+    end_at_once(kExitInterrupted);
+  }
+  print_message("foretoken: {}{}\n", own_error.get(), line);
+  end_at_once(kExitInput);
+}
+
+/// Ends this process if the others have not come together with it in time: MPI waits for ever for one that was stopped
+/// while it started.
+class StartLimit {
+ public:
+  explicit StartLimit(int rank) : rank_(rank), thread_([this] { wait(); }) {}
+  ~StartLimit() {
+    {
+      const std::lock_guard lock(mutex_);
+      is_over_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+  StartLimit(const StartLimit&) = delete;
+  StartLimit& operator=(const StartLimit&) = delete;
+
+ private:
+  static constexpr std::chrono::seconds kLimit{30}, kLaterThanFirst{3};
+
+  void wait() {
+    // The second process speaks where it is the first one that does not come.
+    const auto end = Clock::now() + kLimit + (rank_ == 0 ? std::chrono::seconds(0) : kLaterThanFirst);
+    std::unique_lock lock(mutex_);
+    if (changed_.wait_until(lock, end, [this] { return is_over_; })) return;
+    // Later still: it was this process that was stopped, and others have said so.
+    const bool was_stopped = Clock::now() > end + kLaterThanFirst / 3;
+    if (rank_ <= 1 && !was_stopped) {
+      print_message(
+          "foretoken: {} (rank {} of the cluster) has waited in vain for the other processes to start: one was "
+          "stopped, "
+          "or its host cannot be reached\n",
+          host_name(), rank_);
+    }
+    end_at_once(kExitInput);
+  }
+
+  const int rank_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool is_over_ = false;
+  std::thread thread_;
+};
 
 // Open MPI keeps each process on one core, as suits programs that have a process a core. One that is alone on its host
 // has it for itself; several share the cores as they were dealt out.
@@ -88,44 +185,53 @@ int processes_of_mpirun() {
 
 int run_in_cluster(int argc, const char* const* argv, const std::function<int()>& run_command) {
   use_all_cores();
+  const int rank = rank_of_mpirun();
+  if (rank == 0) {
+    delay_interrupts(kAfterDeath);
+  } else {
+    only_note_signals();  // the first process hears of it too, and ends the others
+  }
   static Activity activity;
+  std::optional<StartLimit> start_limit(rank);
   std::unique_ptr<Transport> transport = start_mpi(activity);
-  const bool is_root = transport->rank() == 0;
-  if (!is_root) {
-    // The first process hears of it too, and ends the others.
-    for (const int number : {SIGINT, SIGTERM, SIGHUP}) signal(number, SIG_IGN);
+  FT_CHECK_EQ(transport->rank(), rank);
+  std::optional<Watchdog> watchdog;
+  try {
+    watchdog.emplace(*transport, activity, [rank](const std::string& line) { end_on_loss(rank, line); });
+  } catch (const InputError&) {
+    if (rank > 0) return 0;  // rank 0 says it
+    throw;
   }
-  const bool speaks_for_followers = transport->rank() == 1;
-  const auto on_loss = [is_root, speaks_for_followers](const std::string& line) {
-    if (is_root || speaks_for_followers) print_message("foretoken: {}\n", line);
-    remove_part_files();
-    ::_exit(kExitInput);
-  };
-  if (!is_root) {
-    try {
-      const Watchdog watchdog(*transport, activity, on_loss);
-      const std::unique_ptr<Transport> watched = std::move(transport);
-      follow(*watched, member_of(argc, argv), [] { activity.steps.fetch_add(1, std::memory_order_relaxed); });
-      return 0;
-    } catch (const InputError&) {
-      return 0;  // rank 0 says it
-    }
-  }
-  const Watchdog watchdog(*transport, activity, on_loss);
+  start_limit.reset();
   // Goes before the watchdog does: the end of MPI waits for all ranks, one that stands still too.
   const std::unique_ptr<Transport> watched = std::move(transport);
+  if (rank > 0) {
+    try {
+      follow(*watched, member_of(argc, argv), [] { activity.steps.fetch_add(1, std::memory_order_relaxed); });
+    } catch (const InputError&) {  // the same
+    }
+    return 0;
+  }
   Cluster cluster(*watched, member_of(argc, argv));
-  const std::string_view name = argc > 1 ? argv[1] : "";
-  if (std::find(kCommands.begin(), kCommands.end(), name) == kCommands.end())
-    throw UsageError(fmt::format("{}: runs in one process; start it without mpirun", printable(name)));
-  current = &cluster;
   try {
+    const std::string_view name = argc > 1 ? argv[1] : "";
+    if (std::find(kCommands.begin(), kCommands.end(), name) == kCommands.end())
+      throw UsageError(fmt::format("{}: runs in one process; start it without mpirun", printable(name)));
+    current = &cluster;
     const int result = run_command();
     current = nullptr;
     if (const std::string line = describe_traffic(cluster.traffic()); !line.empty()) print_message("{}", line);
-    return result;
-  } catch (...) {
+    if (!interrupted()) return result;
+    // mpirun ends all, and MPI's own end would wait for it.
+    watchdog->end_others();
+    end_at_once(result);
+  } catch (const Interrupted& error) {
+    print_message("foretoken: {}\n", error.what());
+    watchdog->end_others();
+    end_at_once(kExitInterrupted);
+  } catch (const std::exception& error) {
     current = nullptr;
+    own_error.set(error.what());
     throw;
   }
 }

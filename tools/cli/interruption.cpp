@@ -1,6 +1,7 @@
 #include "tools/cli/interruption.h"
 
 #include <signal.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <array>
@@ -17,9 +18,22 @@ namespace {
 
 std::atomic<bool> interrupt_flag{false};
 std::atomic<bool> is_polled{false};
-static_assert(std::atomic<bool>::is_always_lock_free, "a signal handler may only touch lock-free atomics");
+std::atomic<int64_t> signalled_ns{0};  // of the monotonic clock; 0: never
+std::atomic<int64_t> delay_ns{0};
+static_assert(std::atomic<int64_t>::is_always_lock_free && std::atomic<bool>::is_always_lock_free,
+              "a signal handler may only touch lock-free atomics");
 
-// Handlers may call write, unlink, fstat and _exit, and nothing that allocates.
+// Handlers may call write, unlink, fstat, clock_gettime, nanosleep and _exit, and nothing that allocates.
+
+int64_t now_ns() {
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+}
+
+void note_signal(int) {
+  signalled_ns = now_ns();
+}
 
 void write_error(const char* text) {
   size_t left = std::strlen(text);
@@ -51,8 +65,11 @@ void begin_line() {
   if (::isatty(STDERR_FILENO) == 1) write_error("\r\033[K");
 }
 
-void on_interrupt(int) {
+void on_interrupt(int number) {
+  note_signal(number);
   if (is_polled && !interrupt_flag.exchange(true)) return;
+  const timespec delay{delay_ns / 1'000'000'000, delay_ns % 1'000'000'000};
+  ::nanosleep(&delay, nullptr);
   begin_line();
   write_error("foretoken: interrupted\n");
   end(kExitInterrupted);
@@ -82,11 +99,9 @@ void on_bus_error(int, siginfo_t* info, void*) {
   end(kExitInput);
 }
 
-}  // namespace
-
-void catch_signals() {
+void handle_ends(void (*handler)(int)) {
   struct sigaction action = {};
-  action.sa_handler = on_interrupt;
+  action.sa_handler = handler;
   sigemptyset(&action.sa_mask);
   for (const int number : {SIGINT, SIGTERM, SIGHUP}) sigaddset(&action.sa_mask, number);
   for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
@@ -94,11 +109,30 @@ void catch_signals() {
     ::sigaction(number, nullptr, &inherited);
     if (inherited.sa_handler != SIG_IGN) ::sigaction(number, &action, nullptr);
   }
+}
+
+}  // namespace
+
+void catch_signals() {
+  handle_ends(on_interrupt);
   struct sigaction bus_action = {};
   bus_action.sa_sigaction = on_bus_error;
   bus_action.sa_flags = SA_SIGINFO;
   sigemptyset(&bus_action.sa_mask);
   ::sigaction(SIGBUS, &bus_action, nullptr);
+}
+
+void delay_interrupts(std::chrono::milliseconds delay) {
+  delay_ns = std::chrono::nanoseconds(delay).count();
+}
+
+void only_note_signals() {
+  handle_ends(note_signal);
+}
+
+std::chrono::nanoseconds time_since_signal() {
+  const int64_t at = signalled_ns;
+  return std::chrono::nanoseconds(at == 0 ? -1 : now_ns() - at);
 }
 
 PolledInterrupts::PolledInterrupts() {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 
 namespace foretoken {
 
@@ -13,6 +14,14 @@ namespace foretoken {
 /// keeping. Where something is worth keeping, a PolledInterrupts says that interrupted() is asked instead; a second
 /// signal ends the program at once there too.
 void catch_signals();
+
+/// In a process of a cluster a signal often follows the end of another one, and who knows which one is to say it: a
+/// signal that ends the program at once waits for so long first.
+void delay_interrupts(std::chrono::milliseconds delay);
+/// From here on SIGINT, SIGTERM and SIGHUP do nothing but count for time_since_signal().
+void only_note_signals();
+/// Since the last of these signals; negative: none has come.
+[[nodiscard]] std::chrono::nanoseconds time_since_signal();
 
 /// While one lives, the first signal only sets interrupted(). REQUIRES: one at a time.
 class PolledInterrupts {
