@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 namespace foretoken {
 
@@ -25,6 +26,8 @@ class Transport {
 
   /// `bytes` of rank 0 to all.
   virtual void broadcast(std::span<std::byte> bytes) = 0;
+  /// The same where only rank 0 knows how many there are: the others' become as many.
+  virtual void broadcast_message(std::vector<std::byte>& bytes) = 0;
   /// Rank r gives bytes [ends[r - 1], ends[r]) of `all`, which lie there when it calls, and gets the others'.
   virtual void all_gather(std::byte* all, std::span<const int64_t> ends) = 0;
   virtual void send(int to, std::span<const std::byte> bytes) = 0;

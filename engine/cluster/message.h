@@ -62,28 +62,14 @@ class Message {
     return std::span(bytes_).subspan(at_ - count, count);
   }
 
-  /// From rank 0 to all: a short message is one broadcast, a longer one two.
+  /// From rank 0 to all.
   void broadcast(Transport& transport) {
-    constexpr size_t kFirstBytes = 1024;
-    size_t size = bytes_.size();
-    first_.assign(kFirstBytes, std::byte{0});
-    const bool sends = transport.rank() == 0;
-    if (sends) {
-      std::memcpy(first_.data(), &size, sizeof size);
-      std::memcpy(first_.data() + sizeof size, bytes_.data(), std::min(size, kFirstBytes - sizeof size));
-    }
-    transport.broadcast(first_);
-    std::memcpy(&size, first_.data(), sizeof size);
-    if (!sends) {
-      bytes_.resize(size);
-      std::memcpy(bytes_.data(), first_.data() + sizeof size, std::min(size, kFirstBytes - sizeof size));
-      at_ = 0;
-    }
-    if (size > kFirstBytes - sizeof size) transport.broadcast(std::span(bytes_).subspan(kFirstBytes - sizeof size));
+    transport.broadcast_message(bytes_);
+    if (transport.rank() != 0) at_ = 0;
   }
 
  private:
-  std::vector<std::byte> bytes_, first_;
+  std::vector<std::byte> bytes_;
   size_t at_ = 0;
 };
 

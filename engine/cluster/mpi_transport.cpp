@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <optional>
@@ -51,7 +52,7 @@ class MpiTransport final : public Transport {
   int num_ranks() const override { return num_ranks_; }
 
   void broadcast(std::span<std::byte> bytes) override {
-    const Call call(*this, rank_ == 0 ? 0 : bytes.size());
+    const Call call(*this, rank_ == 0 ? 0 : bytes.size(), board_.has_value());
     if (board_) return board_->broadcast(bytes);
     if (rank_ == 0) {
       for (int to = 1; to < num_ranks_; ++to) begin_send(to, bytes, kCommandTag);
@@ -61,13 +62,35 @@ class MpiTransport final : public Transport {
     finish();
   }
 
+  // A short message is one packet, a longer one two.
+  void broadcast_message(std::vector<std::byte>& bytes) override {
+    if (board_) {
+      const Call call(*this, 0, /*is_on_board=*/true);
+      board_->broadcast_message(bytes);
+      if (rank_ != 0) totals_.bytes_received += static_cast<int64_t>(bytes.size());
+      return;
+    }
+    size_t size = bytes.size();
+    if (rank_ == 0) {
+      std::memcpy(first_.data(), &size, sizeof size);
+      std::copy_n(bytes.begin(), std::min(size, kFirstBytes), first_.begin() + sizeof size);
+    }
+    broadcast(first_);
+    std::memcpy(&size, first_.data(), sizeof size);
+    if (rank_ != 0) {
+      bytes.resize(size);
+      std::copy_n(first_.begin() + sizeof size, std::min(size, kFirstBytes), bytes.begin());
+    }
+    if (size > kFirstBytes) broadcast(std::span(bytes).subspan(kFirstBytes));
+  }
+
   // Each to each at once, which takes the time of one message: an MPI_Allgatherv of so little takes turns.
   void all_gather(std::byte* all, std::span<const int64_t> ends) override {
     const auto part = [&](int rank) {
       const int64_t begin = rank == 0 ? 0 : ends[static_cast<size_t>(rank) - 1];
       return std::span(all + begin, static_cast<size_t>(ends[static_cast<size_t>(rank)] - begin));
     };
-    const Call call(*this, static_cast<size_t>(ends.back()) - part(rank_).size());
+    const Call call(*this, static_cast<size_t>(ends.back()) - part(rank_).size(), board_.has_value());
     if (board_) return board_->all_gather(all, ends);
     // Beginning with the next rank, so that not all send to the same one first.
     for (int i = 1; i < num_ranks_; ++i)
@@ -92,13 +115,16 @@ class MpiTransport final : public Transport {
   /// A call: the main thread waits for another process while one of these is there.
   class Call {
    public:
-    Call(MpiTransport& transport, size_t bytes_received) : transport_(transport) {
+    Call(MpiTransport& transport, size_t bytes_received, bool is_on_board = false)
+        : transport_(transport), is_on_board_(is_on_board) {
+      // A look at the clock takes a good part of a message on the board, which looks only while it waits.
+      begin_ = is_on_board ? transport.board_->seconds_waited() : seconds_of_clock();
       transport_.activity_.waits.store(true, std::memory_order_relaxed);
       ++transport_.totals_.num_messages;
       transport_.totals_.bytes_received += static_cast<int64_t>(bytes_received);
     }
     ~Call() {
-      transport_.totals_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+      transport_.totals_.seconds += (is_on_board_ ? transport_.board_->seconds_waited() : seconds_of_clock()) - begin_;
       transport_.activity_.waits.store(false, std::memory_order_relaxed);
       transport_.activity_.steps.fetch_add(1, std::memory_order_relaxed);
     }
@@ -106,8 +132,13 @@ class MpiTransport final : public Transport {
     Call& operator=(const Call&) = delete;
 
    private:
+    static double seconds_of_clock() {
+      return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    }
+
     MpiTransport& transport_;
-    const std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+    const bool is_on_board_;
+    double begin_ = 0;
   };
 
   // MPI counts in int: what is longer goes in pieces, which arrive in order.
@@ -177,7 +208,10 @@ class MpiTransport final : public Transport {
     board_.emplace(std::move(boards), rank_);
   }
 
+  static constexpr size_t kFirstBytes = 1024 - sizeof(size_t);  // of a message, beside its size
+
   Activity& activity_;
+  std::vector<std::byte> first_ = std::vector<std::byte>(sizeof(size_t) + kFirstBytes);
   int rank_ = 0, num_ranks_ = 1;
   std::vector<MPI_Request> requests_;  // of the running call
   MPI_Win window_ = MPI_WIN_NULL;

@@ -13,9 +13,16 @@ class Patience {
   void wait() {
     // A look at the clock costs as much as some questions.
     if (++num_waits_ % kWaitsPerLook != 0) return pause_core();
-    const auto waited = std::chrono::steady_clock::now() - begin_;
+    const auto now = std::chrono::steady_clock::now();
+    if (!has_begun_) begin_ = now;
+    has_begun_ = true;
+    const auto waited = now - begin_;
     if (waited > kSpinTime) std::this_thread::sleep_for(waited > kEagerTime ? kIdleSleep : kShortSleep);
     if (waited > kSpinTime) num_waits_ = kWaitsPerLook - 1;
+  }
+  /// How long it has taken, from the first look at the clock on.
+  [[nodiscard]] double seconds() const {
+    return has_begun_ ? std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count() : 0;
   }
 
  private:
@@ -31,7 +38,8 @@ class Patience {
 #endif
   }
 
-  const std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+  std::chrono::steady_clock::time_point begin_;
+  bool has_begun_ = false;
   int num_waits_ = 0;
 };
 

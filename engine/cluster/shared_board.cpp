@@ -16,10 +16,11 @@ SharedBoard::SharedBoard(std::vector<Board*> boards, int rank)
 // Until `rank` is done with the call that used this one's place before.
 void SharedBoard::wait_for_place(int rank) {
   uint64_t& is_done = is_done_[static_cast<size_t>(rank)];
-  for (Patience patience; is_done + 1 < call_; patience.wait()) {
-    is_done = std::max(is_done, boards_[static_cast<size_t>(rank)]->done.load(std::memory_order_acquire));
-    if (is_done + 1 >= call_) return;
-  }
+  if (is_done + 1 >= call_) return;
+  const std::atomic<uint64_t>& done = boards_[static_cast<size_t>(rank)]->done;
+  Patience patience;
+  while ((is_done = std::max(is_done, done.load(std::memory_order_acquire))) + 1 < call_) patience.wait();
+  seconds_waited_ += patience.seconds();
 }
 
 void SharedBoard::write(std::span<const std::byte> piece) {
@@ -27,16 +28,34 @@ void SharedBoard::write(std::span<const std::byte> piece) {
     if (rank != rank_) wait_for_place(rank);
   }
   Board& own = *boards_[static_cast<size_t>(rank_)];
-  if (!piece.empty()) std::memcpy(own.places[call_ % 2], piece.data(), piece.size());
-  own.written.store(call_ + 1, std::memory_order_release);
+  Board::Head& head = own.heads[call_ % 2];
+  const size_t in_head = std::min(piece.size(), Board::kHeadBytes);
+  if (!piece.empty()) std::memcpy(head.begin, piece.data(), in_head);
+  if (piece.size() > in_head) std::memcpy(own.rests[call_ % 2], piece.data() + in_head, piece.size() - in_head);
+  head.size = piece.size();
+  head.written.store(call_ + 1, std::memory_order_release);
+}
+
+const SharedBoard::Board::Head& SharedBoard::wait_for_piece(int rank) {
+  const Board::Head& head = boards_[static_cast<size_t>(rank)]->heads[call_ % 2];
+  if (head.written.load(std::memory_order_acquire) != call_ + 1) {
+    Patience patience;
+    while (head.written.load(std::memory_order_acquire) != call_ + 1) patience.wait();
+    seconds_waited_ += patience.seconds();
+  }
+  // Who writes for this call has returned from all before it.
+  is_done_[static_cast<size_t>(rank)] = std::max(is_done_[static_cast<size_t>(rank)], call_);
+  return head;
 }
 
 void SharedBoard::read(int rank, std::span<std::byte> piece) {
-  Board& from = *boards_[static_cast<size_t>(rank)];
-  for (Patience patience; from.written.load(std::memory_order_acquire) <= call_;) patience.wait();
-  if (!piece.empty()) std::memcpy(piece.data(), from.places[call_ % 2], piece.size());
-  // Who writes for this call has returned from all before it.
-  is_done_[static_cast<size_t>(rank)] = std::max(is_done_[static_cast<size_t>(rank)], call_);
+  const Board::Head& head = wait_for_piece(rank);
+  FT_CHECK_EQ(head.size, piece.size());
+  const size_t in_head = std::min(piece.size(), Board::kHeadBytes);
+  if (!piece.empty()) std::memcpy(piece.data(), head.begin, in_head);
+  if (piece.size() > in_head) {
+    std::memcpy(piece.data() + in_head, boards_[static_cast<size_t>(rank)]->rests[call_ % 2], piece.size() - in_head);
+  }
 }
 
 void SharedBoard::finish() {
@@ -50,6 +69,22 @@ void SharedBoard::broadcast(std::span<std::byte> bytes) {
       write(piece);
     } else {
       read(0, piece);
+    }
+    finish();
+  }
+}
+
+// Pieces that are full, and one that is not: the last.
+void SharedBoard::broadcast_message(std::vector<std::byte>& bytes) {
+  size_t at = 0;
+  for (size_t size = kPieceBytes; size == kPieceBytes; at += size) {
+    if (rank_ == 0) {
+      size = std::min(kPieceBytes, bytes.size() - at);
+      write(std::span(bytes).subspan(at, size));
+    } else {
+      size = wait_for_piece(0).size;
+      bytes.resize(at + size);
+      read(0, std::span(bytes).subspan(at, size));
     }
     finish();
   }

@@ -7,7 +7,6 @@
 #include <net/if.h>
 #include <netinet/in.h>
 #include <poll.h>
-#include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -21,6 +20,7 @@
 #include <vector>
 
 #include "engine/cluster/protocol.h"
+#include "engine/cluster/signals_blocked.h"
 #include "kernels/base/error.h"
 
 namespace foretoken {
@@ -131,12 +131,8 @@ struct Watchdog::Impl {
       ::fcntl(peer.fd, F_SETFL, ::fcntl(peer.fd, F_GETFL) | O_NONBLOCK);
       peer.heard = peer.got_on = Clock::now();
     }
-    // The handler of a signal may wait for what this thread finds.
-    sigset_t all, before;
-    ::sigfillset(&all);
-    ::pthread_sigmask(SIG_SETMASK, &all, &before);
+    const SignalsBlocked blocked;  // the handler of one may wait for what the thread finds
     thread = std::thread([this] { watch(); });
-    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
 
   ~Impl() {

@@ -148,6 +148,35 @@ TEST_CASE("a sequence's saved bytes are the same on any number of ranks, and go 
       CHECK(go_on(model, &threads.cluster(), first) == second);
     }
   }
+  // From hand to hand, each going on from what the one before it has saved; nothing of one process is in between.
+  struct Stop {
+    int num_ranks;  // 1: no cluster
+    ClusterMode mode;
+    std::vector<double> shares;
+  };
+  const std::vector<std::vector<Stop>> ways = {
+      {{2, ClusterMode::kRows, {1, 1}}, {3, ClusterMode::kRows, {1, 1, 1}}},
+      {{3, ClusterMode::kRows, {1, 2, 3}}, {1, ClusterMode::kRows, {}}},
+      {{2, ClusterMode::kRows, {3, 1}}, {2, ClusterMode::kLayers, {1, 1}}},
+      {{3, ClusterMode::kLayers, {1, 1, 1}}, {2, ClusterMode::kExperts, {1, 3}}},
+      {{4, ClusterMode::kExperts, {1, 1, 1, 1}}, {2, ClusterMode::kRows, {1, 1}}},
+  };
+  for (const std::vector<Stop>& way : ways) {
+    std::vector<std::byte> saved;
+    for (const Stop& stop : way) {
+      INFO(cluster_mode_name(stop.mode) << " over " << stop.num_ranks << (saved.empty() ? ", first" : ", then"));
+      std::vector<std::byte> next;
+      if (stop.num_ranks == 1) {
+        next = go_on(alone, nullptr, saved);
+      } else {
+        ThreadCluster threads(stop.num_ranks);
+        const Model model = threads.cluster().load(folder.file("model.gguf"), {}, {stop.mode, stop.shares});
+        next = go_on(model, &threads.cluster(), saved);
+      }
+      CHECK(next == (saved.empty() ? first : second));
+      saved = std::move(next);
+    }
+  }
 }
 
 TEST_CASE("a rank reads its share of the weights, and gathers at most four times a layer") {

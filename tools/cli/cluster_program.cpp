@@ -17,6 +17,7 @@
 #include <string_view>
 #include <thread>
 
+#include "engine/cluster/signals_blocked.h"
 #include "engine/cluster/watchdog.h"
 #include "engine/part_file.h"
 #include "engine/text/utf8.h"
@@ -99,7 +100,10 @@ OwnError own_error;
 /// while it started.
 class StartLimit {
  public:
-  explicit StartLimit(int rank) : rank_(rank), thread_([this] { wait(); }) {}
+  explicit StartLimit(int rank) : rank_(rank) {
+    const SignalsBlocked blocked;  // the handler of one lets the thread speak first
+    thread_ = std::thread([this] { wait(); });
+  }
   ~StartLimit() {
     {
       const std::lock_guard lock(mutex_);

@@ -17,8 +17,15 @@ std::byte value_of(uint64_t call, int rank, size_t at) {
 
 // What rank `rank` sees of `num_calls` calls, all of which each rank makes; true if all is as it was written.
 bool run_calls(SharedBoard& board, int rank, int num_ranks, uint64_t num_calls, bool is_slow) {
-  constexpr size_t kSizes[] = {
-      0, 1, 100, 4096, SharedBoard::kPieceBytes, SharedBoard::kPieceBytes + 1, 3 * SharedBoard::kPieceBytes + 17};
+  constexpr size_t kSizes[] = {0,
+                               1,
+                               48,
+                               49,
+                               100,
+                               4096,
+                               SharedBoard::kPieceBytes,
+                               SharedBoard::kPieceBytes + 1,
+                               3 * SharedBoard::kPieceBytes + 17};
   bool is_right = true;
   for (uint64_t call = 0; call < num_calls; ++call) {
     if (is_slow && call % 7 == static_cast<uint64_t>(rank)) std::this_thread::sleep_for(std::chrono::microseconds(300));
@@ -35,7 +42,12 @@ bool run_calls(SharedBoard& board, int rank, int num_ranks, uint64_t num_calls, 
         visit(all[at], value_of(call, of_rank, at));
     };
     if (!is_broadcast || rank == 0) for_part(rank, [](std::byte& to, std::byte value) { to = value; });
-    if (is_broadcast) {
+    if (is_broadcast && call % 2 == 0) {
+      if (rank != 0) all.resize(call % 5);  // the others do not know the size
+      board.broadcast_message(all);
+      is_right = is_right && all.size() == static_cast<size_t>(ends.back());
+      all.resize(static_cast<size_t>(ends.back()));
+    } else if (is_broadcast) {
       board.broadcast(all);
     } else {
       board.all_gather(all.data(), ends);

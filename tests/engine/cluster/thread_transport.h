@@ -36,6 +36,12 @@ class ThreadNetwork {
         take(0, bytes);
       }
     }
+    void broadcast_message(std::vector<std::byte>& bytes) override {
+      size_t size = bytes.size();
+      broadcast(std::as_writable_bytes(std::span(&size, 1)));
+      bytes.resize(size);
+      broadcast(bytes);
+    }
     void all_gather(std::byte* all, std::span<const int64_t> ends) override {
       ++num_gathers;
       ++totals_.num_messages;
