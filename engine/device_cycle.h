@@ -20,7 +20,7 @@ namespace foretoken {
 /// again, or when kMaxDeferred wait.
 class DeviceCycle {
  public:
-  static constexpr int kMaxDeferred = 64;
+  static constexpr int kMaxDeferred = 256;
 
   virtual ~DeviceCycle() = default;
 

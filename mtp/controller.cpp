@@ -34,10 +34,10 @@ void DraftController::reserve(int num_sequences) {
 int DraftController::most_drafts(const DraftingSequence& sequence) const {
   const int most = std::clamp(sequence.limit, 0, max_drafts_);
   if (fixed_) return most;
-  // At most twice the widest window that was measured, two drafts at first: a jump of the costs is met by few windows,
-  // and drafts that are never right are found out by short ones.
+  // Two drafts more than the widest window that was measured had: a jump of the costs is met by few windows, and drafts
+  // that are never right are found out by short ones.
   const int widest = cost_.widest_window();
-  return std::min(most, widest == 1 ? 2 : 2 * widest - 1);
+  return std::min(most, widest + 1);
 }
 
 void DraftController::give_most(const DraftingBatch& batch, std::span<int> num_drafts) const {
@@ -127,7 +127,7 @@ void DraftController::rest_or_probe(const DraftingBatch& batch, std::span<int> n
     if (!history.is_resting_) {
       history.is_resting_ = true;
       // Until the first draft the end of the prompt waits as well.
-      history.rested_ = history.own_.has_counted() ? 0 : kMostWaiting;
+      history.rested_ = history.own_.has_counted() ? 0 : DeviceCycle::kMaxDeferred;
       history.saved_ = -history.lost_;
       history.lost_ = 0;
       if (history.saving_rate_ == 0) history.saving_rate_ = kFirstSavingRate;
@@ -147,7 +147,8 @@ void DraftController::plan(const DraftingBatch& batch, std::span<int> num_drafts
   if (fixed_) return give_most(batch, num_drafts);
   const bool nobody_drafts = std::all_of(batch.sequences.begin(), batch.sequences.end(),
                                          [](const DraftingSequence& sequence) { return sequence.limit <= 0; });
-  if (nobody_drafts || !cost_.is_warm() || may_all_go_on_resting(batch)) return;
+  if (nobody_drafts || !cost_.can_choose(static_cast<int>(batch.sequences.size())) || may_all_go_on_resting(batch))
+    return;
   plans_since_choice_ = 0;
   num_spans_ = static_cast<int>(batch.sequences.size());
   plain_tokens_per_ms_ = num_spans_ / cost_.pass_ms({num_spans_, num_spans_});

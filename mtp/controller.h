@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/device_cycle.h"
 #include "mtp/cost_model.h"
 #include "mtp/draft_history.h"
 
@@ -32,8 +33,9 @@ struct DraftingBatch {
 /// what the draft adds to the drafting. Drafts are added in falling order of their probability as long as that pays; so
 /// many sequences shrink each other's drafts, and beside a prompt chunk, whose time is spent anyway, they may grow.
 ///
-/// It starts from the costs that CostModel derives from bytes, the prompt's pass and one plain pass, and from what the
-/// drafter's confidences promise; where no draft can pay on that ground, none is tried. A sequence whose drafts do not
+/// It starts from the costs that CostModel derives from bytes and the prompt's pass, and from what the drafter's
+/// confidences promise: before anything was measured for one sequence, after one plain pass for several. Where no draft
+/// can pay on that ground, none is tried. A sequence whose drafts do not
 /// pay rests, and probes with a single draft once it has saved up what a wrong one costs: a share of its time that is
 /// small and shrinks with each failure.
 ///
@@ -90,9 +92,6 @@ class DraftController {
   }
 
  private:
-  // Tokens that drafters let wait while drafting rests.
-  static constexpr int kMostWaiting = 64;
-
   [[nodiscard]] int most_drafts(const DraftingSequence& sequence) const;
   void give_most(const DraftingBatch& batch, std::span<int> num_drafts) const;
   // Drafts that are worth most at this worth of a millisecond; 0: those that make most tokens a millisecond, which
@@ -104,7 +103,8 @@ class DraftController {
   [[nodiscard]] double cost_in_tokens(int num_drafts) const;
   // What it costs, in the same, to find out by one draft whether drafts pay again.
   [[nodiscard]] double probe_cost(const DraftHistory& history) const {
-    return history.probe_cost_ + cost_.catch_up_ms(std::min(history.rested_, kMostWaiting)) * plain_tokens_per_ms_;
+    return history.probe_cost_ +
+           cost_.catch_up_ms(std::min(history.rested_, DeviceCycle::kMaxDeferred)) * plain_tokens_per_ms_;
   }
 
   const int max_drafts_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "engine/machine.h"
 #include "engine/model/model.h"
@@ -11,11 +12,12 @@ namespace foretoken {
 
 namespace {
 
-// A further row of a window as a part of an independent row, until passes show it: U(2..5) = 1.55 1.94 2.26 2.55 of 256
-// experts.
-constexpr double kAssumedOverlap = 0.55;
-constexpr double kAssumedOverlapWeight = 4;  // further rows that weigh as much
-constexpr double kOverlapMemory = 200;       // further rows that are remembered
+// The first row of a further sequence and a further row of a window as parts of an independent row, until passes show
+// it. For the latter U(2..5) = 1.55 1.94 2.26 2.55 of 256 experts.
+constexpr double kAssumedOfSequence = 1, kAssumedOfRow = 0.55;
+constexpr double kOfSequenceError = 0.35, kOfRowError = 0.25, kOfBothCorrelation = 0.8;
+constexpr double kDistinctNoise = 0.1;  // of the independent rows that a pass shows, as a part of them
+constexpr double kOverlapDrift = 0.01;  // a pass
 
 // Arithmetic of one row as a share of a plain pass where no prompt told it: 0.2 on AVX2 and on AVX-512 VNNI.
 constexpr double kAssumedRowShare = 0.2;
@@ -29,10 +31,9 @@ constexpr int kTellingPromptRows = 8;
 
 // Logarithms of times.
 constexpr double kWindowNoise = 0.06;  // passes of equal shape differ by 4 to 8% on a machine with other work
-constexpr double kPromptNoise = 0.3;   // wide passes run in other kernels
-constexpr double kByteError = 0.1;     // after one plain pass
-constexpr double kRowErrorWithPrompt = 0.35, kRowErrorWithout = 0.7;
-constexpr double kDrift = 0.01;  // a pass
+constexpr double kPromptNoise = 0.5;   // wide passes run in other kernels
+constexpr double kFirstNoise = 0.1;    // the first window
+constexpr double kDrift = 0.01;        // a pass
 constexpr double kMaxError = 0.7;
 
 // Plain passes at the start: one if it takes longer than this, up to four in this time.
@@ -40,7 +41,9 @@ constexpr double kWarmUpMs = 5;
 constexpr int kMaxWarmUpPasses = 4;
 
 // A residual is believed by half after as many passes of that width; a tenth is forgotten with each.
-constexpr double kResidualDoubt = 3, kResidualMemory = 0.9;
+constexpr double kResidualDoubt = 3, kResidualMemory = 0.9, kResidualKept = 0.95;
+// The first pass of a width that takes so much longer than the two numbers say shows a cost of that width.
+constexpr double kJump = 0.25, kMostJump = 0.45;
 
 constexpr double kDraftGain = 0.15;
 // A draft step that takes longer than this factor's worth (e^0.8 = 2.2) counts as one that takes so long.
@@ -82,7 +85,15 @@ DecodeBytes decode_bytes(const Model& model, int64_t draft_rows, Device device) 
 }
 
 CostModel::CostModel(const DecodeBytes& bytes)
-    : bytes_(bytes), row_overlap_(kAssumedOverlap), overlap_weight_(kAssumedOverlapWeight) {
+    : bytes_(bytes),
+      ms_per_byte_(1),
+      of_sequence_(kAssumedOfSequence),
+      of_row_(kAssumedOfRow),
+      var_sequence_(kOfSequenceError * kOfSequenceError),
+      var_further_(kOfRowError * kOfRowError),
+      cov_further_(kOfBothCorrelation * kOfSequenceError * kOfRowError) {
+  // In milliseconds of a plain pass: none was measured yet.
+  set_plain(1, assumed_row_share());
   if (!bytes_.in_cache) return;
   for (Ratio& ratio : draft_ratio_) ratio.log = std::log(kCachedDraftFactor);
 }
@@ -91,21 +102,27 @@ CostModel::CostModel(const DecodeBytes& bytes)
 double CostModel::distinct_experts(const PassShape& pass) const {
   if (bytes_.top_k_share <= 0) return 0;
   if (bytes_.top_k_share >= 1) return 1;
-  const double rows = pass.num_spans + row_overlap_ * (pass.num_rows - pass.num_spans);
+  const double rows = 1 + of_sequence_ * (pass.num_spans - 1) + of_row_ * (pass.num_rows - pass.num_spans);
   return -std::expm1(rows * std::log1p(-bytes_.top_k_share)) / bytes_.top_k_share;
 }
 
+// A Kalman filter over the two parts. A pass that reads nearly all experts tells little.
 void CostModel::learn_overlap(const PassShape& pass, double distinct_experts) {
   const double share = bytes_.top_k_share;
-  const int further = pass.num_rows - pass.num_spans;
-  if (share <= 0 || share >= 1 || further <= 0 || !(distinct_experts > 0)) return;
+  const double sequences = pass.num_spans - 1, further = pass.num_rows - pass.num_spans;
+  if (share <= 0 || share >= 1 || sequences + further <= 0 || !(distinct_experts > 0)) return;
   const double read = std::min(distinct_experts * share, 0.99);
   const double rows = std::log1p(-read) / std::log1p(-share);
-  const double overlap = std::clamp((rows - pass.num_spans) / further, 0.0, 1.0);
-  // Long prompts show all experts and tell nothing of a window.
-  const double weight = std::min(further, 8);
-  overlap_weight_ = std::min(overlap_weight_ + weight, kOverlapMemory);
-  row_overlap_ += (overlap - row_overlap_) * weight / overlap_weight_;
+  const double noise = kDistinctNoise * rows / (1 - read);
+  const double to_sequence = var_sequence_ * sequences + cov_further_ * further;
+  const double to_row = cov_further_ * sequences + var_further_ * further;
+  const double expected = to_sequence * sequences + to_row * further + noise * noise;
+  const double surprise = rows - (1 + of_sequence_ * sequences + of_row_ * further);
+  of_sequence_ = std::clamp(of_sequence_ + surprise * to_sequence / expected, 0.0, 1.0);
+  of_row_ = std::clamp(of_row_ + surprise * to_row / expected, 0.0, 1.0);
+  var_sequence_ += kOverlapDrift * kOverlapDrift - to_sequence * to_sequence / expected;
+  var_further_ += kOverlapDrift * kOverlapDrift - to_row * to_row / expected;
+  cov_further_ -= to_sequence * to_row / expected;
 }
 
 double CostModel::bytes(const PassShape& pass, double distinct_experts) const {
@@ -164,27 +181,41 @@ double CostModel::drafts_ms(std::span<const int> sequences_by_draft) const {
   return ms;
 }
 
-// The two numbers from a plain pass and, where there was one, the prompt.
-void CostModel::begin(double plain_ms) {
+double CostModel::assumed_row_share() const {
+  return bytes_.in_cache ? kCachedRowShare : kAssumedRowShare;
+}
+
+void CostModel::set_plain(double ms, double row_share) {
   const PassShape plain;
-  const double plain_bytes = bytes(plain, distinct_experts(plain));
-  ms_per_row_ = kAssumedRowShare * plain_ms;
-  bool told = false;
-  if (prompt_.num_rows >= kTellingPromptRows) {
-    const double u = prompt_experts_ > 0 ? prompt_experts_ : distinct_experts(prompt_);
-    const double memory = plain_ms * bytes(prompt_, u) / plain_bytes;
-    const double rest = prompt_ms_ * prompt_ms_ - memory * memory;
-    // A prompt that had to wait for its file, or for kernels being loaded, tells nothing.
-    const double row = rest > 0 ? std::sqrt(rest) / prompt_.num_rows : 0;
-    told = row < plain_ms;
-    if (told) ms_per_row_ = std::max(row, 0.02 * plain_ms);
-  }
-  if (bytes_.in_cache) ms_per_row_ = std::max(ms_per_row_, kCachedRowShare * plain_ms);
-  ms_per_row_ = std::min(ms_per_row_, 0.7 * plain_ms);
-  ms_per_byte_ = std::sqrt(plain_ms * plain_ms - ms_per_row_ * ms_per_row_) / plain_bytes;
-  var_byte_ = kByteError * kByteError;
-  var_row_ = told ? kRowErrorWithPrompt * kRowErrorWithPrompt : kRowErrorWithout * kRowErrorWithout;
-  cov_ = 0;
+  ms_per_row_ = row_share * ms;
+  ms_per_byte_ = std::sqrt(1 - row_share * row_share) * ms / bytes(plain, distinct_experts(plain));
+}
+
+// The two numbers from the first window, whose rows are taken for the assumed share of a plain pass, and then from the
+// prompt.
+void CostModel::begin(const PassShape& pass, double distinct_experts, double ms) {
+  const PassShape plain;
+  const double plain_bytes = bytes(plain, this->distinct_experts(plain)), share = assumed_row_share();
+  const double memory_share = bytes(pass, distinct_experts) / plain_bytes;
+  const double plain_ms = ms / std::hypot(std::sqrt(1 - share * share) * memory_share, share * pass.num_rows);
+  set_plain(plain_ms, share);
+
+  // What this one reading leaves open.
+  const Parts p = parts(pass, distinct_experts);
+  const double by_byte = p.memory_ms * p.memory_ms / (ms * ms), by_row = 1 - by_byte;
+  const double to_byte = kMaxError * kMaxError * by_byte, to_row = kMaxError * kMaxError * by_row;
+  const double expected = to_byte * by_byte + to_row * by_row + kFirstNoise * kFirstNoise;
+  var_byte_ = kMaxError * kMaxError - to_byte * to_byte / expected;
+  var_row_ = kMaxError * kMaxError - to_row * to_row / expected;
+  cov_ = -to_byte * to_row / expected;
+
+  if (prompt_.num_rows < kTellingPromptRows) return;
+  const double u = prompt_experts_ > 0 ? prompt_experts_ : this->distinct_experts(prompt_);
+  // A prompt that had to wait for its file, or for kernels being loaded, tells nothing.
+  const double memory = ms_per_byte_ * bytes(prompt_, u);
+  if (std::hypot(memory, plain_ms * prompt_.num_rows) < prompt_ms_) return;
+  learn(prompt_, u, prompt_ms_, kPromptNoise);
+  if (bytes_.in_cache && ms_per_row_ < share * plain_ms) set_plain(plain_ms, share);
 }
 
 void CostModel::learn(const PassShape& pass, double distinct_experts, double ms, double noise) {
@@ -193,6 +224,14 @@ void CostModel::learn(const PassShape& pass, double distinct_experts, double ms,
   const double by_byte = p.memory_ms * p.memory_ms / square, by_row = 1 - by_byte;
   const double raw = std::log(ms) - 0.5 * std::log(square);
   double surprise = raw - residual(pass.num_rows);
+  if (pass.num_rows < kMaxResidualRows && surprise > kJump) {
+    Residual& r = residuals_[static_cast<size_t>(pass.num_rows)];
+    if (r.weight < 0.1) {
+      // Other kernels, or a moment in which the machine was busy: nothing about narrower passes.
+      r = {kResidualDoubt * std::min(raw, kMostJump), kResidualDoubt};
+      return;
+    }
+  }
 
   const auto variance = [&] {
     return by_byte * by_byte * var_byte_ + 2 * by_byte * by_row * cov_ + by_row * by_row * var_row_ + noise * noise;
@@ -217,6 +256,10 @@ void CostModel::learn(const PassShape& pass, double distinct_experts, double ms,
     var_row_ = kMaxError * kMaxError;
   }
 
+  for (Residual& r : residuals_) {
+    r.sum *= kResidualKept;
+    r.weight *= kResidualKept;
+  }
   if (pass.num_rows >= kMaxResidualRows) return;
   const Parts now = parts(pass, distinct_experts);
   const double left = std::log(ms / std::hypot(now.memory_ms, now.arithmetic_ms));
@@ -229,30 +272,27 @@ void CostModel::observe_window(const PassShape& pass, double distinct_experts, d
   if (!(ms > 0)) return;
   const double u = distinct_experts > 0 ? distinct_experts : this->distinct_experts(pass);
   learn_overlap(pass, distinct_experts);
-  const bool is_plain = pass.num_rows == 1;
-  if (!is_warm_ && is_plain) {
-    plain_ms_ = plain_passes_ == 0 ? ms : std::min(plain_ms_, ms);
-    plain_total_ms_ += ms;
-    ++plain_passes_;
-    begin(plain_ms_);
-    is_warm_ = plain_total_ms_ >= kWarmUpMs || plain_passes_ >= kMaxWarmUpPasses;
-    return;
-  }
-  if (plain_passes_ == 0) {
-    // The first pass is one of several sequences, or was forced to have drafts.
-    begin(ms * bytes({1, 1}, this->distinct_experts({1, 1})) / bytes(pass, u));
-    var_byte_ = kMaxError * kMaxError;
-    plain_passes_ = 1;
-    is_warm_ = true;
-  }
   widest_window_ = std::max(widest_window_, (pass.num_rows + pass.num_spans - 1) / pass.num_spans);
-  learn(pass, u, ms, kWindowNoise);
+  if (is_warm_) return learn(pass, u, ms, kWindowNoise);
+
+  const bool is_plain = pass.num_rows == 1;
+  if (is_plain) {
+    plain_ms_ = plain_total_ms_ == 0 ? ms : std::min(plain_ms_, ms);
+    plain_total_ms_ += ms;
+  }
+  begin(pass, u, is_plain ? plain_ms_ : ms);
+  ++windows_;
+  is_warm_ = !is_plain || plain_total_ms_ >= kWarmUpMs || windows_ >= kMaxWarmUpPasses;
+  for (size_t part = 0; part < kNumParts; ++part) {
+    const Reading reading = std::exchange(waiting_[part], {});
+    if (reading.num_sequences > 0) observe_draft(static_cast<DraftPart>(part), reading.num_sequences, reading.ms);
+  }
 }
 
 void CostModel::observe_prompt(const PassShape& pass, double distinct_experts, double ms) {
   if (!(ms > 0)) return;
   learn_overlap(pass, distinct_experts);
-  if (plain_passes_ == 0) {
+  if (!is_known()) {
     // The last chunk, unless it is a short rest: the first one wakes everything up.
     if (2 * pass.num_rows < prompt_.num_rows) return;
     prompt_ = pass;
@@ -271,7 +311,11 @@ double CostModel::catch_up_ms(int num_rows) const {
 }
 
 void CostModel::observe_draft(DraftPart part, int num_sequences, double ms) {
-  if (!(ms >= 0) || num_sequences < 1 || !is_known()) return;
+  if (!(ms >= 0) || num_sequences < 1) return;
+  if (!is_known()) {
+    waiting_[part] = {num_sequences, ms};
+    return;
+  }
   const double assumed = assumed_draft_ms(part, num_sequences);
   if (!(assumed > 0)) return;
   Ratio& ratio = draft_ratio_[part];

@@ -45,8 +45,11 @@ struct PassShape {
 /// Measured on 8 layers of a 35B-A3B (AVX-512 VNNI, 2 cores): 37.5 43.5 48 54 57 .. 80 (8 rows) ms; from the prompt and
 /// the first plain pass alone this gives 37.5 43.8 50 56 63 .. 83.
 ///
-/// U counts distinct experts. Rows of different sequences route independently; a further row of one sequence counts as
-/// the part of an independent one that this run's passes show (0.55 for the overlap published for Qwen3-30B-A3B).
+/// U counts distinct experts. The first row of a further sequence and a further row of the same sequence count as the
+/// parts of an independent row that this run's passes show: 1 and 0.55 at first (the overlap published for
+/// Qwen3-30B-A3B). Texts that are alike share experts in both ways, so each tells of the other.
+///
+/// Until a pass was measured their ratio is assumed, from which all costs follow but for a common factor.
 ///
 /// The two numbers are tracked by a Kalman filter over their logarithms. Machines that are busy elsewhere make passes
 /// slower, never faster: a reading that is far too long counts as one that is a little too long.
@@ -54,11 +57,14 @@ class CostModel {
  public:
   explicit CostModel(const DecodeBytes& bytes);
 
-  /// False until the first plain pass was observed: there is no measure for anything before.
-  [[nodiscard]] bool is_known() const { return plain_passes_ > 0; }
-  /// The first plain passes are over. On a large model one is enough; where a pass takes microseconds, the first ones
-  /// show cold caches and threads that wake up, and a few more cost nothing.
-  [[nodiscard]] bool is_warm() const { return is_warm_; }
+  /// False until a window was observed: milliseconds mean nothing before, only their ratios do.
+  [[nodiscard]] bool is_known() const { return windows_ > 0; }
+  /// Costs are known well enough to choose drafts for so many sequences. For one they are before anything was measured,
+  /// if its weights come from memory. Several first show in one plain pass how far they share experts. And where a pass
+  /// takes microseconds, the first ones show cold caches and threads that wake up, and a few more cost nothing.
+  [[nodiscard]] bool can_choose(int num_sequences) const {
+    return is_warm_ || (num_sequences == 1 && !bytes_.in_cache);
+  }
   /// Rows of the widest window that was measured; several sequences count by their mean, rounded up.
   [[nodiscard]] int widest_window() const { return widest_window_; }
 
@@ -99,18 +105,21 @@ class CostModel {
   [[nodiscard]] double assumed_draft_ms(DraftPart part, int num_sequences) const;
   [[nodiscard]] double draft_ms(DraftPart part, int num_sequences) const;
 
-  void begin(double plain_ms);
+  [[nodiscard]] double assumed_row_share() const;
+  // A plain pass takes so long, and its row's arithmetic is such a part of it.
+  void set_plain(double ms, double row_share);
+  void begin(const PassShape& pass, double distinct_experts, double ms);
   void learn(const PassShape& pass, double distinct_experts, double ms, double noise);
   void learn_overlap(const PassShape& pass, double distinct_experts);
   void observe_draft(DraftPart part, int num_sequences, double ms);
 
   const DecodeBytes bytes_;
 
-  // Before the first plain pass: the last long prompt chunk.
+  // Before the first window: the last long prompt chunk.
   PassShape prompt_;
   double prompt_experts_ = 0, prompt_ms_ = 0;
 
-  int plain_passes_ = 0;
+  int windows_ = 0;            // until is_warm_
   double plain_ms_ = 0;        // shortest of the first plain passes
   double plain_total_ms_ = 0;  // and their sum
   bool is_warm_ = false;
@@ -119,8 +128,9 @@ class CostModel {
   double ms_per_byte_ = 0, ms_per_row_ = 0;
   // Covariance of the errors of log(ms_per_byte_) and log(ms_per_row_).
   double var_byte_ = 0, var_row_ = 0, cov_ = 0;
-  double row_overlap_;  // a further row of a sequence, in independent rows
-  double overlap_weight_;
+  // In independent rows: the first row of a further sequence, and a further row of the same sequence.
+  double of_sequence_, of_row_;
+  double var_sequence_, var_further_, cov_further_;
 
   // What passes of exactly n rows took beyond the two numbers, as logarithms: kernels change at some widths.
   struct Residual {
@@ -134,6 +144,12 @@ class CostModel {
     int count = 0;
   };
   std::array<Ratio, kNumParts> draft_ratio_{};
+  // Before the first window: the last reading.
+  struct Reading {
+    int num_sequences = 0;
+    double ms = 0;
+  };
+  std::array<Reading, kNumParts> waiting_{};
 };
 
 }  // namespace foretoken

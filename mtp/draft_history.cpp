@@ -8,7 +8,7 @@ namespace {
 
 // Counts fade so that a change of text shows: some 33 drafts are remembered.
 constexpr double kFade = 0.97;
-// Published runs accept 0.8 to 0.9 of the first drafts; two readings outweigh that.
+// Published runs accept 0.8 to 0.9 of the first drafts; the first two readings outweigh that.
 constexpr double kAssumedRate = 0.8, kAssumedRateWeight = 2;
 // Drafts that weigh as much as what confidences promise, for one confidence and for all.
 constexpr double kPromiseWeight = 4;

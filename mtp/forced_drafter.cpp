@@ -11,9 +11,8 @@ bool forced_coin(uint64_t seed, int64_t position, double p) {
 }
 
 std::optional<TokenId> ForcedText::draft(int64_t position, int64_t vocab_size) const {
-  const int64_t index = position - first_position;
-  if (index < 0 || index >= static_cast<int64_t>(continuation.size())) return std::nullopt;
-  const TokenId right = continuation[static_cast<size_t>(index)];
+  if (!reaches(position)) return std::nullopt;
+  const TokenId right = continuation[static_cast<size_t>(position - first_position)];
   return forced_coin(seed, position, acceptance) ? right : static_cast<TokenId>((right + 1) % vocab_size);
 }
 
@@ -31,6 +30,7 @@ DraftTimes ForcedDrafter::extend(std::span<DraftWindow* const> windows) {
     const std::optional<TokenId> forced = text->draft(window->position + last, vocab_size_);
     if (!forced) continue;
     window->drafts.back() = *forced;
+    window->confidences.back() = static_cast<float>(text->acceptance);
     drafter_.replaced_last(*window);
   }
   return times;

@@ -10,7 +10,8 @@
 namespace foretoken {
 
 /// A text whose continuation is known: drafts are taken from it, each right with probability `acceptance`, else a wrong
-/// token. What a benchmark separates the engine's cost from the drafter's luck by.
+/// token. What a benchmark separates the engine's cost from the drafter's luck by. The confidence in such a draft is
+/// `acceptance`: what a drafter knows of its own drafts says nothing about these.
 struct ForcedText {
   std::span<const TokenId>
       continuation;  // stands at [first_position, ...); where it ends, drafts are the drafter's own
@@ -19,6 +20,9 @@ struct ForcedText {
   uint64_t seed =
       0;  // of the coins, which are keyed by position: the same drafts are right in every arm of a benchmark
 
+  [[nodiscard]] bool reaches(int64_t position) const {
+    return position >= first_position && position - first_position < static_cast<int64_t>(continuation.size());
+  }
   /// What a draft at this position is made to be.
   [[nodiscard]] std::optional<TokenId> draft(int64_t position, int64_t vocab_size) const;
 };

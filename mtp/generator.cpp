@@ -557,7 +557,10 @@ void Generator::plan_device_windows(std::span<const Part> parts) {
   for (const Part& part : parts) {
     Generation& g = *part.generation;
     batch_.push_back({&g.history_, g.most_drafts(engine_.options().ctx_size), {}});
-    first_confidences_.push_back(device_->first_confidence(g.sequence_.state()));
+    const ForcedText& forced = g.options_.forced;
+    first_confidences_.push_back(forced.reaches(g.sequence_.length() + 1)
+                                     ? static_cast<float>(forced.acceptance)
+                                     : device_->first_confidence(g.sequence_.state()));
   }
   DraftingBatch batch;
   batch.sequences = batch_;
@@ -635,6 +638,11 @@ void Generator::read_device_window(Generation& g, const DeviceCycle::Outcome& ou
                                    const DeviceCycle::Verified& verified) {
   DraftWindow& window = g.window_;
   window.confidences = verified.confidences;
+  for (size_t d = 0; d < window.confidences.size(); ++d) {
+    const ForcedText& forced = g.options_.forced;
+    if (forced.reaches(window.position + static_cast<int64_t>(d)))
+      window.confidences[d] = static_cast<float>(forced.acceptance);
+  }
   const size_t num_rows = window.drafts.size() + 1;
   DecodeStatistics& s = g.statistics_;
   s.verify_ms += outcome.verify_ms;

@@ -24,7 +24,7 @@ class MtpDrafter final : public Drafter {
   /// What it takes beside the engine's memory.
   [[nodiscard]] static size_t size_bytes(const ModelConfig& config, const SessionOptions& options);
 
-  static constexpr int kMaxDeferred = 64;
+  static constexpr int kMaxDeferred = DeviceCycle::kMaxDeferred;
 
   bool needs_hidden() const override { return true; }
   DraftTimes follow(std::span<const KnownTokens> known) override;

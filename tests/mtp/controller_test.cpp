@@ -123,8 +123,8 @@ Run decode(const Machine& machine, const std::vector<Text>& texts, const Options
         sequences[s].limit = 0;
         continue;
       }
-      // Beyond 64 they are taken in whether drafts come or not.
-      time += std::min(waiting[s], 64) * machine.catch_up_row;
+      // Those beyond are taken in whether drafts come or not.
+      time += std::min(waiting[s], DeviceCycle::kMaxDeferred) * machine.catch_up_row;
       waiting[s] = 0;
       ++drafting;
       confidences[s].push_back(texts[s].sure);
@@ -217,8 +217,7 @@ TEST_CASE("controller: 96 tokens come near the best fixed number of drafts", "[c
         options.on_device = on_device;
         const std::vector<Text> text = {{acceptance, static_cast<float>(acceptance)}};
         const double best = best_fixed_speed(machine, text, options);
-        CHECK(speed(machine, text, options) >= 0.935 * best);
-        if (acceptance > 0.6 && acceptance < 0.9) CHECK(speed(machine, text, options) >= 0.955 * best);
+        CHECK(speed(machine, text, options) >= 0.955 * best);
       }
     }
   }
@@ -232,7 +231,7 @@ TEST_CASE("controller: drafts that are never right cost next to nothing, however
         Options options;
         options.num_tokens = num_tokens;
         const double off = plain_speed(machine, 1);
-        CHECK(speed(machine, {{0.0, sure}}, options) >= (num_tokens < 96 ? 0.95 : 0.97) * off);
+        CHECK(speed(machine, {{0.0, sure}}, options) >= (num_tokens < 96 ? 0.965 : 0.98) * off);
       }
     }
   }
@@ -258,8 +257,8 @@ TEST_CASE("controller: drafts that are always right get the longest windows soon
   const Machine machine = large_machine();
   const std::vector<Text> text = {{1.0, 1.0f}};
   const Run run = decode(machine, text, options);
-  CHECK(run.drafts[0] == 0);
-  CHECK(run.drafts[1] == 2);
+  CHECK(run.drafts[0] == 2);
+  CHECK(run.drafts[1] == 4);
   CHECK(std::count(run.drafts.begin() + 6, run.drafts.end(), 8) >= static_cast<int>(run.drafts.size()) - 8);
   CHECK(run.tokens_per_ms >= 0.9 * best_fixed_speed(machine, text, options));
 }
@@ -344,6 +343,26 @@ TEST_CASE("controller: useless drafts cost a batch next to nothing", "[controlle
     const std::vector<Text> texts(num_sequences, Text{0.0, 1.0f});
     CHECK(speed(large_machine(), texts, {}) >= 0.97 * plain_speed(large_machine(), num_sequences));
   }
+}
+
+TEST_CASE("controller: eight texts that share experts and pay for every row's arithmetic do not draft",
+          "[controller]") {
+  // Measured on two cores with AVX2: 61 ms for 8 rows, 150 for 22.
+  DraftController controller(large_machine().bytes, 8, false);
+  std::vector<DraftHistory> histories(8);
+  std::vector<DraftingSequence> batch;
+  for (DraftHistory& history : histories) batch.push_back({&history, 8, {}});
+  std::vector<int> drafts(8);
+  controller.plan({batch}, drafts);
+  CHECK(drafts == std::vector<int>(8, 0));
+  controller.cost().observe_window({8, 8}, 2.3, 61);
+  controller.plan({batch}, drafts);
+  CHECK(drafts == std::vector<int>(8, 0));
+  // Neither do they where drafts were made and that is what it took.
+  for (int i = 0; i < 3; ++i) controller.cost().observe_window({8, 22}, 5, 150);
+  for (DraftHistory& history : histories) controller.observe_acceptance(history, std::vector<float>{0.85f, 0.85f}, 2);
+  controller.plan({batch}, drafts);
+  CHECK(drafts == std::vector<int>(8, 0));
 }
 
 TEST_CASE("controller: each sequence of a batch gets what its own drafts are worth", "[controller]") {

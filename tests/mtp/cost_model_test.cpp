@@ -15,8 +15,8 @@ TEST_CASE("cost model: one plain pass and the prompt give passes of all widths",
   cost.observe_prompt({1, 25}, 12, 255);
   cost.observe_window({1, 1}, 1, 37.5);
   CHECK(cost.is_known());
-  CHECK(cost.is_warm());
-  CHECK(cost.pass_ms({1, 1}) == Approx(37.5));
+  CHECK(cost.can_choose(8));
+  CHECK(cost.pass_ms({1, 1}) == Approx(37.5).epsilon(0.01));
   // What this machine then measured.
   CHECK(cost.pass_ms({1, 2}) == Approx(43.5).epsilon(0.1));
   CHECK(cost.pass_ms({1, 3}) == Approx(48).epsilon(0.1));
@@ -42,8 +42,46 @@ TEST_CASE("cost model: rows of other sequences read more experts than rows of th
   CHECK(cost.distinct_experts({1, 3}) == Approx(1.4).epsilon(0.03));
   CHECK(cost.distinct_experts({1, 2}) == Approx(1.2).epsilon(0.03));
 
+  // Eight texts that are alike: seen in one plain pass, and further rows of theirs are alike as well.
+  CostModel alike(kLarge);
+  alike.observe_window({8, 8}, 2.3, 61);
+  CHECK(alike.distinct_experts({8, 8}) == Approx(2.3).epsilon(0.1));
+  CHECK(alike.distinct_experts({8, 22}) < 6);
+  CHECK(alike.pass_ms({8, 8}) == Approx(61).epsilon(0.05));
+  CHECK(alike.pass_ms({1, 1}) == Approx(33).epsilon(0.15));
+  // What was measured on the same machine.
+  CHECK(alike.pass_ms({8, 22}) == Approx(150).epsilon(0.15));
+
   CostModel dense({614.4e6, 0, 0, 26e6, 0, 27.5e6, 0, false});
   CHECK(dense.distinct_experts({3, 9}) == 0);
+}
+
+TEST_CASE("cost model: before anything was measured ratios are known", "[cost_model]") {
+  CostModel cost(kLarge);
+  CHECK(cost.can_choose(1));
+  CHECK_FALSE(cost.can_choose(2));
+  // 37.5 43.5 48 were measured.
+  CHECK(cost.pass_ms({1, 2}) / cost.pass_ms({1, 1}) == Approx(43.5 / 37.5).epsilon(0.1));
+  CHECK(cost.pass_ms({1, 3}) / cost.pass_ms({1, 1}) == Approx(48 / 37.5).epsilon(0.1));
+  // The first draft is timed before the first window: what it tells waits for that.
+  cost.observe_first_draft(1, 3.4);
+  cost.observe_window({1, 2}, 1.55, 43.5);
+  CHECK(cost.is_known());
+  CHECK(cost.pass_ms({1, 1}) == Approx(37.5).epsilon(0.1));
+  CHECK(cost.another_draft_ms(1, 0) > 3.6);
+  CHECK(cost.another_draft_ms(1, 0) < 5.2);
+}
+
+TEST_CASE("cost model: a width that takes far longer than expected tells nothing of narrower ones", "[cost_model]") {
+  CostModel cost(kLarge);
+  for (int i = 0; i < 3; ++i) cost.observe_window({1, 3}, 1.94, 48);
+  const double narrow = cost.pass_ms({1, 3}), wide = cost.pass_ms({1, 6});
+  cost.observe_window({1, 6}, 2.8, 2 * wide);
+  CHECK(cost.pass_ms({1, 3}) == Approx(narrow).epsilon(0.02));
+  CHECK(cost.pass_ms({1, 6}) > 1.15 * wide);
+  // It is believed less and less while nothing confirms it.
+  for (int i = 0; i < 40; ++i) cost.observe_window({1, 3}, 1.94, 48);
+  CHECK(cost.pass_ms({1, 6}) < 1.1 * wide);
 }
 
 TEST_CASE("cost model: every width that ran teaches all others", "[cost_model]") {
@@ -95,9 +133,9 @@ TEST_CASE("cost model: in cache every row costs, and the first passes are not be
   CostModel cost({2.3e6, 0.95e6, 0.45e6, 0.43e6, 0.24e6, 0.215e6, 2.0 / 16, true});
   cost.observe_prompt({1, 25}, 7, 1.1);
   cost.observe_window({1, 1}, 1, 0.3);
-  CHECK_FALSE(cost.is_warm());
+  CHECK_FALSE(cost.can_choose(1));
   for (int i = 0; i < 3; ++i) cost.observe_window({1, 1}, 1, 0.084);
-  CHECK(cost.is_warm());
+  CHECK(cost.can_choose(8));
   CHECK(cost.pass_ms({1, 1}) == Approx(0.084));
   CHECK(cost.pass_ms({1, 2}) == Approx(0.126).epsilon(0.06));
   CHECK(cost.pass_ms({1, 4}) == Approx(0.207).epsilon(0.1));
