@@ -5,8 +5,8 @@
 #include <cmath>
 
 #include "engine/model/model.h"
-#include "engine/session.h"
 #include "tests/engine/gguf/gguf_edit.h"
+#include "tests/engine/model/engine_logits.h"
 #include "tests/engine/model/mixtures.h"
 #include "tests/engine/model/random_model.h"
 #include "tests/engine/model/reference.h"
@@ -18,13 +18,15 @@ namespace foretoken {
 namespace {
 
 using test::Activations;
+using test::EngineLogits;
 using test::GgufEdit;
 using test::random_ids;
 using test::RandomModel;
 using test::ReferenceModel;
 using test::ReferenceResult;
-using test::relative_error;
+using test::run_engine;
 using test::TempFolder;
+using test::worst_error;
 
 // Bound on the relative error (norm of the difference over norm of the logits) of a position. With u = 2^-24, the
 // rounding unit of float32:
@@ -41,63 +43,6 @@ using test::TempFolder;
 //     3^3 = 27.
 // 28 x 27 u = 4.5e-5. Measured: 3e-7 in the median, 8e-6 at most, and 2e-5 with halves in the cache.
 constexpr double kFloatBound = 4.5e-5;
-
-struct EngineLogits {
-  int64_t vocab_size = 0;
-  std::vector<float> trunk, mtp;  // [num_rows, vocab_size]
-};
-
-// Logits at every position, the prompt cut into passes of `chunk` rows.
-EngineLogits run_engine(const Model& model, std::span<const TokenId> ids, KvType kv_type, bool with_mtp, int chunk) {
-  SessionOptions options;
-  options.ctx_size = static_cast<int64_t>(ids.size()) + 1;
-  options.kv_type = kv_type;
-  options.prompt_chunk = chunk;
-  options.with_mtp = with_mtp;
-  options.threads = 2;
-  Session session(model, options);
-  EngineLogits out;
-  out.vocab_size = model.config().vocab_size;
-  const auto hidden_dim = static_cast<size_t>(model.config().hidden_dim);
-  std::vector<float> hidden(hidden_dim, 0.0f);  // of the row before the pass, then of each of its rows
-  const auto append = [&](std::vector<float>& to, const float* row) { to.insert(to.end(), row, row + out.vocab_size); };
-  for (size_t begin = 0; begin < ids.size(); begin += static_cast<size_t>(chunk)) {
-    const auto part = ids.subspan(begin, std::min(static_cast<size_t>(chunk), ids.size() - begin));
-    const int rows = static_cast<int>(part.size());
-    session.forward(part);
-    hidden.resize(hidden_dim);
-    for (int r = 0; r < rows; ++r) {
-      session.compute_logits(r, r + 1);
-      append(out.trunk, session.logits(r));
-      hidden.insert(hidden.end(), session.hidden(r), session.hidden(r) + hidden_dim);
-    }
-    session.commit(rows);
-    if (with_mtp) {
-      std::vector<const float*> previous;
-      for (size_t r = 0; r < part.size(); ++r) previous.push_back(hidden.data() + r * hidden_dim);
-      session.mtp_forward(part, static_cast<int64_t>(begin), previous);
-      for (int r = 0; r < rows; ++r) {
-        session.mtp_compute_logits(r, r + 1);
-        append(out.mtp, session.mtp_logits(r));
-      }
-    }
-    std::copy(hidden.end() - static_cast<std::ptrdiff_t>(hidden_dim), hidden.end(), hidden.begin());
-  }
-  return out;
-}
-
-// Largest relative error over the positions.
-double worst_error(const std::vector<float>& got, const std::vector<double>& want, int64_t vocab_size) {
-  REQUIRE(got.size() == want.size());
-  const auto n = static_cast<size_t>(vocab_size);
-  double worst = 0;
-  for (size_t begin = 0; begin < got.size(); begin += n) {
-    const double error = relative_error(std::span(got).subspan(begin, n), std::span(want).subspan(begin, n));
-    worst = std::isnan(error) ? error : std::max(worst, error);
-    if (std::isnan(error)) break;
-  }
-  return worst;
-}
 
 // With 8-bit rows a value on the edge of its grid can fall on either side, as its float32 form rounds, and the two
 // sides differ by a whole step: 1e-3 of the logits. So a prompt is looked for in which no value comes near an edge and

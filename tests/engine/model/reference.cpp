@@ -81,7 +81,11 @@ ReferenceModel::ReferenceModel(const std::string& path, const ReferenceOptions& 
     num_value_heads_ = key("ssm.time_step_rank", -1);
     conv_taps_ = key("ssm.conv_kernel", -1);
     const int64_t interval = key("full_attention_interval", 4);
-    for (int64_t i = 0; i < num_layers_; ++i) recurrent_[static_cast<size_t>(i)] = (i + 1) % interval != 0;
+    const auto flags = file_.find_int_array(arch_ + ".attention.recurrent_layers");  // one a layer
+    for (int64_t i = 0; i < num_layers_; ++i) {
+      const auto index = static_cast<size_t>(i);
+      recurrent_[index] = flags ? flags->at(index) != 0 : (i + 1) % interval != 0;
+    }
   }
   const GgufTensor* embedding = file_.find_tensor("token_embd.weight");
   FT_CHECK(embedding != nullptr);
