@@ -31,11 +31,29 @@ std::string known_types() {
   return names;
 }
 
+/// REQUIRES: !can_quantise(type).
+std::string_view why_not_written(WeightType type) {
+  switch (type) {
+    case WeightType::kTQ1_0:
+    case WeightType::kTQ2_0:
+    case WeightType::kQ1_0:
+    case WeightType::kQ2_0:
+      return "it holds models that were trained in so few levels, and of others little is left";
+    case WeightType::kNVFP4:
+      return "its scales are too coarse for small weights unless one of the whole matrix stands beside them";
+    default:
+      return "without an importance matrix it leaves little of a model";
+  }
+}
+
 std::optional<WeightType> parse_type(std::string_view flag, const std::string& text) {
   if (text.empty()) return std::nullopt;
   const auto type = weight_type_from_name(text);
-  if (!type || !can_quantise(*type))
-    throw UsageError(fmt::format("{} {}: no type that is written here; known: {}", flag, text, known_types()));
+  if (!type) throw UsageError(fmt::format("{} {}: no weight type; known: {}", flag, text, known_types()));
+  if (!can_quantise(*type)) {
+    throw UsageError(fmt::format("{} {}: is read but not written: {}; written are {}", flag, text,
+                                 why_not_written(*type), known_types()));
+  }
   return type;
 }
 

@@ -60,7 +60,7 @@ int run_synth(int argc, const char* const* argv) {
   line.add_float("overlap", &spec.overlap, 0, 1, "O", "chain: share of a token's experts that the next one uses too");
   line.add_seed("seed", &spec.seed, "another seed, other weights and another text");
   line.section("Structure");
-  line.add_choice("arch", &spec.architecture, {"qwen35moe", "qwen35", "qwen3moe"}, "architecture");
+  line.add_choice("arch", &spec.architecture, SynthSpec::architectures(), "architecture");
   line.add_switch("no-mtp", &no_mtp, "leave the MTP layer out");
   line.add_switch("fused-gate-up", &spec.fused_gate_up, "experts' gate and up in one tensor");
   line.add_switch("tied-head", &spec.tied_head, "no output.weight: the head is the embedding (--text random)");
@@ -79,7 +79,7 @@ int run_synth(int argc, const char* const* argv) {
   line.add_int("experts-per-token", &spec.experts_per_token, 1, 65536, "N", "experts that a token goes to");
   line.add_int("expert-dim", &spec.expert_dim, 1, kMost, "N", "inner width of a routed expert");
   line.add_int("shared-expert-dim", &spec.shared_expert_dim, 1, kMost, "N",
-               "inner width of the shared expert; qwen35: of the feed-forward");
+               "inner width of the shared expert; of a dense model: of the feed-forward");
   line.add_int("state-size", &spec.state_size, 16, 4096, "N", "delta net: width of a head");
   line.add_int("key-heads", &spec.num_key_heads, 1, 65536, "N", "delta net: key heads");
   line.add_int("value-heads", &spec.num_value_heads, 1, 65536, "N", "delta net: value heads");
@@ -91,7 +91,7 @@ int run_synth(int argc, const char* const* argv) {
   spec.set_types(type);
   spec.text = text == "chain" ? SynthSpec::Text::kChain : SynthSpec::Text::kRandom;
   spec.with_mtp = !no_mtp;
-  if (spec.architecture == "qwen3moe" && !line.given("rope-dim")) spec.rope_dim = spec.head_dim;
+  if (spec.rotates_whole_heads() && !line.given("rope-dim")) spec.rope_dim = spec.head_dim;
   spec.check();
 
   const auto begin = std::chrono::steady_clock::now();

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <filesystem>
@@ -56,8 +57,10 @@ class ModelWriter {
   explicit ModelWriter(const SynthSpec& spec)
       : spec_(spec),
         p_(spec.architecture + '.'),
-        hybrid_(spec.architecture != "qwen3moe"),
-        routed_(spec.architecture != "qwen35"),
+        hybrid_(spec.is_hybrid()),
+        routed_(spec.has_experts()),
+        next_(spec.architecture == "qwen3next"),
+        llama_(spec.architecture == "llama"),
         weights_(spec.seed) {
     if (spec.text == SynthSpec::Text::kChain) {
       chain_ = std::make_unique<Chain>(ChainSpec{.hidden_dim = spec.hidden_dim,
@@ -135,6 +138,7 @@ class ModelWriter {
     } else {
       number("feed_forward_length", spec_.shared_expert_dim);
     }
+    if (llama_) number("rope.dimension_count", spec_.rope_dim);
     if (hybrid_) add_hybrid_keys();
     add_synth_keys();
   }
@@ -142,9 +146,11 @@ class ModelWriter {
   void add_hybrid_keys() {
     if (routed_) number("expert_shared_feed_forward_length", spec_.shared_expert_dim);
     number("rope.dimension_count", spec_.rope_dim);
-    const int pairs = spec_.rope_dim / 2;  // dealt over time, height and width
-    const std::vector<int32_t> sections = {(pairs + 2) / 3, (pairs + 1) / 3, pairs / 3, 0};
-    weights_.file().add_int32s(p_ + "rope.dimension_sections", sections);
+    if (!next_) {
+      const int pairs = spec_.rope_dim / 2;  // dealt over time, height and width
+      const std::vector<int32_t> sections = {(pairs + 2) / 3, (pairs + 1) / 3, pairs / 3, 0};
+      weights_.file().add_int32s(p_ + "rope.dimension_sections", sections);
+    }
     number("ssm.conv_kernel", spec_.conv_taps);
     number("ssm.state_size", spec_.state_size);
     number("ssm.group_count", spec_.num_key_heads);
@@ -169,7 +175,7 @@ class ModelWriter {
     const synth::Vocabulary vocabulary = synth::Vocabulary::make(spec_.vocab_size);
     GgufWriter& file = weights_.file();
     file.add_string("tokenizer.ggml.model", "gpt2");
-    file.add_string("tokenizer.ggml.pre", hybrid_ ? "qwen35" : "qwen2");
+    file.add_string("tokenizer.ggml.pre", llama_ ? "smollm" : hybrid_ && !next_ ? "qwen35" : "qwen2");
     file.add_strings("tokenizer.ggml.tokens", vocabulary.tokens);
     file.add_int32s("tokenizer.ggml.token_type", vocabulary.types);
     file.add_strings("tokenizer.ggml.merges", vocabulary.merges);
@@ -185,7 +191,7 @@ class ModelWriter {
   WeightType type_of(std::string_view name, int layer, int64_t row_values) {
     const auto mixture = [&] {
       const auto has = [&](std::string_view part) { return name.find(part) != std::string_view::npos; };
-      if (has("ssm_alpha") || has("ssm_beta")) return WeightType::kQ8_0;
+      if (has("ssm_alpha") || has("ssm_beta") || has("ssm_ba.")) return WeightType::kQ8_0;
       if (name == "output.weight" || has("attn_v.") || (has("ffn_down") && layer % 2 == 0)) return WeightType::kQ6_K;
       if (has("attn_qkv") || has("attn_gate")) return WeightType::kQ5_K;
       return WeightType::kQ4_K;
@@ -248,6 +254,7 @@ class ModelWriter {
     matrix(layer, "attn_k.weight", {dim, kv_heads});
     matrix(layer, "attn_v.weight", {dim, kv_heads});
     matrix(layer, "attn_output.weight", {heads, dim}, branch_scale_);
+    if (llama_) return;
     norm(layer, "attn_q_norm.weight", spec_.head_dim);
     norm(layer, "attn_k_norm.weight", spec_.head_dim);
   }
@@ -269,8 +276,12 @@ class ModelWriter {
             a[head] = -math::exp(static_cast<float>(4.5 * uniform(derive(key, static_cast<uint64_t>(head))) - 3));
           }
         });
-    matrix(layer, "ssm_beta.weight", {dim, value_heads});
-    matrix(layer, "ssm_alpha.weight", {dim, value_heads});
+    if (next_) {
+      matrix(layer, "ssm_ba.weight", {dim, 2 * value_heads});
+    } else {
+      matrix(layer, "ssm_beta.weight", {dim, value_heads});
+      matrix(layer, "ssm_alpha.weight", {dim, value_heads});
+    }
     norm(layer, "ssm_norm.weight", spec_.state_size);
     matrix(layer, "ssm_out.weight", {value_dim, dim}, branch_scale_);
   }
@@ -323,7 +334,7 @@ class ModelWriter {
 
   const SynthSpec& spec_;
   const std::string p_;
-  const bool hybrid_, routed_;
+  const bool hybrid_, routed_, next_, llama_;
   WeightWriter weights_;
   std::unique_ptr<Chain> chain_;
   SynthReport report_;
@@ -350,7 +361,11 @@ void check_share(std::string_view what, double value) {
 }  // namespace
 
 std::vector<std::string> SynthSpec::shape_names() {
-  return {"tiny", "qwen3.6-35b-a3b", "qwen3-coder-30b-a3b"};
+  return {"tiny", "qwen3.6-35b-a3b", "qwen3-coder-30b-a3b", "qwen3-coder-next-80b-a3b", "smollm2-135m"};
+}
+
+std::vector<std::string> SynthSpec::architectures() {
+  return {"qwen35moe", "qwen35", "qwen3next", "qwen3moe", "llama"};
 }
 
 SynthSpec SynthSpec::for_shape(std::string_view name) {
@@ -375,6 +390,25 @@ SynthSpec SynthSpec::for_shape(std::string_view name) {
     s.num_heads = 32, s.num_kv_heads = 4, s.head_dim = 128, s.rope_dim = 128;
     s.num_experts = 128;
     s.expert_dim = 768;
+    return s;
+  }
+  if (name == "qwen3-coder-next-80b-a3b") {
+    s.architecture = "qwen3next";
+    s.num_layers = 48;
+    s.vocab_size = 151936;
+    s.num_heads = 16, s.num_kv_heads = 2, s.head_dim = 256, s.rope_dim = 64;
+    s.num_experts = 512, s.experts_per_token = 10;
+    s.expert_dim = 512, s.shared_expert_dim = 512;
+    s.state_size = 128, s.num_key_heads = 16, s.num_value_heads = 32;
+    return s;
+  }
+  if (name == "smollm2-135m") {
+    s.architecture = "llama";
+    s.num_layers = 30;
+    s.hidden_dim = 576, s.shared_expert_dim = 1536;
+    s.vocab_size = 49152;
+    s.context_length = 8192;
+    s.num_heads = 9, s.num_kv_heads = 3, s.head_dim = 64, s.rope_dim = 64, s.rope_base = 1e5;
     return s;
   }
   throw UsageError(fmt::format("--shape {}: unknown; known: {}", name, fmt::join(shape_names(), ", ")));
@@ -403,9 +437,9 @@ void SynthSpec::set_types(std::string_view text) {
 }
 
 void SynthSpec::check() const {
-  if (architecture != "qwen35moe" && architecture != "qwen35" && architecture != "qwen3moe") {
-    refuse("--arch", architecture, "unknown; known: qwen35moe, qwen35, qwen3moe");
-  }
+  const std::vector<std::string> known = architectures();
+  if (std::find(known.begin(), known.end(), architecture) == known.end())
+    refuse("--arch", architecture, fmt::format("unknown; known: {}", fmt::join(known, ", ")));
   constexpr int64_t kMost = 1 << 20;
   check_range("--layers", num_layers, 1, 1024);
   check_range("--attention-interval", attention_interval, 1, 1024);
@@ -416,8 +450,9 @@ void SynthSpec::check() const {
   check_range("--heads", num_heads, num_kv_heads, 65536, num_kv_heads);
   check_range("--head-dim", head_dim, 2, 4096, 2);
   check_range("--rope-dim", rope_dim, 2, head_dim, 2);
-  if (architecture == "qwen3moe" && rope_dim != head_dim) {
-    refuse("--rope-dim", std::to_string(rope_dim), fmt::format("qwen3moe rotates whole heads: {} is needed", head_dim));
+  if (rotates_whole_heads() && rope_dim != head_dim) {
+    refuse("--rope-dim", std::to_string(rope_dim),
+           fmt::format("{} rotates whole heads: {} is needed", architecture, head_dim));
   }
   check_range("--experts", num_experts, 1, 65536);
   check_range("--experts-per-token", experts_per_token, 1, num_experts);

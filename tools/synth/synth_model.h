@@ -19,20 +19,21 @@ struct SynthSpec {
   /// how). kRandom: plain random weights, every formula counts fully, the text is arbitrary.
   enum class Text { kChain, kRandom };
 
-  std::string architecture =
-      "qwen35moe";  // or qwen35 (dense), qwen3moe (attention alone, no shared expert, no MTP layer)
+  /// One of architectures(): qwen35moe; qwen35 (dense); qwen3next; qwen3moe (attention alone, no shared expert, no MTP
+  /// layer); llama (dense, attention alone, no norms of heads, no MTP layer).
+  std::string architecture = "qwen35moe";
   Text text = Text::kChain;
   int num_layers = 4;          // of the trunk
   bool with_mtp = true;        // where the architecture can have one
-  int attention_interval = 4;  // each so many layers one has attention, the others a delta net; not in qwen3moe
+  int attention_interval = 4;  // each so many layers one has attention, the others a delta net; where is_hybrid()
   int64_t hidden_dim = 256;    // a multiple of 32, at least 64
   int64_t vocab_size = 512;    // at least 320
   int64_t context_length = 4096;
-  int num_heads = 4, num_kv_heads = 2, head_dim = 64, rope_dim = 16;  // qwen3moe rotates whole heads
+  int num_heads = 4, num_kv_heads = 2, head_dim = 64, rope_dim = 16;  // see rotates_whole_heads()
   double rope_base = 1e7;
   int num_experts = 16, experts_per_token = 4;
   int64_t expert_dim = 256;
-  int64_t shared_expert_dim = 256;  // qwen35: the feed-forward
+  int64_t shared_expert_dim = 256;  // dense models: the feed-forward
   int state_size = 64, num_key_heads = 2, num_value_heads = 4, conv_taps = 4;
 
   /// Dealt round over the matrices, in file order; empty: the mixture Q4_K_M (Q6_K for head, attention values and every
@@ -47,14 +48,18 @@ struct SynthSpec {
   double overlap = 0.45;    // kChain: share of a token's routed experts that the next token goes to as well
   uint64_t seed = 1;
 
-  /// tiny, qwen3.6-35b-a3b or qwen3-coder-30b-a3b, as deep as the model of that name. Throws UsageError listing them
-  /// for another name.
+  /// One of shape_names(), as deep as the model of that name. Throws UsageError listing them for another name.
   [[nodiscard]] static SynthSpec for_shape(std::string_view name);
   [[nodiscard]] static std::vector<std::string> shape_names();
+  [[nodiscard]] static std::vector<std::string> architectures();
   /// "q4_k_m", a weight type, or several types with commas between. Throws UsageError listing them for another name.
   void set_types(std::string_view text);
 
-  [[nodiscard]] bool has_mtp() const { return with_mtp && architecture != "qwen3moe"; }
+  /// Whether there are delta nets beside attention, whose queries then have gates.
+  [[nodiscard]] bool is_hybrid() const { return architecture != "qwen3moe" && architecture != "llama"; }
+  [[nodiscard]] bool has_experts() const { return architecture != "qwen35" && architecture != "llama"; }
+  [[nodiscard]] bool rotates_whole_heads() const { return !is_hybrid(); }
+  [[nodiscard]] bool has_mtp() const { return with_mtp && is_hybrid(); }
   /// Throws UsageError naming the value and its limits.
   void check() const;
 };

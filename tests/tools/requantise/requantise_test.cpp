@@ -1,5 +1,7 @@
 #include "tools/requantise/requantise.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <cmath>
@@ -196,6 +198,28 @@ TEST_CASE("rows that are no multiple of a block get a type with blocks of 32, or
   const auto report = write_requantised(GgufFile::open(folder.file("in.gguf")), folder.file("out.gguf"), rules);
   CHECK_FALSE(report.replaced.empty());
   (void)Model::load(folder.file("out.gguf"), {});
+}
+
+TEST_CASE("a type that is not written is refused with the reason", "[requantise]") {
+  const auto refusal = [](const char* type) -> std::string {
+    const char* const arguments[] = {"requantise", "in.gguf", "out.gguf", "--experts", type};
+    try {
+      (void)run_requantise(5, arguments);
+    } catch (const UsageError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  for (const WeightTypeInfo& info : all_weight_types()) {
+    if (can_quantise(info.type)) continue;
+    const std::string message = refusal(std::string(info.name).c_str());
+    INFO(message);
+    CHECK(message.find(fmt::format("--experts {}: is read but not written: ", info.name)) == 0);
+    CHECK(message.find('\n') == std::string::npos);
+  }
+  CHECK(refusal("iq3_xxs").find("importance matrix") != std::string::npos);
+  CHECK(refusal("tq2_0").find("trained") != std::string::npos);
+  CHECK(refusal("q9_z").find("--experts q9_z: no weight type; known: F32") == 0);
 }
 
 TEST_CASE("what cannot be read is refused by name, and no file is left", "[requantise][bad-file]") {

@@ -130,22 +130,22 @@ TEST_CASE("The cycle visits every id on it once and leads everywhere", "[synth]"
 
 TEST_CASE("Each architecture has the tensors and keys that a reader needs", "[synth]") {
   for (SynthSpec::Text text : {SynthSpec::Text::kChain, SynthSpec::Text::kRandom}) {
-    for (const char* architecture : {"qwen35moe", "qwen35", "qwen3moe"}) {
+    for (const std::string& architecture : SynthSpec::architectures()) {
       for (bool mtp : {true, false}) {
         const TemporaryModel model;
         SynthSpec spec = small(text);
         spec.architecture = architecture;
         spec.with_mtp = mtp;
-        if (spec.architecture == "qwen3moe") spec.rope_dim = spec.head_dim;
+        if (spec.rotates_whole_heads()) spec.rope_dim = spec.head_dim;
         CAPTURE(architecture, mtp);
         const GgufFile file = written(spec, model);
         const ModelConfig config = ModelConfig::read(file);
         CHECK(config.num_layers == 2);
         CHECK(config.num_mtp_layers == (spec.has_mtp() ? 1 : 0));
         CHECK(config.vocab_size == 512);
-        CHECK(config.num_experts == (spec.architecture == "qwen35" ? 0 : 8));
+        CHECK(config.num_experts == (spec.has_experts() ? 8 : 0));
         CHECK(config.rope_base == 1e7);
-        if (spec.architecture != "qwen3moe") {
+        if (spec.is_hybrid()) {
           CHECK(config.recurrent == std::vector<bool>{true, false});
           CHECK(file.find_tensor("blk.0.attn_qkv.weight")->shape == std::vector<int64_t>{256, 2 * 128 + 256});
           CHECK(file.find_tensor("blk.1.attn_q.weight")->shape == std::vector<int64_t>{256, 2 * 256});
@@ -168,9 +168,16 @@ TEST_CASE("The shapes are those of the models", "[synth]") {
          a.has_mtp()));
   const SynthSpec b = SynthSpec::for_shape("qwen3-coder-30b-a3b");
   CHECK((b.num_layers == 48 && b.num_experts == 128 && b.expert_dim == 768 && b.vocab_size == 151936 && !b.has_mtp()));
+  const SynthSpec c = SynthSpec::for_shape("qwen3-coder-next-80b-a3b");
+  CHECK(
+      (c.num_layers == 48 && c.num_experts == 512 && c.experts_per_token == 10 && c.expert_dim == 512 && c.has_mtp()));
+  const SynthSpec d = SynthSpec::for_shape("smollm2-135m");
+  CHECK((d.num_layers == 30 && d.hidden_dim == 576 && d.num_heads == 9 && !d.has_experts() && !d.has_mtp()));
   for (const std::string& name : SynthSpec::shape_names()) SynthSpec::for_shape(name).check();
-  CHECK_THROWS_WITH(SynthSpec::for_shape("huge"),
-                    "--shape huge: unknown; known: tiny, qwen3.6-35b-a3b, qwen3-coder-30b-a3b");
+  CHECK_THROWS_WITH(
+      SynthSpec::for_shape("huge"),
+      "--shape huge: unknown; known: tiny, qwen3.6-35b-a3b, qwen3-coder-30b-a3b, qwen3-coder-next-80b-a3b, "
+      "smollm2-135m");
 }
 
 TEST_CASE("Types are dealt over the matrices, mixed as Q4_K_M, or replaced where rows do not fit", "[synth]") {
@@ -348,14 +355,15 @@ TEST_CASE("The engine says the known text, with drafts accepted as the dial says
   };
   for (const Case& c : {Case{"qwen35moe", "q4_k_m", 256, false}, Case{"qwen35moe", "f32", 256, true},
                         Case{"qwen35moe", "q8_0,mxfp4,iq4_nl,q5_1,bf16", 64, false},
-                        Case{"qwen35", "q4_k,q6_k", 256, false}, Case{"qwen3moe", "q3_k,q2_k,iq4_xs", 256, false}}) {
+                        Case{"qwen35", "q4_k,q6_k", 256, false}, Case{"qwen3moe", "q3_k,q2_k,iq4_xs", 256, false},
+                        Case{"qwen3next", "q4_k_m", 256, false}, Case{"llama", "q4_0,q4_1,q6_k", 256, false}}) {
     const TemporaryModel file;
     SynthSpec spec = small();
     spec.architecture = c.architecture;
     spec.set_types(c.types);
     spec.hidden_dim = c.hidden_dim;
     spec.fused_gate_up = c.fused;
-    if (spec.architecture == "qwen3moe") spec.rope_dim = spec.head_dim;
+    if (spec.rotates_whole_heads()) spec.rope_dim = spec.head_dim;
     write_synth_model(file.path(), spec);
     CAPTURE(c.architecture, c.types);
 
@@ -415,7 +423,8 @@ TEST_CASE("Specs that make no model are refused", "[synth]") {
   refuse([](SynthSpec& s) { s.num_heads = 5; }, "--heads 5: a multiple of 2 from 2 to 65536 is needed");
   refuse([](SynthSpec& s) { s.rope_dim = 66; }, "--rope-dim 66: a multiple of 2 from 2 to 64 is needed");
   refuse([](SynthSpec& s) { s.experts_per_token = 17; }, "--experts-per-token 17: 1 to 16 allowed");
-  refuse([](SynthSpec& s) { s.architecture = "llama"; }, "--arch llama: unknown; known: qwen35moe, qwen35, qwen3moe");
+  refuse([](SynthSpec& s) { s.architecture = "bert"; },
+         "--arch bert: unknown; known: qwen35moe, qwen35, qwen3next, qwen3moe, llama");
   refuse([](SynthSpec& s) { s.architecture = "qwen3moe"; },
          "--rope-dim 16: qwen3moe rotates whole heads: 64 is needed");
   refuse([](SynthSpec& s) { s.acceptance = 1.5; }, "--acceptance 1.5: 0 to 1 allowed");
