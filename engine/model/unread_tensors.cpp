@@ -83,7 +83,7 @@ std::vector<std::string> find_unread_tensors(const GgufFile& file, const ModelCo
         effect != nullptr ? fmt::format("it {}, which is not supported for {}", effect->text, config.architecture)
                           : fmt::format("{} as this program knows it has no such tensor", config.architecture);
     found.push_back(fmt::format("{}: tensor {} (shape [{}]) would not be read: {}; without it the text would be wrong",
-                                file.path(), printable(tensor.name), fmt::join(tensor.shape, ", "), what));
+                                file.path_of(tensor), printable(tensor.name), fmt::join(tensor.shape, ", "), what));
   }
   return found;
 }

@@ -10,6 +10,7 @@
 #include <numeric>
 #include <optional>
 
+#include "engine/gguf/tensor_name.h"
 #include "engine/machine.h"
 #include "engine/model/zero_rows.h"
 #include "kernels/base/error.h"
@@ -65,6 +66,12 @@ void WeightLoader::guarded(Declare&& declare) {
 
 void WeightLoader::fail(const std::string& name, const std::string& what) const {
   const GgufTensor* tensor = file_.find_tensor(name);
+  if (tensor == nullptr) {  // the file that has the rest of its block: an MTP layer's own, or a part of a split
+    const int block = split_tensor_name(name).first;
+    const auto same_block = [block](const GgufTensor& other) { return split_tensor_name(other.name).first == block; };
+    const auto found = std::find_if(file_.tensors().begin(), file_.tensors().end(), same_block);
+    if (block >= 0 && found != file_.tensors().end()) tensor = &*found;
+  }
   const std::string& path = tensor != nullptr ? file_.path_of(*tensor) : file_.path();
   throw InputError(fmt::format("{}: tensor {}: {}", path, name, what));
 }

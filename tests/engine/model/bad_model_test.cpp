@@ -165,6 +165,51 @@ TEST_CASE("zeros from within a matrix on are found, in the last one of a file to
   check_refused(file, {last.name, "zeros only from its byte"});
 }
 
+// One layer of matrices of one type, rows of 256.
+RandomModel model_of_type(WeightType type) {
+  RandomModel spec = small_model("qwen3moe");
+  spec.num_layers = 1;
+  spec.hidden_dim = spec.expert_dim = 256;
+  spec.types = {type};
+  return spec;
+}
+
+TEST_CASE("zeros are found in matrices of every type: all of one, from its middle to a file's end, and a hole") {
+  for (const WeightTypeInfo& info : all_weight_types()) {
+    INFO(info.name);
+    const GgufEdit good = model_of_type(info.type).build();
+    const GgufEdit::Tensor last = good.tensors.back();
+    REQUIRE(last.name == "blk.0.ffn_down_exps.weight");
+    const size_t row_bytes = last.bytes.size() / static_cast<size_t>(last.shape[1] * last.shape[2]);
+    GgufEdit file = good;
+    zero_bytes(file, last.name, 0);
+    check_refused(file, {last.name, "is all zeros", "download it again"});
+    file = good;
+    zero_bytes(file, last.name, last.bytes.size() / 2 + row_bytes / 2);
+    check_refused(file, {last.name, "zeros only from its byte"});
+    file = good;
+    zero_bytes(file, last.name, 3 * row_bytes, 2 * row_bytes + row_bytes / 2);
+    check_refused(file, {last.name, "zeros only from its byte"});
+  }
+}
+
+TEST_CASE("a file that ends early is refused by the first tensor that is not whole, in every type") {
+  for (const WeightTypeInfo& info : all_weight_types()) {
+    INFO(info.name);
+    const TempFolder folder;
+    const std::string path = folder.file("short.gguf");
+    model_of_type(info.type).write(path);
+    const auto whole = std::filesystem::file_size(path);
+    for (const uintmax_t missing : {uintmax_t{1}, static_cast<uintmax_t>(info.block_bytes), whole / 8}) {
+      std::filesystem::resize_file(path, whole - missing);
+      const std::string message = load_error(path);
+      check_line(message, path, {"ffn_down_exps.weight", "download"});
+      CHECK(header_error(path) == message);
+      std::filesystem::resize_file(path, whole);
+    }
+  }
+}
+
 TEST_CASE("a norm that is all zeros is named") {
   GgufEdit file = small_model().build();
   zero_bytes(file, "blk.0.attn_norm.weight", 0);
@@ -316,10 +361,7 @@ TEST_CASE("a scale or value that is not finite is refused with tensor and row, i
   for (const BadScale& bad : bad_scales()) {
     const WeightTypeInfo& info = weight_type_info(bad.type);
     seen.push_back(bad.type);
-    RandomModel spec = small_model("qwen3moe");
-    spec.num_layers = 1;
-    spec.hidden_dim = spec.expert_dim = 256;
-    spec.types = {bad.type};
+    const RandomModel spec = model_of_type(bad.type);
     // The last block of the last expert, and the last row of the embeddings: nothing before or after it is at fault.
     for (const char* name : {"blk.0.ffn_down_exps.weight", "token_embd.weight"}) {
       GgufEdit file = spec.build();

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <filesystem>
 #include <functional>
+#include <limits>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -199,8 +201,88 @@ TEST_CASE("a part of an MTP layer in a file of its own is refused by the tensor 
   LoadOptions options;
   options.mtp_path = folder.file("mtp.gguf");
   const std::string message = message_of([&] { (void)Model::load(folder.file("trunk.gguf"), options); });
+  CHECK(message.find(options.mtp_path) != std::string::npos);
   CHECK(message.find("blk.2.attn_k.weight") != std::string::npos);
   CHECK(message.find("missing") != std::string::npos);
+}
+
+TEST_CASE("a damaged MTP layer in a file of its own is refused by that file's name") {
+  const TempFolder folder;
+  const GgufEdit whole = whole_model().build();
+  trunk_of(whole).write(folder.file("trunk.gguf"));
+  const bool shared = GENERATE(false, true);
+  GgufEdit mtp = mtp_of(whole, shared);
+  const std::string path = folder.file("broken.gguf");
+  const std::string matrix = "blk.2.ffn_down_exps.weight", norm = "blk.2.nextn.enorm.weight";
+  std::vector<std::string> words;
+  std::optional<uintmax_t> size;
+  const auto float_at_end = [&](const std::string& name, float value) {
+    std::memcpy(&*(mtp.tensor(name).bytes.end() - 4), &value, 4);
+  };
+  SECTION("ends early") {
+    size = 9;  // tenths
+    words = {"blk.2.", "download"};
+  }
+  SECTION("ends within its metadata") {
+    size = 1;
+    words = {"download"};
+  }
+  SECTION("is empty") {
+    size = 0;
+    words = {"empty"};
+  }
+  SECTION("a matrix of zeros") {
+    std::fill(mtp.tensor(matrix).bytes.begin(), mtp.tensor(matrix).bytes.end(), std::byte{0});
+    words = {matrix, "all zeros"};
+  }
+  SECTION("zeros from within a matrix on") {
+    std::vector<std::byte>& bytes = mtp.tensor(matrix).bytes;
+    std::fill(bytes.begin() + static_cast<std::ptrdiff_t>(bytes.size() / 2 + 8), bytes.end(), std::byte{0});
+    words = {matrix, "zeros"};
+  }
+  SECTION("a weight that is not finite") {
+    float_at_end(matrix, std::numeric_limits<float>::quiet_NaN());
+    words = {matrix, "finite"};
+  }
+  SECTION("a norm that is not finite") {
+    float_at_end(norm, std::numeric_limits<float>::infinity());
+    words = {norm, "finite"};
+  }
+  SECTION("a matrix of another shape") {
+    GgufEdit::Tensor& tensor = mtp.tensor(matrix);
+    mtp.reshape(matrix, tensor.type_id, {tensor.shape[0], tensor.shape[1], tensor.shape[2] / 2},
+                tensor.bytes.size() / 2);
+    words = {matrix, "shape"};
+  }
+  SECTION("a type that no format has") {
+    mtp.tensor(matrix).type_id = 4711;
+    words = {matrix, "4711"};
+  }
+  SECTION("a tensor that nobody reads") {
+    GgufEdit::Tensor more = mtp.tensor(norm);
+    more.name = "blk.2.nextn.other.weight";
+    mtp.tensors.push_back(more);
+    words = {"blk.2.nextn.other.weight"};
+  }
+  SECTION("a tensor twice") {
+    mtp.tensors.push_back(mtp.tensor(norm));
+    words = {norm, "twice"};
+  }
+  mtp.write(path);
+  if (size) std::filesystem::resize_file(path, std::filesystem::file_size(path) * *size / 10);
+  for (const bool repack : {true, false}) {
+    LoadOptions options;
+    options.mtp_path = path;
+    options.repack = repack;
+    const std::string message = message_of([&] { (void)Model::load(folder.file("trunk.gguf"), options); });
+    INFO("message: " << message);
+    CHECK(message.find('\n') == std::string::npos);
+    words.push_back(path);
+    for (const std::string& word : words) {
+      INFO("word: " << word);
+      CHECK(message.find(word) != std::string::npos);
+    }
+  }
 }
 
 TEST_CASE("an MTP layer for a model that has one, or whose architecture has none, is refused") {
