@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <vector>
 
 #include "kernels/base/error.h"
 #include "kernels/matmul/matmul_cuda.cuh"
@@ -18,27 +19,34 @@ MatmulArguments matmul_arguments(const MatmulDesc& desc) {
                          : info.activation_block == 256 ? desc.x.by256
                                                         : QuantRows{};
   FT_CHECK(info.is_float() ? desc.x.values != nullptr : !rows.empty());
-  return {desc.w.data,
-          desc.up.data,
-          desc.w.row_bytes,
-          desc.num_outputs,
-          desc.w.num_cols,
-          rows,
-          desc.x.values,
-          desc.max_rows,
-          desc.device_num_rows,
-          desc.y,
-          desc.y_stride,
-          desc.buckets,
-          desc.expert_stride * desc.w.row_bytes,
-          desc.slots_per_input,
-          desc.groups,
-          desc.device_num_groups,
-          desc.w.num_rows,
-          desc.w.scale,
-          desc.up.scale,
-          desc.scales,
-          desc.up_scales};
+  FT_CHECK(desc.num_more >= 0 && desc.num_more <= kMaxMoreOutputs);
+  FT_CHECK(desc.num_more == 0 || (desc.up.data == nullptr && desc.max_buckets == 0 && desc.groups == nullptr));
+  constexpr unsigned kNowhere = 0xffffffffu;
+  MatmulArguments a{{},
+                    desc.up.data,
+                    desc.w.row_bytes,
+                    desc.w.num_cols,
+                    rows,
+                    desc.x.values,
+                    desc.max_rows,
+                    desc.device_num_rows,
+                    desc.buckets,
+                    desc.expert_stride * desc.w.row_bytes,
+                    desc.slots_per_input,
+                    desc.groups,
+                    desc.device_num_groups,
+                    desc.w.num_rows,
+                    desc.up.scale,
+                    desc.scales,
+                    desc.up_scales};
+  for (MatmulPart& part : a.parts) part = {nullptr, nullptr, 0, 0, 1.0f, kNowhere};
+  a.parts[0] = {desc.w.data, desc.y, desc.y_stride, desc.num_outputs, desc.w.scale, 0};
+  for (int i = 0; i < desc.num_more; ++i) {
+    const MatmulOutput& more = desc.more[i];
+    FT_CHECK(more.w.type == desc.w.type && more.w.num_cols == desc.w.num_cols && more.w.num_rows > 0);
+    a.parts[1 + i] = {more.w.data, more.y, more.w.num_rows, more.w.num_rows, more.w.scale, kNowhere};
+  }
+  return a;
 }
 
 void refuse_type(WeightType type, const char* kernel) {
@@ -56,11 +64,42 @@ MatmulConfig choose_config(const MatmulDesc& desc) {
     config.kernel = MatmulConfig::Kernel::kBlas;
   } else if (info.is_float()) {
     config.kernel = MatmulConfig::Kernel::kFloat;
+    if (desc.max_rows > 4 && desc.max_rows <= 8) config.rows_at_once = 8;
+    config.lane_sums = desc.up.data != nullptr || desc.all_outputs() >= kManyFloatOutputs ? 8 : 1;
   } else if (desc.max_rows > kMaxDotRows) {
     config.kernel = MatmulConfig::Kernel::kTiles;
   }
   config.log2_slots = num_blocks >= 5 ? 3 : num_blocks >= 3 ? 2 : num_blocks >= 2 ? 1 : 0;
   return config;
+}
+
+namespace {
+
+bool can_join(const MatmulDesc& desc, const MatmulConfig& config) {
+  return (config.kernel == MatmulConfig::Kernel::kDot || config.kernel == MatmulConfig::Kernel::kFloat) &&
+         desc.up.data == nullptr && desc.max_buckets == 0 && desc.groups == nullptr && desc.num_more == 0;
+}
+
+}  // namespace
+
+void launch_together(std::span<const MatmulDesc> descs, const Stream& stream) {
+  std::vector<bool> done(descs.size(), false);
+  for (size_t i = 0; i < descs.size(); ++i) {
+    if (done[i]) continue;
+    MatmulDesc desc = descs[i];
+    const bool joins = can_join(desc, choose_config(desc));
+    for (size_t j = i + 1; j < descs.size() && joins; ++j) {
+      const MatmulDesc& other = descs[j];
+      FT_CHECK(other.max_rows == desc.max_rows && other.device_num_rows == desc.device_num_rows);
+      if (done[j] || desc.num_more == kMaxMoreOutputs || other.w.type != desc.w.type ||
+          other.w.num_cols != desc.w.num_cols || !can_join(other, choose_config(other)))
+        continue;
+      FT_CHECK(other.num_outputs == other.w.num_rows && other.y_stride == other.w.num_rows);
+      desc.more[desc.num_more++] = {other.w, other.y};
+      done[j] = true;
+    }
+    launch(desc, choose_config(desc), stream);
+  }
 }
 
 void launch(const MatmulDesc& desc, const MatmulConfig& config, const Stream& stream) {

@@ -9,29 +9,48 @@
 
 namespace foretoken::cuda {
 
-/// What a kernel needs of a MatmulDesc.
-struct MatmulArguments {
+inline constexpr int kMaxParts = 1 + kMaxMoreOutputs;
+
+/// One of the matrices of a launch, and where its products go. The launch's blocks of outputs are shared out part after
+/// part.
+struct MatmulPart {
   const std::byte* w;
+  float* y;
+  int64_t y_stride;
+  int64_t num_outputs;
+  float scale;
+  unsigned first_block;  // along the grid's x; of a part that is not there: beyond any grid
+};
+
+/// What a kernel needs of a MatmulDesc. As __grid_constant__ a kernel may choose a part by its number: without, the
+/// compiler would copy all of this to local memory first.
+struct MatmulArguments {
+  MatmulPart parts[kMaxParts];
   const std::byte* up;  // or nullptr
   int64_t row_bytes;
-  int64_t num_outputs;
   int64_t num_cols;
   QuantRows rows;       // quantised matrices
   const float* values;  // float matrices
   int num_rows;
   const int32_t* device_num_rows;
-  float* y;
-  int64_t y_stride;
   DeviceBuckets buckets;
   int64_t expert_bytes;
   int slots_per_input;
   const int32_t* groups;
   const int32_t* device_num_groups;
   int64_t num_rows_of_w;
-  float scale, up_scale;
+  float up_scale;
   const float* scales;  // of each expert, or nullptr
   const float* up_scales;
 };
+
+/// Number of the part that this block of threads works on.
+__device__ __forceinline__ int part_of_block(const MatmulArguments& a) {
+  int part = 0;
+  FT_UNROLL
+  for (int i = 1; i < kMaxParts; ++i) part += blockIdx.x >= a.parts[i].first_block ? 1 : 0;
+  return part;
+}
 
 /// The rows that one block of threads serves, and their matrix.
 struct RowSet {
@@ -49,10 +68,10 @@ struct RowSet {
 };
 
 /// The rows of bucket `bucket` (0 without buckets); count 0 if there is no such bucket.
-__device__ __forceinline__ RowSet rows_of_bucket(const MatmulArguments& a, int bucket) {
+__device__ __forceinline__ RowSet rows_of_bucket(const MatmulArguments& a, const MatmulPart& part, int bucket) {
   if (a.buckets.num_buckets == nullptr) {
     const int count = a.device_num_rows == nullptr ? a.num_rows : *a.device_num_rows;
-    return {count < a.num_rows ? count : a.num_rows, nullptr, 1, a.w, a.up, a.scale, a.up_scale};
+    return {count < a.num_rows ? count : a.num_rows, nullptr, 1, part.w, a.up, part.scale, a.up_scale};
   }
   if (bucket >= *a.buckets.num_buckets) return {0, nullptr, 1, nullptr, nullptr, 1.0f, 1.0f};
   const int begin = a.buckets.begins[bucket], end = a.buckets.begins[bucket + 1];
@@ -60,9 +79,9 @@ __device__ __forceinline__ RowSet rows_of_bucket(const MatmulArguments& a, int b
   return {end - begin,
           a.buckets.slots + begin,
           a.slots_per_input,
-          a.w + offset,
+          part.w + offset,
           a.up == nullptr ? nullptr : a.up + offset,
-          a.scales == nullptr ? a.scale : a.scales[expert],
+          a.scales == nullptr ? part.scale : a.scales[expert],
           a.up_scales == nullptr ? a.up_scale : a.up_scales[expert]};
 }
 
@@ -72,12 +91,23 @@ __device__ __forceinline__ int64_t weight_row(const MatmulArguments& a, int64_t 
 }
 
 /// Outputs there are; with groups, as many as the device knows of. The last group may reach beyond the matrix.
-__device__ __forceinline__ int64_t outputs_of(const MatmulArguments& a) {
-  if (a.device_num_groups == nullptr) return a.num_outputs;
+__device__ __forceinline__ int64_t outputs_of(const MatmulArguments& a, const MatmulPart& part) {
+  if (a.device_num_groups == nullptr) return part.num_outputs;
   const int64_t groups = *a.device_num_groups;
   const int64_t beyond = (int64_t{a.groups[groups - 1]} + 1) * kInterleave - a.num_rows_of_w;
   const int64_t count = groups * kInterleave - (beyond > 0 ? beyond : 0);
-  return count < a.num_outputs ? count : a.num_outputs;
+  return count < part.num_outputs ? count : part.num_outputs;
+}
+
+/// Gives each part its blocks of `outputs_per_block` outputs; returns how many there are together.
+inline unsigned share_out_blocks(MatmulArguments& a, int64_t outputs_per_block) {
+  unsigned blocks = 0;
+  for (MatmulPart& part : a.parts) {
+    if (part.w == nullptr) continue;
+    part.first_block = blocks;
+    blocks += static_cast<unsigned>((part.num_outputs + outputs_per_block - 1) / outputs_per_block);
+  }
+  return blocks;
 }
 
 /// silu(gate) * up, as silu_mul.

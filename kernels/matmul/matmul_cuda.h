@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "kernels/cuda/cuda_blas.h"
 #include "kernels/cuda/cuda_device.h"
@@ -48,6 +49,13 @@ struct BlasWork {
   return blas_takes(w.type, w.num_rows);
 }
 
+/// One more matrix that meets the same rows: y[r][o] [w.num_rows] = w[o] . x[r].
+struct MatmulOutput {
+  DeviceMatrix w;
+  float* y = nullptr;
+};
+inline constexpr int kMaxMoreOutputs = 3;
+
 /// y[r][o] = W[o] . x[r], as matmul_rows; or, with `up`, y[r][o] = silu(W[o] . x[r]) * (up[o] . x[r]). Each product is
 /// multiplied by its matrix's scale. Each weight is read once for all rows of a window.
 ///
@@ -76,6 +84,16 @@ struct MatmulDesc {
   const int32_t* groups = nullptr;             // [num_outputs / 16]
   const int32_t* device_num_groups = nullptr;  // [1]
 
+  // More matrices of w's type and columns in the same launch: of kernels kDot and kFloat, without up, buckets or groups.
+  MatmulOutput more[kMaxMoreOutputs];
+  int num_more = 0;
+
+  [[nodiscard]] int64_t all_outputs() const {
+    int64_t sum = num_outputs;
+    for (int i = 0; i < num_more; ++i) sum += more[i].w.num_rows;
+    return sum;
+  }
+
   const BlasWork* blas =
       nullptr;  // with a library: cuBLAS computes it if blas_takes(w) and there are no buckets or groups
 };
@@ -89,15 +107,23 @@ struct MatmulConfig {
     kBlas,   // F16 and BF16 matrices by cuBLAS: not the contract's bits, but the same for any number of rows
   };
   Kernel kernel = Kernel::kDot;
-  int rows_at_once = 1;  // 1, 2, 4 or 12
+  int rows_at_once = 1;  // 1, 2, 4 or 12; kFloat: or 8
   int warps_per_block = 4;
   int log2_slots = 3;  // kDot: 2^n blocks of one output a warp takes at once; fewer for short rows
+  /// kFloat: of the 32 sums of an output, a lane has 1 (a warp an output, so that few outputs still make many warps) or
+  /// 8 (eight outputs a warp, so that a load of half floats has 16 bytes).
+  int lane_sums = 8;
 };
+/// From so many outputs on, eight a warp keep a GPU busy.
+inline constexpr int64_t kManyFloatOutputs = 4096;
 
 inline constexpr int kMaxDotRows = 12;
 
 [[nodiscard]] MatmulConfig choose_config(const MatmulDesc& desc);
 void launch(const MatmulDesc& desc, const MatmulConfig& config, const Stream& stream);
+/// All of them, over the same rows of x, in as few launches as their types and kernels allow. REQUIRES: each computes
+/// all rows of its matrix, side by side.
+void launch_together(std::span<const MatmulDesc> descs, const Stream& stream);
 
 // The kernels behind launch().
 struct MatmulArguments;

@@ -128,14 +128,17 @@ struct DotTile {
 };
 
 template <WeightType kType, int kRows>
-__global__ void __launch_bounds__(128, kRows >= 4 ? 3 : 4) cuda_quant_dot(MatmulArguments a, int log2_slots) {
+__global__ void __launch_bounds__(128, kRows >= 4 ? 3 : 4)
+    cuda_quant_dot(const __grid_constant__ MatmulArguments a, int log2_slots) {
   using Tile = DotTile<kType, kRows>;
-  const RowSet rows = rows_of_bucket(a, static_cast<int>(blockIdx.y));
+  const MatmulPart& part = a.parts[part_of_block(a)];
+  const RowSet rows = rows_of_bucket(a, part, static_cast<int>(blockIdx.y));
   const int lane = static_cast<int>(threadIdx.x % kWarpSize), t = lane % 4, quad = lane / 4;
   const int slots = 1 << log2_slots;
   // Without `up` a warp takes outputs 2p and 2p + 1, with it output p of both matrices.
-  const int64_t num_outputs = outputs_of(a), per_pair = a.up == nullptr ? 2 : 1;
-  const int64_t warp = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarpSize) + threadIdx.x / kWarpSize;
+  const int64_t num_outputs = outputs_of(a, part), per_pair = a.up == nullptr ? 2 : 1;
+  const int64_t warp =
+      static_cast<int64_t>(blockIdx.x - part.first_block) * (blockDim.x / kWarpSize) + threadIdx.x / kWarpSize;
   const int64_t first_pair = warp * (kPartialSums / slots);
   if (first_pair * per_pair >= num_outputs) return;  // the whole warp
   const int64_t pair = first_pair + quad / slots;
@@ -172,7 +175,7 @@ __global__ void __launch_bounds__(128, kRows >= 4 ? 3 : 4) cuda_quant_dot(Matmul
                   sum1 = fold_quads(tile.acc[1][g], log2_slots) * scale1;
       const int mine = first + g * Tile::kDeal + t % Tile::kDeal;
       if (slot != 0 || t >= Tile::kDeal || mine >= rows.count) continue;
-      float* y = a.y + rows.output(mine) * a.y_stride;
+      float* y = part.y + rows.output(mine) * part.y_stride;
       if (per_pair == 1) {
         if (pair < num_outputs) y[pair] = silu_times(sum0, sum1);
       } else {
@@ -200,10 +203,9 @@ void launch_type(const MatmulArguments& a, const LaunchShape& shape, const Matmu
 }  // namespace
 
 void launch_quant_dot(const MatmulDesc& desc, const MatmulConfig& config, const Stream& stream) {
-  const MatmulArguments a = matmul_arguments(desc);
-  const int64_t pairs = desc.up.data == nullptr ? (desc.num_outputs + 1) / 2 : desc.num_outputs;
+  MatmulArguments a = matmul_arguments(desc);
   const int64_t pairs_per_block = int64_t{config.warps_per_block} * (kPartialSums >> config.log2_slots);
-  const LaunchShape shape{{static_cast<unsigned>((pairs + pairs_per_block - 1) / pairs_per_block),
+  const LaunchShape shape{{share_out_blocks(a, desc.up.data == nullptr ? 2 * pairs_per_block : pairs_per_block),
                            static_cast<unsigned>(desc.max_buckets == 0 ? 1 : desc.max_buckets)},
                           {static_cast<unsigned>(config.warps_per_block * kWarpSize)}};
   switch (desc.w.type) {

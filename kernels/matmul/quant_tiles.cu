@@ -1,3 +1,4 @@
+#include "kernels/base/error.h"
 #include "kernels/matmul/matmul_cuda.cuh"
 
 // Quantised matrix x many rows by int8 tensor cores. A block of threads computes 64 outputs (of one matrix, or of gate
@@ -231,7 +232,7 @@ __device__ __forceinline__ void add_sums(Sums& a, const Sums& b) {
 }
 
 template <WeightType kType, bool kPair>
-__global__ void __launch_bounds__(kThreads) cuda_quant_tiles(MatmulArguments a) {
+__global__ void __launch_bounds__(kThreads) cuda_quant_tiles(const __grid_constant__ MatmulArguments a) {
   using S = TileShape<kType, kPair>;
   constexpr bool kWide = S::kBlock == 256, kMins = has_lane_mins<kType>();
   constexpr bool kSecondScale = kMins || has_float_runs<kType>();
@@ -252,8 +253,9 @@ __global__ void __launch_bounds__(kThreads) cuda_quant_tiles(MatmulArguments a) 
                                row_d,
                                reinterpret_cast<int16_t*>(row_sums)};
 
-  const RowSet rows = rows_of_bucket(a, static_cast<int>(blockIdx.y));
-  const int64_t num_outputs = outputs_of(a), first_output = static_cast<int64_t>(blockIdx.x) * kOutputs;
+  const MatmulPart& part = a.parts[0];
+  const RowSet rows = rows_of_bucket(a, part, static_cast<int>(blockIdx.y));
+  const int64_t num_outputs = outputs_of(a, part), first_output = static_cast<int64_t>(blockIdx.x) * kOutputs;
   const int first_row = static_cast<int>(blockIdx.z) * S::kRows;
   if (first_row >= rows.count || first_output >= num_outputs) return;  // the whole block of threads
   const int warp = static_cast<int>(threadIdx.x / kWarpSize), lane = static_cast<int>(threadIdx.x % kWarpSize);
@@ -295,7 +297,7 @@ __global__ void __launch_bounds__(kThreads) cuda_quant_tiles(MatmulArguments a) 
       if (output >= num_outputs || row >= rows.count) continue;
       float value = done[0][0][r][e] * rows.scale;
       if constexpr (kPair) value = silu_times(value, done[0][1][r][e] * rows.up_scale);
-      a.y[rows.output(row) * a.y_stride + output] = value;
+      part.y[rows.output(row) * part.y_stride + output] = value;
     }
   }
 }
@@ -315,10 +317,11 @@ void launch_type(const MatmulArguments& a, LaunchShape shape, const Stream& stre
 }  // namespace
 
 void launch_quant_tiles(const MatmulDesc& desc, const MatmulConfig&, const Stream& stream) {
-  const MatmulArguments a = matmul_arguments(desc);
-  const LaunchShape shape{{static_cast<unsigned>((desc.num_outputs + kOutputs - 1) / kOutputs),
-                           static_cast<unsigned>(desc.max_buckets == 0 ? 1 : desc.max_buckets)},
-                          {static_cast<unsigned>(kThreads)}};
+  FT_CHECK(desc.num_more == 0);
+  MatmulArguments a = matmul_arguments(desc);
+  const LaunchShape shape{
+      {share_out_blocks(a, kOutputs), static_cast<unsigned>(desc.max_buckets == 0 ? 1 : desc.max_buckets)},
+      {static_cast<unsigned>(kThreads)}};
   switch (desc.w.type) {
     case WeightType::kQ4_0:
       return launch_type<WeightType::kQ4_0>(a, shape, stream);

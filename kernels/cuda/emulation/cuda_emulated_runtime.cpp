@@ -13,6 +13,7 @@
 #include <sstream>
 #include <string>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "kernels/base/error.h"
@@ -222,6 +223,10 @@ class Device {
     const std::lock_guard lock(mutex_);
     all_loaded_ = loaded;
   }
+  [[nodiscard]] std::map<std::string, uint64_t> take_kernel_counts() {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(kernel_counts_, {});
+  }
 
  private:
   [[nodiscard]] bool is_queued_source(const void* data, size_t size_bytes) const {
@@ -247,6 +252,7 @@ class Device {
       if (stream->queue.empty()) continue;
       const Item item = std::move(stream->queue.front());
       stream->queue.pop_front();
+      if (item.kernel != nullptr) ++kernel_counts_[item.name];
       try {
         if (item.pinned_source != nullptr && sum_of(item.pinned_source, item.size_bytes) != item.source_sum)
           throw EmulationError(item.name + ": its pinned source was written to before the copy had run");
@@ -300,6 +306,7 @@ class Device {
   std::map<std::byte*, size_t> pinned_;
   std::unordered_set<const void*> loaded_;  // kernels that were launched
   bool all_loaded_ = false;
+  std::map<std::string, uint64_t> kernel_counts_;
   size_t allocated_bytes_ = 0;
   bool any_order_ = false;
   std::mt19937 random_;
@@ -348,6 +355,9 @@ void set_stream_order(std::optional<uint32_t> seed) {
 }
 void assume_kernels_loaded(bool loaded) {
   device().set_all_loaded(loaded);
+}
+std::map<std::string, uint64_t> take_kernel_counts() {
+  return device().take_kernel_counts();
 }
 
 }  // namespace emulation

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <optional>
 #include <source_location>
 #include <stdexcept>
@@ -81,6 +82,9 @@ void set_stream_order(std::optional<uint32_t> seed);
 /// Whether kernels may be recorded that were never launched: for tests of recordings alone.
 void assume_kernels_loaded(bool loaded);
 
+/// How often each kernel has run, by the name it is launched with, since the last call; launched alone or in a graph.
+[[nodiscard]] std::map<std::string, uint64_t> take_kernel_counts();
+
 // What the running thread sees.
 struct Indices {
   uint3 thread, block, block_dim, grid_dim;
@@ -115,6 +119,7 @@ T read_lane(const std::byte (*values)[64], int from) {
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define threadIdx (::foretoken::cuda::emulation::indices->thread)
 #define blockIdx (::foretoken::cuda::emulation::indices->block)
 #define blockDim (::foretoken::cuda::emulation::indices->block_dim)

@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -51,6 +52,17 @@ void for_each_order(Body&& body) {
   emulation::set_order(emulation::Order::kForward);
 #else
   body();
+#endif
+}
+
+/// Kernels that have run since the last call; nullopt on a GPU, where nobody counts.
+inline std::optional<size_t> take_launches() {
+#ifdef FORETOKEN_CUDA_EMULATION
+  size_t count = 0;
+  for (const auto& [name, runs] : emulation::take_kernel_counts()) count += runs;
+  return count;
+#else
+  return std::nullopt;
 #endif
 }
 

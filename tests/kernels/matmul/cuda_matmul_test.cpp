@@ -1,4 +1,5 @@
 #include <catch2/catch.hpp>
+#include <optional>
 
 #include "kernels/matmul/matmul.h"
 #include "kernels/matmul/matmul_cuda.h"
@@ -50,8 +51,8 @@ std::vector<float> reference(const MatrixView& w, const std::vector<RowView>& x)
 std::vector<MatmulConfig> configs(const MatmulDesc& desc, bool is_float) {
   std::vector<MatmulConfig> all{choose_config(desc)};
   if (is_float) {
-    for (const int rows : {1, 2, 4, kMaxDotRows}) {
-      all.push_back({MatmulConfig::Kernel::kFloat, rows, 2, 3});
+    for (const int rows : {1, 2, 4, 8, kMaxDotRows}) {
+      for (const int lane_sums : {1, 8}) all.push_back({MatmulConfig::Kernel::kFloat, rows, 2, 3, lane_sums});
     }
     return all;
   }
@@ -68,7 +69,7 @@ TEST_CASE("matmul: every type, every kernel, odd numbers of outputs and rows") {
         info.block_size == 256  ? std::vector<int64_t>{256, 512, 2304}
         : info.block_size >= 32 ? std::vector<int64_t>{int64_t{1} * info.block_size, int64_t{3} * info.block_size,
                                                        int64_t{17} * info.block_size}
-                                : std::vector<int64_t>{8, 67, 320};
+                                : std::vector<int64_t>{8, 67, 320, 1384};
     for (const int64_t num_cols : widths) {
       for (const int num_rows : {1, 2, 3, 5, 9, 14}) {
         const int64_t num_outputs = num_rows == 9 ? 70 : 19;
@@ -122,6 +123,61 @@ TEST_CASE("matmul: every bit pattern of every quantised type") {
         launch(desc, choose_config(desc), stream);
         CHECK(same_bits(test::download<float>(stream, y.data(), wanted.size()), wanted));
       });
+    }
+  }
+}
+
+TEST_CASE("matmul: several matrices over the same rows, in as few launches as their types allow") {
+  const Stream stream;
+  const int64_t num_cols = 512;
+  struct Case {
+    std::vector<WeightType> types;
+    std::vector<int64_t> outputs;
+    size_t launches;  // of a window
+  };
+  const Case cases[] = {
+      {{WeightType::kQ4_K, WeightType::kQ4_K, WeightType::kQ4_K, WeightType::kQ4_K}, {70, 33, 2, 5}, 1},
+      {{WeightType::kQ8_0, WeightType::kF32, WeightType::kQ8_0, WeightType::kF32}, {70, 9, 3, 1}, 2},
+      {{WeightType::kF32, WeightType::kF32, WeightType::kF32}, {17, 1, 64}, 1},
+      {{WeightType::kQ6_K, WeightType::kQ4_K, WeightType::kQ5_K}, {40, 20, 30}, 3},
+      {{WeightType::kF16, WeightType::kF16, WeightType::kF16, WeightType::kF16, WeightType::kF16, WeightType::kF16},
+       {1, 2, 3, 4, 5, 6},
+       2},
+  };
+  for (const Case& c : cases) {
+    for (const int num_rows : {1, 3, 11, 20}) {
+      std::vector<test::HostMatrix> matrices;
+      std::vector<test::DeviceMatrixMemory> on_device;
+      for (size_t i = 0; i < c.types.size(); ++i) {
+        matrices.push_back(random_matrix(c.types[i], c.outputs[i], num_cols, static_cast<uint32_t>(i)));
+        matrices[i].view.scale = 1.0f + 0.25f * static_cast<float>(i);
+        on_device.push_back(test::to_device(stream, matrices[i].view));
+      }
+      const Rows by256(stream, num_rows, num_cols, 256, 5), by32(stream, num_rows, num_cols, 32, 5);
+      DeviceRows x = by256.device.rows();
+      x.by32 = by32.device.rows().by32;
+      std::vector<DeviceBuffer> y;
+      std::vector<MatmulDesc> descs(c.types.size());
+      for (size_t i = 0; i < descs.size(); ++i) {
+        y.emplace_back(static_cast<size_t>(num_rows * c.outputs[i]) * sizeof(float));
+        descs[i].w = on_device[i].matrix;
+        descs[i].num_outputs = descs[i].y_stride = c.outputs[i];
+        descs[i].x = x;
+        descs[i].max_rows = num_rows;
+        descs[i].y = y[i].data<float>();
+      }
+      stream.synchronize();
+      test::take_launches();
+      launch_together(descs, stream);
+      stream.synchronize();
+      INFO(weight_type_info(c.types[0]).name << " first, " << num_rows << " rows");
+      const std::optional<size_t> launches = test::take_launches();
+      if (launches && num_rows <= kMaxDotRows) CHECK(*launches == c.launches);
+      for (size_t i = 0; i < descs.size(); ++i) {
+        const int block = weight_type_info(c.types[i]).activation_block;
+        const std::vector<float> wanted = reference(matrices[i].view, (block == 32 ? by32 : by256).views);
+        CHECK(same_bits(test::download<float>(stream, y[i].data(), wanted.size()), wanted));
+      }
     }
   }
 }
