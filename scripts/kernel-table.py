@@ -7,7 +7,7 @@ many loads of device memory are under way at once in the inner loop that loads m
   scripts/kernel-table.py --diff       compares, line by line, and says what changed in either direction
 
   --arch LIST      compute capabilities (default 80,90,120)
-  --only LIST      of these sources, as quant_dot,attention; with --check or --diff
+  --only LIST      of these sources, as quant_dot,attention; what others hold stays in the table as it is
   --nvcc FILE, --nvdisasm FILE   default: on the PATH, then /usr/local/cuda/bin. Without nvdisasm (the Python package
                    nvidia-cuda-nvdisasm has it) the last three columns stay as they are in the table
   --jobs N         compilers at once (default: one a core)
@@ -241,8 +241,6 @@ def main():
     parser.add_argument("--nvdisasm")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    if arguments.only and not (arguments.check or arguments.diff):
-        parser.error("--only goes with --check or --diff: the table has all")
     nvcc = tool("nvcc", arguments.nvcc)
     if nvcc is None:
         print("kernel-table.py: no nvcc here: skipped")
@@ -254,6 +252,9 @@ def main():
 
     if not arguments.check and not arguments.diff:
         old = read_table()[1] if TABLE.exists() else {}
+        if arguments.only:  # the instances that a kernel has now
+            measured = {kernel.split("<")[0] for kernel, _ in rows}
+            rows = {**{k: row for k, row in old.items() if k[0].split("<")[0] not in measured}, **rows}
         with TABLE.open("w") as out:
             out.write(f"# {version}\n# Made by scripts/kernel-table.py. shared: static, bytes; threads: most of a block; loads: of device memory in the inner loop that has most "
                       "of them,\n# in_flight: of those, under way before one is needed.\n")
@@ -270,8 +271,10 @@ def main():
     if arguments.diff:
         for key in sorted(rows):
             changes = [f"{c} {known[key][c]} -> {rows[key][c]}" for c in COLUMNS[2:] if key in known and known[key][c] != rows[key][c]]
-            if changes or key not in known:
-                print(f"{key[0]} (sm_{key[1]}): {', '.join(changes) or 'new'}")
+            if key not in known:
+                changes = ["new: " + ", ".join(f"{c} {rows[key][c]}" for c in COLUMNS[2:])]
+            if changes:
+                print(f"{key[0]} (sm_{key[1]}): {', '.join(changes)}")
         return 0
     bad = 0
     for key, row in sorted(rows.items()):

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <vector>
 
 #include "engine/cuda/cuda_split.h"
 #include "kernels/base/error.h"
@@ -112,10 +113,9 @@ void CudaForwardPass::quantise(const DeviceRows& rows, int num_rows) {
   launch(desc, choose_config(desc), stream_);
 }
 
-void CudaForwardPass::project(const DeviceMatrix& matrix, const DeviceRows& x, float* y, const DeviceMatrix& up) {
+MatmulDesc CudaForwardPass::projection(const DeviceMatrix& matrix, const DeviceRows& x, float* y) const {
   MatmulDesc desc;
   desc.w = matrix;
-  desc.up = up;
   desc.num_outputs = matrix.num_rows;
   desc.x = x;
   desc.max_rows = rows_.max_rows;
@@ -123,10 +123,26 @@ void CudaForwardPass::project(const DeviceMatrix& matrix, const DeviceRows& x, f
   desc.y = y;
   desc.y_stride = matrix.num_rows;
   desc.blas = &buffers_.blas;
+  return desc;
+}
+
+void CudaForwardPass::project(const DeviceMatrix& matrix, const DeviceRows& x, float* y, const DeviceMatrix& up) {
+  MatmulDesc desc = projection(matrix, x, y);
+  desc.up = up;
   launch(desc, choose_config(desc), stream_);
 }
 
-PrepareAttentionDesc CudaForwardPass::preparation(const AttentionShape& shape, int kv_layer) const {
+void CudaForwardPass::project_together(std::initializer_list<MatmulOutput> outputs, const DeviceRows& x) {
+  std::vector<MatmulDesc> descs;
+  for (const MatmulOutput& output : outputs) {
+    if (output.w.num_rows > 0) descs.push_back(projection(output.w, x, output.y));
+  }
+  launch_together(descs, stream_);
+}
+
+PrepareAttentionDesc CudaForwardPass::preparation(const CudaAttention& weights, int kv_layer, bool queries,
+                                                  bool keys_and_values) const {
+  const AttentionShape& shape = weights.shape;
   PrepareAttentionDesc desc;
   desc.eps = config_.norm_eps;
   desc.rope = buffers_.rope(shape.rope);
@@ -138,37 +154,38 @@ PrepareAttentionDesc CudaForwardPass::preparation(const AttentionShape& shape, i
   desc.kv = state_.kv[static_cast<size_t>(kv_layer)];
   desc.max_rows = rows_.max_rows;
   desc.pass = rows_.pass;
+  if (queries) {
+    desc.q = buffers_.q;
+    desc.q_stride = shape.q_rows();
+    desc.q_head_stride = shape.q_rows() / shape.num_heads;
+    desc.q_norm = weights.q_norm;
+    desc.q_bias = weights.q_bias;
+    desc.queries = buffers_.queries;
+  }
+  if (keys_and_values) {
+    desc.k = buffers_.k;
+    desc.v = buffers_.v;
+    desc.k_norm = weights.k_norm;
+    desc.k_bias = weights.k_bias;
+    desc.v_bias = weights.v_bias;
+  }
   return desc;
 }
 
 void CudaForwardPass::attention(const CudaAttention& weights, int kv_layer) {
-  store_keys_and_values(weights, kv_layer);
-  attend_stored(weights, kv_layer);
+  project_together({{weights.q, buffers_.q}, {weights.k, buffers_.k}, {weights.v, buffers_.v}}, buffers_.normed);
+  launch(preparation(weights, kv_layer, /*queries=*/true, /*keys_and_values=*/true), stream_);
+  attend(weights, kv_layer);
 }
 
 void CudaForwardPass::store_keys_and_values(const CudaAttention& weights, int kv_layer) {
-  project(weights.k, buffers_.normed, buffers_.k);
-  project(weights.v, buffers_.normed, buffers_.v);
-  PrepareAttentionDesc desc = preparation(weights.shape, kv_layer);
-  desc.k = buffers_.k;
-  desc.v = buffers_.v;
-  desc.k_norm = weights.k_norm;
-  desc.k_bias = weights.k_bias;
-  desc.v_bias = weights.v_bias;
-  launch(desc, stream_);
+  project_together({{weights.k, buffers_.k}, {weights.v, buffers_.v}}, buffers_.normed);
+  launch(preparation(weights, kv_layer, /*queries=*/false, /*keys_and_values=*/true), stream_);
 }
 
 void CudaForwardPass::attend_stored(const CudaAttention& weights, int kv_layer) {
-  const AttentionShape& shape = weights.shape;
   project(weights.q, buffers_.normed, buffers_.q);
-  PrepareAttentionDesc prepare = preparation(shape, kv_layer);
-  prepare.q = buffers_.q;
-  prepare.q_stride = shape.q_rows();
-  prepare.q_head_stride = shape.q_rows() / shape.num_heads;
-  prepare.q_norm = weights.q_norm;
-  prepare.q_bias = weights.q_bias;
-  prepare.queries = buffers_.queries;
-  launch(prepare, stream_);
+  launch(preparation(weights, kv_layer, /*queries=*/true, /*keys_and_values=*/false), stream_);
   attend(weights, kv_layer);
 }
 
@@ -193,19 +210,25 @@ void CudaForwardPass::attend(const CudaAttention& weights, int kv_layer) {
   desc.pass = rows_.pass;
   desc.max_window_rows = options_.parallel * options_.max_window;
   desc.parts = rows_.has_windows ? buffers_.parts : nullptr;
-  launch(desc, choose_config(desc), stream_);
   const DeviceRows attended = with_forms(with_cols(buffers_.attended, shape.query_dim()), input_forms(weights.output));
-  quantise(attended, rows_.max_rows);
+  const bool merged = rows_.has_windows && !rows_.has_chunks;  // all rows are those of windows
+  if (merged) {
+    desc.by32 = attended.by32;
+    desc.by256 = attended.by256;
+  }
+  launch(desc, choose_config(desc), stream_);
+  if (!merged) quantise(attended, rows_.max_rows);
   project(weights.output, attended, buffers_.mixed);
   pending_ = Pending::kMixed;
 }
 
 void CudaForwardPass::delta_net(const CudaDeltaNet& weights, int recurrent_idx) {
   const DeltaNetShape& shape = weights.shape;
-  project(weights.qkv, buffers_.normed, buffers_.raw);
-  project(weights.gate, buffers_.normed, buffers_.z);
-  project(weights.beta, buffers_.normed, buffers_.b);
-  project(weights.alpha, buffers_.normed, buffers_.alpha);
+  project_together({{weights.qkv, buffers_.raw},
+                    {weights.gate, buffers_.z},
+                    {weights.beta, buffers_.b},
+                    {weights.alpha, buffers_.alpha}},
+                   buffers_.normed);
   advance(weights, state_.recurrent[static_cast<size_t>(recurrent_idx)]);
 
   const DeviceRows out = with_forms(with_cols(buffers_.delta_out, shape.value_dim()), input_forms(weights.out));
@@ -259,36 +282,45 @@ void CudaForwardPass::advance(const CudaDeltaNet& weights, const CudaState::Recu
   launch(net, stream_);
 }
 
-void CudaForwardPass::route(const CudaMoe& weights) {
-  project(weights.router, buffers_.normed, buffers_.router_logits);
+void CudaForwardPass::route(const CudaMoe& weights, int layer_idx) {
+  MatmulOutput shared;  // the shared expert's router is one more row
+  if (weights.shared_router != nullptr) {
+    const int64_t dim = config_.hidden_dim;
+    shared.w = {reinterpret_cast<const std::byte*>(weights.shared_router.data),
+                1,
+                dim,
+                device_row_bytes(WeightType::kF32, dim),
+                WeightType::kF32,
+                1.0f};
+    shared.y = buffers_.shared_weight;
+  }
+  project_together({{weights.router, buffers_.router_logits}, shared}, buffers_.normed);
   RouteDesc desc;
   desc.logits = buffers_.router_logits;
   desc.num_experts = weights.num_experts;
   desc.top_k = weights.top_k;
   desc.experts = buffers_.experts;
   desc.weights = buffers_.weights;
-  desc.shared_router = weights.shared_router;
-  desc.x = buffers_.normed.values;
-  desc.num_cols = config_.hidden_dim;
-  desc.shared_weight = buffers_.shared_weight;
+  desc.shared_weight = shared.y;
   desc.max_rows = rows_.max_rows;
-  desc.device_num_rows = device_num_rows();
-  launch(desc, stream_);
+  if (options_.moe_verify == MoeVerify::kGrouped && weights.capacity > 0) {
+    launch(desc, grouping(weights, layer_idx, 0, rows_.max_rows), stream_);
+  } else {
+    launch(desc, stream_);
+  }
 }
 
-// The slots of rows [first_row, + num_rows) by expert. Slots count from first_row's.
-GroupDesc CudaForwardPass::group_by_expert(const CudaMoe& weights, int first_row, int num_rows, int32_t* num_buckets) {
+GroupDesc CudaForwardPass::grouping(const CudaMoe& weights, int layer_idx, int first_row, int num_rows) const {
   GroupDesc group;
   group.experts = buffers_.experts + int64_t{first_row} * weights.top_k;
   group.num_experts = weights.num_experts;
   group.top_k = weights.top_k;
   group.places = weights.places;
-  group.num_buckets = num_buckets;
+  group.num_buckets = buffers_.num_buckets + layer_idx;
   group.bucket_experts = buffers_.bucket_experts;
   group.begins = buffers_.bucket_begins;
   group.slots = buffers_.bucket_slots;
   group.max_rows = num_rows;
-  launch(group, stream_);
   return group;
 }
 
@@ -341,7 +373,6 @@ void CudaForwardPass::run_buckets(const CudaMoe& weights, const GroupDesc& group
 }
 
 void CudaForwardPass::routed_experts(const CudaMoe& weights, int layer_idx) {
-  int32_t* num_buckets = buffers_.num_buckets + layer_idx;
   sums_.slots = buffers_.slots;
   sums_.weights = buffers_.weights;
   sums_.top_k = weights.top_k;
@@ -349,11 +380,15 @@ void CudaForwardPass::routed_experts(const CudaMoe& weights, int layer_idx) {
   sums_.shared_weight = weights.shared_router == nullptr ? nullptr : buffers_.shared_weight;
   if (weights.capacity == 0) return;
   if (options_.moe_verify == MoeVerify::kGrouped) {
-    run_buckets(weights, group_by_expert(weights, 0, rows_.max_rows, num_buckets), 0);
+    run_buckets(weights, grouping(weights, layer_idx, 0, rows_.max_rows), 0);
   } else {
     // Each row's experts are read for it alone: what grouping is measured against.
-    for (int r = 0; r < rows_.max_rows; ++r) run_buckets(weights, group_by_expert(weights, r, 1, num_buckets), r);
-    static_cast<void>(group_by_expert(weights, 0, rows_.max_rows, num_buckets));  // counts the distinct ones
+    for (int r = 0; r < rows_.max_rows; ++r) {
+      const GroupDesc group = grouping(weights, layer_idx, r, 1);
+      launch(group, stream_);
+      run_buckets(weights, group, r);
+    }
+    launch(grouping(weights, layer_idx, 0, rows_.max_rows), stream_);  // counts the distinct ones
   }
 }
 
@@ -381,7 +416,7 @@ void CudaForwardPass::experts(const CudaMoe& weights, int layer_idx) {
   if (split_ != nullptr && split_->splits(layer_idx)) {
     // The host computes its experts while the device computes those that are here; the next step begins with all slots
     // together.
-    route(weights);
+    route(weights, layer_idx);
     split_->send_rows(rows_.max_rows, weights.top_k);
     recorder_.cut([split = split_, &stream = stream_] { split->routed().record(stream); });
     routed_experts(weights, layer_idx);
@@ -389,7 +424,7 @@ void CudaForwardPass::experts(const CudaMoe& weights, int layer_idx) {
     recorder_.cut([split = split_, layer_idx, num_rows = rows_.max_rows] { split->compute(layer_idx, num_rows); });
   } else {
     if (weights.has_shared()) shared_or_dense(weights.shared);
-    route(weights);
+    route(weights, layer_idx);
     routed_experts(weights, layer_idx);
   }
   pending_ = Pending::kExperts;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "engine/cuda/cuda_buffers.h"
 #include "engine/cuda/cuda_recorder.h"
@@ -90,15 +91,21 @@ class CudaForwardPass {
   [[nodiscard]] const int32_t* device_num_rows() const { return rows_.exact ? nullptr : &rows_.pass.counts->num_rows; }
   /// y = matrix . x for all rows; with `up`, of the same type and shape, silu(matrix . x) * (up . x).
   void project(const DeviceMatrix& matrix, const DeviceRows& x, float* y, const DeviceMatrix& up = {});
+  /// The same of several matrices, each into rows of its own, in as few launches as their types allow.
+  void project_together(std::initializer_list<MatmulOutput> outputs, const DeviceRows& x);
+  [[nodiscard]] MatmulDesc projection(const DeviceMatrix& matrix, const DeviceRows& x, float* y) const;
   /// What keys, values and queries are prepared with, whichever of them.
-  [[nodiscard]] PrepareAttentionDesc preparation(const AttentionShape& shape, int kv_layer) const;
+  [[nodiscard]] PrepareAttentionDesc preparation(const CudaAttention& weights, int kv_layer, bool queries,
+                                                 bool keys_and_values) const;
   void attend(const CudaAttention& weights, int kv_layer);
   /// Convolution and recurrence alone.
   void advance(const CudaDeltaNet& weights, const CudaState::Recurrent& state);
 
-  void route(const CudaMoe& weights);
+  /// Choices of all rows, and the buckets that they make, if experts are grouped and some are here.
+  void route(const CudaMoe& weights, int layer_idx);
   void routed_experts(const CudaMoe& weights, int layer_idx);
-  [[nodiscard]] GroupDesc group_by_expert(const CudaMoe& weights, int first_row, int num_rows, int32_t* num_buckets);
+  /// The slots of rows [first_row, + num_rows) by expert. Slots count from first_row's.
+  [[nodiscard]] GroupDesc grouping(const CudaMoe& weights, int layer_idx, int first_row, int num_rows) const;
   void run_buckets(const CudaMoe& weights, const GroupDesc& group, int first_row);
   /// buffers.shared = the shared expert, or a dense part, of `normed`.
   void shared_or_dense(const CudaDense& weights);

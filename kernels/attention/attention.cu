@@ -1,6 +1,7 @@
 #include "kernels/attention/attention_cuda.h"
 
 #include "kernels/base/error.h"
+#include "kernels/cuda/cuda_rows.cuh"
 #include "kernels/matmul/float_dot_cuda.cuh"
 
 namespace foretoken::cuda {
@@ -331,27 +332,56 @@ __global__ void __launch_bounds__(kThreads) cuda_attention(AttentionDesc a, bool
   }
 }
 
-// Splits of windows that were computed apart, in rising order. blockIdx.x: row, blockIdx.y: head; a thread a dimension.
-__global__ void __launch_bounds__(kMaxHeadDim) cuda_merge_attention(AttentionDesc a) {
-  const int64_t row = blockIdx.x, head = blockIdx.y;
-  const int dim = static_cast<int>(threadIdx.x);
-  if (row >= a.pass.counts->num_rows || dim >= a.head_dim) return;
+constexpr int kMergedValues = 256;  // of a block: what is quantised together
+constexpr int kPartsAhead = 4;
+
+// Splits of windows that were computed apart, in rising order, and the int8 forms of what they give. blockIdx.x: row,
+// blockIdx.y: 256 values of all its heads; a thread a value.
+__global__ void __launch_bounds__(kMergedValues) cuda_merge_attention(AttentionDesc a) {
+  FT_SHARED(float4, merged, kMergedValues / 4);
+  const int64_t row = blockIdx.x, chunk = blockIdx.y, num_cols = int64_t{a.num_heads} * a.head_dim;
+  if (row >= a.pass.counts->num_rows) return;  // as all that follow: the whole block
   const int span_idx = a.pass.span_of_row[row];
   if (span_idx < 0) return;
   const DeviceSpan span = a.pass.spans[span_idx];
   if (span.is_window == 0) return;
   const int64_t row_of_span = row - span.first_row,
                 num_splits = (span.position + row_of_span + 1 + kAttentionSplit - 1) / kAttentionSplit;
-  float max = -__builtin_inff(), sum = 0.0f, out = 0.0f;
-  for (int64_t split = 0; split < num_splits; ++split) {
-    const float* part = part_of(a, span.window_row + row_of_span, head, split);
-    const float m = part[a.head_dim], l = part[a.head_dim + 1];
-    const float now = joined_max(max, m), before = weight_before(max, now), b = math::exp(m - now);
-    sum = __fmaf_rn(l, b, sum * before);
-    out = __fmaf_rn(part[dim], b, out * before);
-    max = now;
+  const int64_t value = chunk * kMergedValues + threadIdx.x;  // of the row
+  if (value < num_cols) {
+    const int64_t head = value / a.head_dim;
+    const int dim = static_cast<int>(value % a.head_dim);
+    const int64_t part_floats = a.head_dim + 2;
+    const float* parts = part_of(a, span.window_row + row_of_span, head, 0);
+    float max = -__builtin_inff(), sum = 0.0f, out = 0.0f;
+    for (int64_t first = 0; first < num_splits; first += kPartsAhead) {
+      float m[kPartsAhead], l[kPartsAhead], o[kPartsAhead];  // of some splits, asked for together
+      FT_UNROLL
+      for (int i = 0; i < kPartsAhead; ++i) {
+        const float* part = parts + (first + i < num_splits ? first + i : first) * part_floats;
+        m[i] = load_constant(part + a.head_dim);
+        l[i] = load_constant(part + a.head_dim + 1);
+        o[i] = load_constant(part + dim);
+      }
+      FT_UNROLL
+      for (int i = 0; i < kPartsAhead; ++i) {
+        if (first + i >= num_splits) continue;
+        const float now = joined_max(max, m[i]), before = weight_before(max, now), b = math::exp(m[i] - now);
+        sum = __fmaf_rn(l[i], b, sum * before);
+        out = __fmaf_rn(o[i], b, out * before);
+        max = now;
+      }
+    }
+    const float result = gated(a, row, head, dim, out / sum);
+    a.out[row * num_cols + value] = result;
+    reinterpret_cast<float*>(merged)[threadIdx.x] = result;
   }
-  a.out[(row * a.num_heads + head) * a.head_dim + dim] = gated(a, row, head, dim, out / sum);
+  if (a.by32.empty() && a.by256.empty()) return;
+  __syncthreads();
+  if (threadIdx.x < kWarpSize) {
+    quantise_chunk(reinterpret_cast<const float*>(merged), num_cols, chunk, static_cast<int>(threadIdx.x), a.by32,
+                   a.by256, row);
+  }
 }
 
 template <KvType kType>
@@ -387,6 +417,7 @@ AttentionConfig choose_config(const AttentionDesc& desc) {
 void launch(const AttentionDesc& desc, const AttentionConfig& config, const Stream& stream) {
   FT_CHECK(desc.head_dim > 0 && desc.head_dim <= kMaxHeadDim && desc.num_heads % desc.num_kv_heads == 0);
   FT_CHECK(!config.apart || desc.parts != nullptr);
+  FT_CHECK(config.apart || (desc.by32.empty() && desc.by256.empty()));
   FT_CHECK(desc.max_rows > 0 && desc.pass.max_spans > 0 && desc.pass.max_spans <= desc.max_rows);
   // Each span's last block may have queries left over, but one span alone needs no more than all of them together.
   const int blocks = blocks_of_queries(desc.max_rows * (desc.num_heads / desc.num_kv_heads)) + desc.pass.max_spans - 1;
@@ -399,8 +430,12 @@ void launch(const AttentionDesc& desc, const AttentionConfig& config, const Stre
     launch_type<KvType::kF32>(desc, shape, config.apart, stream);
   }
   if (config.apart) {
-    launch(stream, {{static_cast<unsigned>(desc.max_rows), static_cast<unsigned>(desc.num_heads)}, {kMaxHeadDim}},
-           "cuda_merge_attention", cuda_merge_attention, desc);
+    const int64_t num_cols = int64_t{desc.num_heads} * desc.head_dim;
+    FT_CHECK(desc.by32.empty() || desc.by32.num_blocks * 32 == num_cols);
+    FT_CHECK(desc.by256.empty() || desc.by256.num_blocks * 256 == num_cols);
+    const auto chunks = static_cast<unsigned>((num_cols + kMergedValues - 1) / kMergedValues);
+    launch(stream, {{static_cast<unsigned>(desc.max_rows), chunks}, {kMergedValues}}, "cuda_merge_attention",
+           cuda_merge_attention, desc);
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/cuda/cuda_pass.h"
+#include "kernels/cuda/cuda_rows.h"
 #include "kernels/cuda/cuda_runtime_wrap.h"
 
 namespace foretoken::cuda {
@@ -60,6 +61,8 @@ struct AttentionDesc {
   /// part_floats() of work memory, for splits of windows that are computed apart; nullptr: a block walks all splits. A
   /// prompt chunk's blocks always do.
   float* parts = nullptr;
+  /// The int8 forms of out: of windows that are computed apart, where their splits are merged. Empty: not wanted.
+  QuantRows by32, by256;
 
   /// Floats of `parts`: of each split of each query its values, its largest score and its sum.
   [[nodiscard]] int64_t part_floats() const {

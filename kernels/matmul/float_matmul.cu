@@ -118,13 +118,20 @@ struct LaneSums {
 
 /// Steps of 32 columns that a lane asks for at once.
 FORETOKEN_HD constexpr int steps_ahead(int num_rows, int lane_sums) {
-  if (lane_sums > 1) return num_rows == 1 ? 4 : 2;
+  if (lane_sums > 1) return num_rows == 1 ? 4 : num_rows <= 8 ? 2 : 1;
   return num_rows == 1 ? 32 : num_rows <= 4 ? 16 : 8;
+}
+
+/// Blocks that a multiprocessor is to hold: without a number the compiler saves registers where loads need them.
+FORETOKEN_HD constexpr int blocks_at_once(int num_rows, int lane_sums) {
+  if (num_rows > 4) return 2;
+  return num_rows > 1 && lane_sums > 1 ? 3 : 4;
 }
 
 // blockIdx.x: part and its outputs, blockIdx.y: bucket, blockIdx.z: kRows rows of it.
 template <WeightType kType, int kRows, int kSums>
-__global__ void __launch_bounds__(128) cuda_float_matmul(const __grid_constant__ MatmulArguments a) {
+__global__ void __launch_bounds__(128, blocks_at_once(kRows, kSums))
+    cuda_float_matmul(const __grid_constant__ MatmulArguments a) {
   constexpr int kLanes = kFloatLanes / kSums, kOutputs = kWarpSize / kLanes;  // of an output; of a warp
   constexpr int kAhead = steps_ahead(kRows, kSums), kFew = kAhead > 8 ? 8 : 1;
   const MatmulPart& part = a.parts[part_of_block(a)];

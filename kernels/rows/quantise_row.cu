@@ -1,5 +1,5 @@
 #include "kernels/cuda/cuda_matrix.h"
-#include "kernels/rows/quantise_row_cuda.cuh"
+#include "kernels/cuda/cuda_rows.cuh"
 #include "kernels/rows/quantise_row_cuda.h"
 
 namespace foretoken::cuda {
@@ -12,8 +12,8 @@ __global__ void cuda_quantise_rows(DeviceRows rows, const int32_t* num_rows) {
   if (num_rows != nullptr && row >= *num_rows) return;
   const int64_t chunk = static_cast<int64_t>(blockIdx.y) * (blockDim.x / kWarpSize) + threadIdx.x / kWarpSize;
   if (chunk * 256 >= rows.num_cols) return;
-  quantise_chunk(rows.values + row * rows.num_cols, rows.num_cols, chunk, static_cast<int>(threadIdx.x % kWarpSize),
-                 rows.by32, rows.by256, row);
+  quantise_chunk(rows.values + row * rows.num_cols + chunk * 256, rows.num_cols, chunk,
+                 static_cast<int>(threadIdx.x % kWarpSize), rows.by32, rows.by256, row);
 }
 
 }  // namespace

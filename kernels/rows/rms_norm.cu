@@ -1,8 +1,8 @@
 #include "kernels/rows/rms_norm_cuda.h"
 
 #include "kernels/base/error.h"
+#include "kernels/cuda/cuda_rows.cuh"
 #include "kernels/matmul/float_dot_cuda.cuh"
-#include "kernels/rows/quantise_row_cuda.cuh"
 
 namespace foretoken::cuda {
 
@@ -26,7 +26,7 @@ __device__ __forceinline__ void quantise_shared_row(const float* values, int64_t
   const int lane = static_cast<int>(threadIdx.x % kWarpSize);
   if (by32.empty() && by256.empty()) return;
   for (int64_t chunk = threadIdx.x / kWarpSize; chunk * 256 < num_cols; chunk += blockDim.x / kWarpSize) {
-    quantise_chunk(values, num_cols, chunk, lane, by32, by256, row);
+    quantise_chunk(values + chunk * 256, num_cols, chunk, lane, by32, by256, row);
   }
 }
 

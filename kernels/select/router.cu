@@ -8,6 +8,8 @@ namespace foretoken::cuda {
 namespace {
 
 constexpr int kPerLane = kMaxExperts / kWarpSize;
+// What one block routes and groups at once; more rows are routed by a block each.
+constexpr int kMostJoinedRows = 32, kMostJoinedSlots = 1024;
 // Sums below it would blow rounding noise up; as kSmallestWeightSum of moe/router.cpp.
 constexpr float kSmallestWeightSum = 6.103515625e-5f;
 
@@ -16,12 +18,10 @@ __device__ __forceinline__ bool better(float x, int at, float y, int than) {
   return x > y || (x == y && at < than);
 }
 
-// A warp a row, a lane every 32nd expert: the lanes of rule 2. kCount: experts a lane, at most.
+// A warp's row, a lane every 32nd expert: the lanes of rule 2. kCount: experts a lane, at most. chosen: [top_k] the
+// experts once more, for the block; nullptr: nobody asks.
 template <int kCount>
-__global__ void __launch_bounds__(kWarpSize) cuda_route(RouteDesc a) {
-  const int64_t row = blockIdx.x;
-  if (a.device_num_rows != nullptr && row >= *a.device_num_rows) return;
-  const int lane = static_cast<int>(threadIdx.x);
+__device__ __forceinline__ void route_row(const RouteDesc& a, int64_t row, int lane, int32_t* chosen) {
   const float* logits = a.logits + row * a.num_experts;
 
   // Softmax, as softmax().
@@ -74,6 +74,7 @@ __global__ void __launch_bounds__(kWarpSize) cuda_route(RouteDesc a) {
     if (lane == 0) {
       a.experts[row * a.top_k + rank] = best_at;
       a.weights[row * a.top_k + rank] = best;
+      if (chosen != nullptr) chosen[rank] = best_at;
     }
   }
   __syncwarp();
@@ -83,27 +84,36 @@ __global__ void __launch_bounds__(kWarpSize) cuda_route(RouteDesc a) {
     *weight = *weight / divisor;
   }
 
-  if (a.shared_router != nullptr) {
-    const float gate = warp_dot(a.shared_router, a.x + row * a.num_cols, a.num_cols, lane);
-    if (lane == 0) a.shared_weight[row] = math::sigmoid(gate);
-  }
+  if (a.shared_weight != nullptr && lane == 0) a.shared_weight[row] = math::sigmoid(a.shared_weight[row]);
 }
 
-// One block of threads, a thread an expert. Every thread walks all slots: 72 in a window of nine rows, and in a prompt
-// chunk of 256 the 2048 of them take some ten microseconds beside milliseconds of matrices.
-__global__ void __launch_bounds__(kMaxExperts) cuda_group_by_expert(GroupDesc a) {
-  FT_SHARED(int32_t, counts, kMaxExperts);  // slots, then before_slots
-  FT_SHARED(int32_t, used, kMaxExperts);    // 1 where an expert has slots, then buckets before it
+template <int kCount>
+__global__ void __launch_bounds__(kWarpSize) cuda_route(RouteDesc a) {
+  const int64_t row = blockIdx.x;
+  if (a.device_num_rows != nullptr && row >= *a.device_num_rows) return;
+  route_row<kCount>(a, row, static_cast<int>(threadIdx.x), nullptr);
+}
+
+/// Rows that there are.
+template <class Desc>
+__device__ __forceinline__ int rows_of(const Desc& a) {
   const int num_rows = a.device_num_rows == nullptr ? a.max_rows : *a.device_num_rows;
-  const int num_slots = (num_rows < a.max_rows ? num_rows : a.max_rows) * a.top_k;
+  return num_rows < a.max_rows ? num_rows : a.max_rows;
+}
+
+// A thread an expert. Every thread walks all slots, whose experts are `chosen`: 72 in a window of nine rows, and in a
+// prompt chunk of 256 the 2048 of them take some ten microseconds beside milliseconds of matrices. counts, used: [threads
+// of the block] shared memory.
+__device__ __forceinline__ void group_slots(const GroupDesc& a, const int32_t* chosen, int num_slots, int32_t* counts,
+                                            int32_t* used) {
   const int e = static_cast<int>(threadIdx.x);
   const int place = e >= a.num_experts ? -1 : a.places == nullptr ? e : a.places[e];
   int count = 0;
   if (place >= 0) {
-    for (int slot = 0; slot < num_slots; ++slot) count += a.experts[slot] == e ? 1 : 0;
+    for (int slot = 0; slot < num_slots; ++slot) count += chosen[slot] == e ? 1 : 0;
   }
-  counts[e] = count;
-  used[e] = count > 0 ? 1 : 0;
+  counts[e] = count;            // slots, then those of all experts up to this one
+  used[e] = count > 0 ? 1 : 0;  // buckets, then those of all experts up to this one
   __syncthreads();
   // Sums over all experts up to and with this one.
   for (int step = 1; step < static_cast<int>(blockDim.x); step *= 2) {
@@ -119,13 +129,39 @@ __global__ void __launch_bounds__(kMaxExperts) cuda_group_by_expert(GroupDesc a)
     a.bucket_experts[bucket] = place;
     a.begins[bucket] = at;
     for (int slot = 0; slot < num_slots; ++slot) {
-      if (a.experts[slot] == e) a.slots[at++] = slot;
+      if (chosen[slot] == e) a.slots[at++] = slot;
     }
   }
   if (e + 1 == static_cast<int>(blockDim.x)) {
     *a.num_buckets = used[e];
     a.begins[used[e]] = counts[e];  // all slots, or fewer with places
   }
+}
+
+// One block of threads.
+__global__ void __launch_bounds__(kMaxExperts) cuda_group_by_expert(GroupDesc a) {
+  FT_SHARED(int32_t, counts, kMaxExperts);
+  FT_SHARED(int32_t, used, kMaxExperts);
+  group_slots(a, a.experts, rows_of(a) * a.top_k, counts, used);
+}
+
+// Both steps of a window in one block: a warp a row, then a thread an expert, which finds the choices in shared memory.
+template <int kCount>
+__global__ void __launch_bounds__(kCount* kWarpSize) cuda_route_and_group(RouteDesc route, GroupDesc group) {
+  FT_SHARED(int32_t, counts, kCount * kWarpSize);
+  FT_SHARED(int32_t, used, kCount * kWarpSize);
+  FT_SHARED(int32_t, chosen, kMostJoinedSlots);
+  const int num_rows = rows_of(route), lane = static_cast<int>(threadIdx.x % kWarpSize);
+  for (int row = static_cast<int>(threadIdx.x / kWarpSize); row < num_rows;
+       row += static_cast<int>(blockDim.x / kWarpSize)) {
+    route_row<kCount>(route, row, lane, chosen + row * route.top_k);
+  }
+  __syncthreads();
+  group_slots(group, chosen, num_rows * route.top_k, counts, used);
+}
+
+unsigned threads_for(int num_experts) {
+  return static_cast<unsigned>((num_experts + kWarpSize - 1) / kWarpSize * kWarpSize);
 }
 
 }  // namespace
@@ -135,13 +171,30 @@ void launch(const RouteDesc& desc, const Stream& stream) {
   const LaunchShape shape{{static_cast<unsigned>(desc.max_rows)}, {kWarpSize}};
   if (desc.num_experts <= 4 * kWarpSize) return launch(stream, shape, "cuda_route", cuda_route<4>, desc);
   if (desc.num_experts <= 8 * kWarpSize) return launch(stream, shape, "cuda_route", cuda_route<8>, desc);
+  if (desc.num_experts <= 16 * kWarpSize) return launch(stream, shape, "cuda_route", cuda_route<16>, desc);
   launch(stream, shape, "cuda_route", cuda_route<kPerLane>, desc);
+}
+
+void launch(const RouteDesc& route, const GroupDesc& group, const Stream& stream) {
+  FT_CHECK(group.experts == route.experts && group.num_experts == route.num_experts && group.top_k == route.top_k &&
+           group.max_rows == route.max_rows && group.device_num_rows == route.device_num_rows);
+  FT_CHECK(route.top_k >= 1 && route.top_k <= route.num_experts);
+  // With more experts a thread has too few registers for a row's probabilities.
+  if (route.max_rows > kMostJoinedRows || route.max_rows * route.top_k > kMostJoinedSlots ||
+      route.num_experts > 16 * kWarpSize) {
+    launch(route, stream);
+    return launch(group, stream);
+  }
+  const LaunchShape shape{{1}, {threads_for(route.num_experts)}};
+  const char* name = "cuda_route_and_group";
+  if (route.num_experts <= 4 * kWarpSize) return launch(stream, shape, name, cuda_route_and_group<4>, route, group);
+  if (route.num_experts <= 8 * kWarpSize) return launch(stream, shape, name, cuda_route_and_group<8>, route, group);
+  launch(stream, shape, name, cuda_route_and_group<16>, route, group);
 }
 
 void launch(const GroupDesc& desc, const Stream& stream) {
   FT_CHECK(desc.num_experts <= kMaxExperts);
-  const unsigned threads = static_cast<unsigned>((desc.num_experts + kWarpSize - 1) / kWarpSize * kWarpSize);
-  launch(stream, {{1}, {threads}}, "cuda_group_by_expert", cuda_group_by_expert, desc);
+  launch(stream, {{1}, {threads_for(desc.num_experts)}}, "cuda_group_by_expert", cuda_group_by_expert, desc);
 }
 
 }  // namespace foretoken::cuda

@@ -7,18 +7,15 @@
 
 namespace foretoken::cuda {
 
-/// Router logits -> experts and weights of each row, as route_row; and the shared expert's weight sigmoid(shared_router
-/// . x).
+/// Router logits -> experts and weights of each row, as route_row; and the shared expert's weight, the sigmoid of its
+/// own router's product.
 struct RouteDesc {
   const float* logits = nullptr;  // [rows, num_experts]
   int num_experts = 0;
   int top_k = 0;
-  int32_t* experts = nullptr;            // [rows, top_k] by falling probability; ties: lower index first
-  float* weights = nullptr;              // [rows, top_k]
-  const float* shared_router = nullptr;  // [num_cols] or nullptr
-  const float* x = nullptr;              // [rows, num_cols] what shared_router meets
-  int64_t num_cols = 0;
-  float* shared_weight = nullptr;  // [rows]
+  int32_t* experts = nullptr;      // [rows, top_k] by falling probability; ties: lower index first
+  float* weights = nullptr;        // [rows, top_k]
+  float* shared_weight = nullptr;  // [rows] the product, then its sigmoid; nullptr: none
   int max_rows = 0;
   const int32_t* device_num_rows = nullptr;
 };
@@ -47,5 +44,7 @@ inline constexpr int kMaxExperts = 1024;
 
 void launch(const RouteDesc& desc, const Stream& stream);
 void launch(const GroupDesc& desc, const Stream& stream);
+/// Both, in one launch where a window is small enough for it. REQUIRES: `group` is of the experts that `route` leaves.
+void launch(const RouteDesc& route, const GroupDesc& group, const Stream& stream);
 
 }  // namespace foretoken::cuda

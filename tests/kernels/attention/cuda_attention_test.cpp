@@ -7,6 +7,7 @@
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/rope.h"
 #include "kernels/rows/elementwise.h"
+#include "kernels/rows/quantise_row_cuda.h"
 #include "kernels/rows/rms_norm.h"
 #include "tests/kernels/attention/contiguous_kv.h"
 #include "tests/kernels/cuda/cuda_pass_support.h"
@@ -237,6 +238,44 @@ void check_pass(const Shape& s, const std::vector<Sequence>& sequences, bool apa
 
   CHECK(test::download<std::byte>(stream, pool.data(), host.bytes.size()) == host.bytes);
   CHECK(same_bits(test::download<float>(stream, out.data(), wanted.size()), wanted));
+
+  // The int8 forms, made where splits are merged, against those that a launch of its own makes.
+  const unsigned forms =
+      (out_stride % 32 == 0 ? RowMemory::kBy32 : 0u) | (out_stride % 256 == 0 ? RowMemory::kBy256 : 0u);
+  if (!apart || forms == 0 || window_rows < num_rows) return;
+  const RowMemory merged(max_rows, out_stride, forms), afterwards(max_rows, out_stride, forms);
+  attention.out = merged.rows().values;
+  attention.by32 = merged.rows().by32;
+  attention.by256 = merged.rows().by256;
+  launch(attention, config, stream);
+  copy_to_device(stream, afterwards.rows().values, wanted.data(), wanted.size() * sizeof(float));
+  const QuantiseDesc quantise{afterwards.rows(), static_cast<int>(num_rows), nullptr};
+  launch(quantise, choose_config(quantise), stream);
+  for (const int block : {32, 256}) {
+    if (out_stride % block != 0) continue;
+    const QuantRows &got = block == 32 ? merged.rows().by32 : merged.rows().by256,
+                    &want = block == 32 ? afterwards.rows().by32 : afterwards.rows().by256;
+    const auto rows = static_cast<size_t>(num_rows), blocks = static_cast<size_t>(got.num_blocks);
+    const auto same = [&]<class T>(const T* a, const T* b, size_t per_row) {
+      return test::download<T>(stream, a, rows * per_row) == test::download<T>(stream, b, rows * per_row);
+    };
+    INFO("forms by " << block);
+    CHECK(same(got.d, want.d, blocks));
+    CHECK(same(got.sums, want.sums, static_cast<size_t>(sums_stride(block, got.num_blocks))));
+    // Of an odd number of blocks of 256 the last has gaps behind each run.
+    if (block == 32 || blocks % 2 == 0)
+      CHECK(same(got.q, want.q, static_cast<size_t>(cuda::q_stride(block, got.num_blocks))));
+    if (block == 256 && blocks % 2 == 1) {
+      for (int64_t r = 0; r < num_rows; ++r) {
+        for (int64_t b = 0; b < got.num_blocks; ++b) {
+          for (int run = 0; run < 16; ++run) {
+            const int64_t at = r * cuda::q_stride(256, got.num_blocks) + run_offset(b, run / 4, run % 4);
+            CHECK(test::download<int8_t>(stream, got.q + at, 16) == test::download<int8_t>(stream, want.q + at, 16));
+          }
+        }
+      }
+    }
+  }
 }
 
 TEST_CASE("attention: norm, rotation, cache and splits for windows anywhere in the context") {
@@ -255,6 +294,8 @@ TEST_CASE("attention: norm, rotation, cache and splits for windows anywhere in t
   check_pass({3, 3, 48, 24, 300, KvType::kF16, true}, {{260, 2}}, false);  // a head that is no power of two
   check_pass({2, 1, 16, 16, 40, KvType::kF16, false}, {{20, 2}}, true);
   check_pass({6, 2, 64, 64, 300, KvType::kF16, false, /*plain=*/true}, {{254, 5}}, true);
+  check_pass({5, 5, 64, 64, 1400, KvType::kF16, false}, {{1300, 2}}, true);  // 320 values: a block and a quarter
+  check_pass({12, 3, 64, 64, 300, KvType::kF16, true}, {{255, 3}}, true);    // three blocks of 256
   check_pass({4, 2, 48, 24, 300, KvType::kF32, false, /*plain=*/true}, {{3, 2}, {9, 20, false}}, false);
 }
 

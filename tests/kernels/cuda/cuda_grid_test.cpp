@@ -148,6 +148,7 @@ TEST_CASE("every launch fits a grid at the largest sizes that the flags allow") 
     record([&] {
       launch(route, stream);
       launch(group, stream);
+      launch(route, group, stream);
     });
   }
   SECTION("choices and windows") {

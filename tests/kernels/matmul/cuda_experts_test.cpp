@@ -1,4 +1,5 @@
 #include <catch2/catch.hpp>
+#include <optional>
 
 #include "kernels/matmul/matmul.h"
 #include "kernels/matmul/matmul_cuda.h"
@@ -23,26 +24,20 @@ size_t index(int64_t i) {
 
 TEST_CASE("router: experts, weights and the shared expert's weight, ties to the lower index") {
   const Stream stream;
-  for (const int num_experts : {5, 32, 60, 128, 256, 700}) {
+  for (const int num_experts : {5, 32, 60, 128, 256, 400, 700}) {
     const int num_rows = 4, top_k = std::min(8, num_experts);
-    const int64_t num_cols = 100;
     std::vector<float> logits = random_values(index(num_rows * num_experts), static_cast<uint32_t>(num_experts));
     for (int i = 0; i < num_experts; ++i)
       logits[index(num_experts + i)] = static_cast<float>(i % 3);  // row 1: nothing but ties
-    const auto shared_router = random_values(index(num_cols), 7), x = random_values(index(num_rows * num_cols), 8);
-    const DeviceBuffer device_logits = test::upload(stream, logits),
-                       device_router = test::upload(stream, shared_router), device_x = test::upload(stream, x);
-    const DeviceBuffer experts(index(num_rows * top_k) * 4), weights(index(num_rows * top_k) * 4),
-        shared(index(num_rows) * 4);
+    const auto shared_products = random_values(index(num_rows), 7);
+    const DeviceBuffer device_logits = test::upload(stream, logits), shared = test::upload(stream, shared_products);
+    const DeviceBuffer experts(index(num_rows * top_k) * 4), weights(index(num_rows * top_k) * 4);
     RouteDesc desc;
     desc.logits = device_logits.data<float>();
     desc.num_experts = num_experts;
     desc.top_k = top_k;
     desc.experts = experts.data<int32_t>();
     desc.weights = weights.data<float>();
-    desc.shared_router = device_router.data<float>();
-    desc.x = device_x.data<float>();
-    desc.num_cols = num_cols;
     desc.shared_weight = shared.data<float>();
     desc.max_rows = num_rows;
     launch(desc, stream);
@@ -52,8 +47,7 @@ TEST_CASE("router: experts, weights and the shared expert's weight, ties to the 
     std::vector<float> shared_weight(num_rows, 1.0f);
     for (int r = 0; r < num_rows; ++r) {
       route_row(Isa::kScalar, &logits[index(r * num_experts)], num_experts, r, routing);
-      const float gate = float_dot(Isa::kScalar, shared_router.data(), &x[index(r * num_cols)], num_cols);
-      sigmoid_gate(Isa::kScalar, &gate, 1, &shared_weight[index(r)]);
+      sigmoid_gate(Isa::kScalar, &shared_products[index(r)], 1, &shared_weight[index(r)]);
     }
     INFO(num_experts << " experts");
     CHECK(test::download<int32_t>(stream, experts.data(), routing.experts.size()) == routing.experts);
@@ -127,6 +121,73 @@ TEST_CASE("buckets: every slot in its expert's bucket, rising") {
       }
     }
   });
+}
+
+TEST_CASE("router and buckets in one launch: the same as one after the other") {
+  const Stream stream;
+  for (const int num_experts : {4, 33, 256, 400, 700}) {
+    for (const int num_rows : {1, 9, 32, 33}) {
+      const int top_k = std::min(8, num_experts);
+      const auto num_slots = index(num_rows * top_k);
+      const std::vector<float> logits =
+          random_values(index(num_rows * num_experts), static_cast<uint32_t>(num_experts + num_rows));
+      const DeviceBuffer device_logits = test::upload(stream, logits);
+      // Every third expert is not on the device, the others close up.
+      std::vector<int32_t> places(index(num_experts));
+      for (int e = 0, next = 0; e < num_experts; ++e) places[index(e)] = e % 3 == 1 ? -1 : next++;
+      const DeviceBuffer device_places = test::upload(stream, places);
+      struct Result {
+        std::vector<int32_t> experts, bucket_experts, begins, slots;
+        std::vector<float> weights, shared;
+        std::optional<size_t> launches;
+      };
+      const auto run = [&](bool together) {
+        const DeviceBuffer shared = test::upload(stream, random_values(index(num_rows), 4)), experts(num_slots * 4),
+                           weights(num_slots * 4);
+        const BucketMemory memory(num_experts, top_k, num_rows);
+        RouteDesc route;
+        route.logits = device_logits.data<float>();
+        route.num_experts = num_experts;
+        route.top_k = top_k;
+        route.experts = experts.data<int32_t>();
+        route.weights = weights.data<float>();
+        route.shared_weight = shared.data<float>();
+        route.max_rows = num_rows;
+        GroupDesc group = group_desc(memory, experts, num_experts, top_k, num_rows);
+        group.places = device_places.data<int32_t>();
+        stream.synchronize();
+        test::take_launches();
+        if (together) {
+          launch(route, group, stream);
+        } else {
+          launch(route, stream);
+          launch(group, stream);
+        }
+        stream.synchronize();
+        Result result;
+        result.launches = test::take_launches();
+        const auto buckets = index(test::download<int32_t>(stream, memory.num_buckets.data(), 1)[0]);
+        result.experts = test::download<int32_t>(stream, experts.data(), num_slots);
+        result.weights = test::download<float>(stream, weights.data(), num_slots);
+        result.shared = test::download<float>(stream, shared.data(), index(num_rows));
+        result.bucket_experts = test::download<int32_t>(stream, memory.experts.data(), buckets);
+        result.begins = test::download<int32_t>(stream, memory.begins.data(), buckets + 1);
+        result.slots = test::download<int32_t>(stream, memory.slots.data(), index(result.begins.back()));
+        return result;
+      };
+      test::for_each_order([&] {
+        const Result apart = run(false), together = run(true);
+        INFO(num_experts << " experts, " << num_rows << " rows");
+        CHECK(together.experts == apart.experts);
+        CHECK(same_bits(together.weights, apart.weights));
+        CHECK(same_bits(together.shared, apart.shared));
+        CHECK(together.bucket_experts == apart.bucket_experts);
+        CHECK(together.begins == apart.begins);
+        CHECK(together.slots == apart.slots);
+        if (together.launches) CHECK(*together.launches == (num_rows <= 32 && num_experts <= 512 ? 1u : 2u));
+      });
+    }
+  }
 }
 
 // gate-up and down of a whole layer, each in one launch, against every (row, expert) on its own.

@@ -4,7 +4,8 @@
 #include "kernels/cuda/cuda_language.h"
 #include "kernels/cuda/cuda_rows.h"
 
-// Device code of quantise_row, shared by the kernels that make a row and quantise it at once.
+// Device code of quantise_row: how the int8 forms of rows are made, by the kernels that make a row and quantise it at
+// once.
 
 namespace foretoken::cuda {
 
@@ -34,16 +35,16 @@ struct alignas(16) FourValues {
   float x[4];
 };
 
-/// One warp quantises values [256 * chunk, + 256) of a row that ends at num_cols. Magnitudes order like their bits, so
+/// One warp quantises values [256 * chunk, + 256) of a row that ends at num_cols; `values` are the row's, from there on. Magnitudes order like their bits, so
 /// the largest is exact. Eight values of a lane are two vectors: value by value, 32 lanes would meet in four banks of
 /// shared memory. REQUIRES: values is aligned to 16 bytes, num_cols a multiple of 8.
 __device__ __forceinline__ void quantise_chunk(const float* values, int64_t num_cols, int64_t chunk, int lane,
                                                const QuantRows& by32, const QuantRows& by256, int64_t row) {
-  const int64_t first = chunk * 256 + lane * 8;
+  const int64_t first = chunk * 256 + lane * 8;  // of the row
   const bool inside = first < num_cols;
   float x[8] = {};
   if (inside) {
-    const auto* vectors = reinterpret_cast<const FourValues*>(values + first);
+    const auto* vectors = reinterpret_cast<const FourValues*>(values + lane * 8);
     const FourValues front = vectors[0], back = vectors[1];
     for (int i = 0; i < 4; ++i) {
       x[i] = front.x[i];
