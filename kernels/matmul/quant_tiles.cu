@@ -231,8 +231,10 @@ __device__ __forceinline__ void add_sums(Sums& a, const Sums& b) {
   }
 }
 
+// With `up`, shared memory lets in four blocks at once: told so, the compiler takes the registers that they leave, and
+// spills nothing.
 template <WeightType kType, bool kPair>
-__global__ void __launch_bounds__(kThreads) cuda_quant_tiles(const __grid_constant__ MatmulArguments a) {
+__global__ void __launch_bounds__(kThreads, kPair ? 4 : 0) cuda_quant_tiles(const __grid_constant__ MatmulArguments a) {
   using S = TileShape<kType, kPair>;
   constexpr bool kWide = S::kBlock == 256, kMins = has_lane_mins<kType>();
   constexpr bool kSecondScale = kMins || has_float_runs<kType>();
