@@ -27,6 +27,8 @@ if(NOT FORETOKEN_CUDA STREQUAL "OFF")
         set(architectures native)
       else()
         set(architectures 90)
+        message(STATUS "No GPU here: kernels for capability 9.0, and PTX for newer ones. For others: -DFORETOKEN_CUDA_ARCHITECTURES, "
+                       "or the preset release-all-gpus")
       endif()
     endif()
     set(CMAKE_CUDA_ARCHITECTURES ${architectures})

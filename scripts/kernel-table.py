@@ -8,8 +8,8 @@ many loads of device memory are under way at once in the inner loop that loads m
 
   --arch LIST      compute capabilities (default 80,90,120)
   --only LIST      of these sources, as quant_dot,attention; what others hold stays in the table as it is
-  --nvcc FILE, --nvdisasm FILE   default: on the PATH, then /usr/local/cuda/bin. Without nvdisasm (the Python package
-                   nvidia-cuda-nvdisasm has it) the last three columns stay as they are in the table
+  --nvcc FILE, --nvdisasm FILE   default: on the PATH, in /usr/local/cuda/bin, in this Python's packages. Without nvdisasm
+                   (package nvidia-cuda-nvdisasm) the last three columns stay as they are in the table
   --jobs N         compilers at once (default: one a core)
 
 Worse is: stack or spills that were not there, more static shared memory than 48 KiB, another bound on threads, a block that does not fit
@@ -37,7 +37,10 @@ SPARE_REGISTERS = 8
 def tool(name, given):
     if given:
         return given
-    return shutil.which(name) or next((str(p) for p in [pathlib.Path("/usr/local/cuda/bin") / name] if p.exists()), None)
+    places = [pathlib.Path("/usr/local/cuda/bin") / name]
+    for folder in sys.path:  # of the Python packages nvidia-cuda-*
+        places += sorted(pathlib.Path(folder).glob(f"nvidia/cu*/bin/{name}"))
+    return shutil.which(name) or next((str(p) for p in places if p.exists()), None)
 
 
 def run(command):

@@ -110,8 +110,9 @@ CudaBuffers::CudaBuffers(const ModelShapes& s, const BasicModelWeights<MatrixVie
     memory.take(moe.num_experts, bucket_experts);
     memory.take(moe.num_experts + 1, bucket_begins);
     memory.take(num_slots, bucket_slots);
-    memory.take_rows(num_slots, cols_for(moe.expert_dim, needs.inner), needs.inner, inner);
-    memory.take(num_slots * dim, slots);
+    const int64_t all_rows = num_slots + (moe.shared_dim > 0 ? n : 0);
+    memory.take_rows(all_rows, cols_for(moe.expert_dim, needs.inner), needs.inner, inner);
+    memory.take(all_rows * dim, slots);
   }
   if (moe.shared_dim > 0) {
     memory.take_rows(n, cols_for(moe.shared_dim, needs.shared_inner), needs.shared_inner, shared_inner);

@@ -40,10 +40,12 @@ struct CudaBuffers {
   int32_t* experts = nullptr;
   int32_t *bucket_experts = nullptr, *bucket_begins = nullptr, *bucket_slots = nullptr;
   int32_t* num_buckets = nullptr;  // [layers + 1] of each layer's last pass; the MTP layer's is the last
-  DeviceRows inner, shared_inner;  // [max_rows * top_k, expert_dim], [max_rows, dim of shared expert or dense part]
-  float* up = nullptr;             // gate and up of different types: up's rows before they meet
-  float* slots = nullptr;          // [max_rows * top_k, hidden_dim] what each slot adds
-  float* shared = nullptr;         // [max_rows, hidden_dim]
+  // [max_rows * top_k + max_rows, expert_dim], of the slots and of the shared expert where it is a bucket beside them;
+  // [max_rows, dim of shared expert or dense part]
+  DeviceRows inner, shared_inner;
+  float* up = nullptr;      // gate and up of different types: up's rows before they meet
+  float* slots = nullptr;   // [max_rows * top_k + max_rows, hidden_dim] what each slot adds, then the shared expert
+  float* shared = nullptr;  // [max_rows, hidden_dim]
   // MTP layer.
   DeviceRows join;                // [2 * hidden_dim] normed embedding, normed hidden
   float* mtp_residual = nullptr;  // [hidden_dim] of the rows that go through the whole layer

@@ -324,8 +324,18 @@ GroupDesc CudaForwardPass::grouping(const CudaMoe& weights, int layer_idx, int f
   return group;
 }
 
+bool CudaForwardPass::joins_buckets(const CudaMoe& weights) const {
+  const CudaDense& shared = weights.shared;
+  const auto alike = [](const DeviceMatrix& one, const CudaExpertMatrices& each) {
+    return one.type == each.all.type && one.num_rows == each.num_rows && one.num_cols == each.all.num_cols;
+  };
+  return weights.has_shared() && weights.capacity > 0 && options_.moe_verify == MoeVerify::kGrouped &&
+         weights.gate.all.type == weights.up.all.type && alike(shared.gate, weights.gate) &&
+         alike(shared.up, weights.up) && alike(shared.down, weights.down);
+}
+
 // Buckets through gate, up and down.
-void CudaForwardPass::run_buckets(const CudaMoe& weights, const GroupDesc& group, int first_row) {
+void CudaForwardPass::run_buckets(const CudaMoe& weights, const GroupDesc& group, int first_row, bool with_shared) {
   const int num_rows = group.max_rows, num_slots = num_rows * weights.top_k;
   const int64_t first_slot = int64_t{first_row} * weights.top_k;
   const DeviceRows inner =
@@ -345,6 +355,7 @@ void CudaForwardPass::run_buckets(const CudaMoe& weights, const GroupDesc& group
   if (weights.gate.all.type == weights.up.all.type) {
     gate.up = weights.up.from_first();
     gate.up_scales = weights.up.scales;
+    if (with_shared) gate.shared = {weights.shared.gate, weights.shared.up, 0, num_slots};
     launch(gate, choose_config(gate), stream_);
   } else {
     launch(gate, choose_config(gate), stream_);
@@ -356,7 +367,7 @@ void CudaForwardPass::run_buckets(const CudaMoe& weights, const GroupDesc& group
     launch(up, choose_config(up), stream_);
     launch(SiluMulDesc{inner.values, buffers_.up, num_slots * weights.gate.num_rows}, stream_);
   }
-  quantise(inner, num_slots);
+  quantise(inner, with_shared ? num_slots + num_rows : num_slots);
 
   MatmulDesc down;
   down.w = weights.down.from_first();
@@ -369,6 +380,7 @@ void CudaForwardPass::run_buckets(const CudaMoe& weights, const GroupDesc& group
   down.max_buckets = group.max_buckets();
   down.expert_stride = weights.down.stride_rows;
   down.scales = weights.down.scales;
+  if (with_shared) down.shared = {weights.shared.down, {}, num_slots, num_slots};
   launch(down, choose_config(down), stream_);
 }
 
@@ -380,13 +392,15 @@ void CudaForwardPass::routed_experts(const CudaMoe& weights, int layer_idx) {
   sums_.shared_weight = weights.shared_router == nullptr ? nullptr : buffers_.shared_weight;
   if (weights.capacity == 0) return;
   if (options_.moe_verify == MoeVerify::kGrouped) {
-    run_buckets(weights, grouping(weights, layer_idx, 0, rows_.max_rows), 0);
+    const bool with_shared = joins_buckets(weights);
+    run_buckets(weights, grouping(weights, layer_idx, 0, rows_.max_rows), 0, with_shared);
+    if (with_shared) sums_.shared = buffers_.slots + int64_t{rows_.max_rows} * weights.top_k * config_.hidden_dim;
   } else {
     // Each row's experts are read for it alone: what grouping is measured against.
     for (int r = 0; r < rows_.max_rows; ++r) {
       const GroupDesc group = grouping(weights, layer_idx, r, 1);
       launch(group, stream_);
-      run_buckets(weights, group, r);
+      run_buckets(weights, group, r, /*with_shared=*/false);
     }
     launch(grouping(weights, layer_idx, 0, rows_.max_rows), stream_);  // counts the distinct ones
   }
@@ -420,10 +434,10 @@ void CudaForwardPass::experts(const CudaMoe& weights, int layer_idx) {
     split_->send_rows(rows_.max_rows, weights.top_k);
     recorder_.cut([split = split_, &stream = stream_] { split->routed().record(stream); });
     routed_experts(weights, layer_idx);
-    if (weights.has_shared()) shared_or_dense(weights.shared);
+    if (weights.has_shared() && !joins_buckets(weights)) shared_or_dense(weights.shared);
     recorder_.cut([split = split_, layer_idx, num_rows = rows_.max_rows] { split->compute(layer_idx, num_rows); });
   } else {
-    if (weights.has_shared()) shared_or_dense(weights.shared);
+    if (weights.has_shared() && !joins_buckets(weights)) shared_or_dense(weights.shared);
     route(weights, layer_idx);
     routed_experts(weights, layer_idx);
   }

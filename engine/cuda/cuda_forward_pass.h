@@ -106,7 +106,10 @@ class CudaForwardPass {
   void routed_experts(const CudaMoe& weights, int layer_idx);
   /// The slots of rows [first_row, + num_rows) by expert. Slots count from first_row's.
   [[nodiscard]] GroupDesc grouping(const CudaMoe& weights, int layer_idx, int first_row, int num_rows) const;
-  void run_buckets(const CudaMoe& weights, const GroupDesc& group, int first_row);
+  /// with_shared: the shared expert is one more bucket; its rows follow those of the slots.
+  void run_buckets(const CudaMoe& weights, const GroupDesc& group, int first_row, bool with_shared);
+  /// Whether the shared expert can be a bucket beside the others: of their types and shapes.
+  [[nodiscard]] bool joins_buckets(const CudaMoe& weights) const;
   /// buffers.shared = the shared expert, or a dense part, of `normed`.
   void shared_or_dense(const CudaDense& weights);
   void quantise(const DeviceRows& rows, int num_rows);

@@ -206,9 +206,8 @@ void launch_float_matmul(const MatmulDesc& desc, const MatmulConfig& config, con
   MatmulArguments a = matmul_arguments(desc);
   const int64_t outputs_per_block =
       int64_t{config.warps_per_block} * config.lane_sums / (desc.up.data == nullptr ? 1 : 2);
-  const LaunchShape shape{
-      {share_out_blocks(a, outputs_per_block), static_cast<unsigned>(desc.max_buckets == 0 ? 1 : desc.max_buckets)},
-      {static_cast<unsigned>(config.warps_per_block * kWarpSize)}};
+  const LaunchShape shape{{share_out_blocks(a, outputs_per_block), bucket_blocks(desc)},
+                          {static_cast<unsigned>(config.warps_per_block * kWarpSize)}};
   switch (desc.w.type) {
     case WeightType::kF32:
       return launch_type<WeightType::kF32>(a, shape, config, stream);

@@ -19,6 +19,12 @@ MatmulArguments matmul_arguments(const MatmulDesc& desc) {
                          : info.activation_block == 256 ? desc.x.by256
                                                         : QuantRows{};
   FT_CHECK(info.is_float() ? desc.x.values != nullptr : !rows.empty());
+  if (const SharedBucket& shared = desc.shared; shared.w.data != nullptr) {
+    FT_CHECK(desc.max_buckets > 0 && shared.w.type == desc.w.type && shared.w.num_cols == desc.w.num_cols);
+    FT_CHECK_EQ(shared.w.num_rows, desc.num_outputs);
+    FT_CHECK((shared.up.data == nullptr) == (desc.up.data == nullptr) &&
+             (shared.up.data == nullptr || (shared.up.type == desc.w.type && shared.up.num_cols == desc.w.num_cols)));
+  }
   FT_CHECK(desc.num_more >= 0 && desc.num_more <= kMaxMoreOutputs);
   FT_CHECK(desc.num_more == 0 || (desc.up.data == nullptr && desc.max_buckets == 0 && desc.groups == nullptr));
   constexpr unsigned kNowhere = 0xffffffffu;
@@ -38,7 +44,8 @@ MatmulArguments matmul_arguments(const MatmulDesc& desc) {
                     desc.w.num_rows,
                     desc.up.scale,
                     desc.scales,
-                    desc.up_scales};
+                    desc.up_scales,
+                    desc.shared};
   for (MatmulPart& part : a.parts) part = {nullptr, nullptr, 0, 0, 1.0f, kNowhere};
   a.parts[0] = {desc.w.data, desc.y, desc.y_stride, desc.num_outputs, desc.w.scale, 0};
   for (int i = 0; i < desc.num_more; ++i) {

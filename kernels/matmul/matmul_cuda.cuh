@@ -42,6 +42,7 @@ struct MatmulArguments {
   float up_scale;
   const float* scales;  // of each expert, or nullptr
   const float* up_scales;
+  SharedBucket shared;
 };
 
 /// Number of the part that this block of threads works on.
@@ -55,23 +56,38 @@ __device__ __forceinline__ int part_of_block(const MatmulArguments& a) {
 /// The rows that one block of threads serves, and their matrix.
 struct RowSet {
   int count;
-  const int32_t* slots;  // nullptr: row i is row i
+  const int32_t* slots;  // nullptr: row i is row first_input + i of x, first_output + i of y
   int slots_per_input;
   const std::byte* w;
   const std::byte* up;
   float scale, up_scale;  // what their products are multiplied by
+  int32_t first_input = 0, first_output = 0;
 
   [[nodiscard]] __device__ __forceinline__ int64_t input(int i) const {
-    return slots == nullptr ? i : slots[i] / slots_per_input;
+    return slots == nullptr ? first_input + i : slots[i] / slots_per_input;
   }
-  [[nodiscard]] __device__ __forceinline__ int64_t output(int i) const { return slots == nullptr ? i : slots[i]; }
+  [[nodiscard]] __device__ __forceinline__ int64_t output(int i) const {
+    return slots == nullptr ? first_output + i : slots[i];
+  }
 };
 
-/// The rows of bucket `bucket` (0 without buckets); count 0 if there is no such bucket.
+/// The rows of bucket `bucket` (0 without buckets); count 0 if there is no such bucket. The shared one comes first: it has
+/// the most rows.
 __device__ __forceinline__ RowSet rows_of_bucket(const MatmulArguments& a, const MatmulPart& part, int bucket) {
   if (a.buckets.num_buckets == nullptr) {
     const int count = a.device_num_rows == nullptr ? a.num_rows : *a.device_num_rows;
     return {count < a.num_rows ? count : a.num_rows, nullptr, 1, part.w, a.up, part.scale, a.up_scale};
+  }
+  if (a.shared.w.data != nullptr && bucket-- == 0) {
+    return {a.num_rows,
+            nullptr,
+            1,
+            a.shared.w.data,
+            a.shared.up.data,
+            a.shared.w.scale,
+            a.shared.up.scale,
+            a.shared.first_input,
+            a.shared.first_output};
   }
   if (bucket >= *a.buckets.num_buckets) return {0, nullptr, 1, nullptr, nullptr, 1.0f, 1.0f};
   const int begin = a.buckets.begins[bucket], end = a.buckets.begins[bucket + 1];
@@ -108,6 +124,12 @@ inline unsigned share_out_blocks(MatmulArguments& a, int64_t outputs_per_block) 
     blocks += static_cast<unsigned>((part.num_outputs + outputs_per_block - 1) / outputs_per_block);
   }
   return blocks;
+}
+
+/// Blocks along the grid's y.
+inline unsigned bucket_blocks(const MatmulDesc& desc) {
+  if (desc.max_buckets == 0) return 1;
+  return static_cast<unsigned>(desc.max_buckets + (desc.shared.w.data == nullptr ? 0 : 1));
 }
 
 /// silu(gate) * up, as silu_mul.

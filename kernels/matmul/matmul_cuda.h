@@ -56,6 +56,14 @@ struct MatmulOutput {
 };
 inline constexpr int kMaxMoreOutputs = 3;
 
+/// One more bucket, of the expert that all rows have: row i of max_rows is row first_input + i of x and row first_output
+/// + i of y. Its matrices have the type and the shape of the others'.
+struct SharedBucket {
+  DeviceMatrix w;   // data == nullptr: there is none
+  DeviceMatrix up;  // as MatmulDesc::up
+  int32_t first_input = 0, first_output = 0;
+};
+
 /// y[r][o] = W[o] . x[r], as matmul_rows; or, with `up`, y[r][o] = silu(W[o] . x[r]) * (up[o] . x[r]). Each product is
 /// multiplied by its matrix's scale. Each weight is read once for all rows of a window.
 ///
@@ -78,6 +86,7 @@ struct MatmulDesc {
   const float* scales = nullptr;     // with buckets, [experts on the device]: of w; nullptr: w.scale for all
   const float* up_scales = nullptr;  // the same of up
   int slots_per_input = 1;           // top_k where x has a row per token, 1 where it has one per slot
+  SharedBucket shared;               // with buckets: one more
 
   // Only some groups of 16 rows of w, at least one: output 16 i + j is row 16 groups[i] + j; num_outputs
   // counts the capacity of groups. Of the last group, only the rows that w has.

@@ -205,9 +205,9 @@ void launch_type(const MatmulArguments& a, const LaunchShape& shape, const Matmu
 void launch_quant_dot(const MatmulDesc& desc, const MatmulConfig& config, const Stream& stream) {
   MatmulArguments a = matmul_arguments(desc);
   const int64_t pairs_per_block = int64_t{config.warps_per_block} * (kPartialSums >> config.log2_slots);
-  const LaunchShape shape{{share_out_blocks(a, desc.up.data == nullptr ? 2 * pairs_per_block : pairs_per_block),
-                           static_cast<unsigned>(desc.max_buckets == 0 ? 1 : desc.max_buckets)},
-                          {static_cast<unsigned>(config.warps_per_block * kWarpSize)}};
+  const LaunchShape shape{
+      {share_out_blocks(a, desc.up.data == nullptr ? 2 * pairs_per_block : pairs_per_block), bucket_blocks(desc)},
+      {static_cast<unsigned>(config.warps_per_block * kWarpSize)}};
   switch (desc.w.type) {
     case WeightType::kQ4_0:
       return launch_type<WeightType::kQ4_0>(a, shape, config, stream);

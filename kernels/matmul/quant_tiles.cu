@@ -321,9 +321,7 @@ void launch_type(const MatmulArguments& a, LaunchShape shape, const Stream& stre
 void launch_quant_tiles(const MatmulDesc& desc, const MatmulConfig&, const Stream& stream) {
   FT_CHECK(desc.num_more == 0);
   MatmulArguments a = matmul_arguments(desc);
-  const LaunchShape shape{
-      {share_out_blocks(a, kOutputs), static_cast<unsigned>(desc.max_buckets == 0 ? 1 : desc.max_buckets)},
-      {static_cast<unsigned>(kThreads)}};
+  const LaunchShape shape{{share_out_blocks(a, kOutputs), bucket_blocks(desc)}, {static_cast<unsigned>(kThreads)}};
   switch (desc.w.type) {
     case WeightType::kQ4_0:
       return launch_type<WeightType::kQ4_0>(a, shape, stream);
