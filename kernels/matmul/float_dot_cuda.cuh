@@ -10,10 +10,24 @@ namespace foretoken::cuda {
 
 static_assert(kFloatLanes == kWarpSize);
 
+/// Values of each side that a lane of warp_dot asks for at once.
+inline constexpr int kDotAhead = 8;
+
 /// sum a[i] * b[i], in every lane.
 __device__ __forceinline__ float warp_dot(const float* a, const float* b, int64_t n, int lane) {
   float sum = 0.0f;
-  for (int64_t i = lane; i < n; i += kWarpSize) sum = __fmaf_rn(a[i], b[i], sum);
+  int64_t i = lane;
+  for (; i + (kDotAhead - 1) * kWarpSize < n; i += kDotAhead * kWarpSize) {
+    float x[kDotAhead], y[kDotAhead];
+    FT_UNROLL
+    for (int s = 0; s < kDotAhead; ++s) {
+      x[s] = a[i + s * kWarpSize];
+      y[s] = b[i + s * kWarpSize];
+    }
+    FT_UNROLL
+    for (int s = 0; s < kDotAhead; ++s) sum = __fmaf_rn(x[s], y[s], sum);
+  }
+  for (; i < n; i += kWarpSize) sum = __fmaf_rn(a[i], b[i], sum);
   return fold_lanes(sum);
 }
 

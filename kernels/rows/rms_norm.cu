@@ -8,15 +8,27 @@ namespace foretoken::cuda {
 
 namespace {
 
+constexpr int kRanksAhead = 8;  // slots whose values are asked for at once
+
 /// What the experts add to value i of row `row`.
 __device__ __forceinline__ float expert_sum(const ExpertSums& e, int64_t row, int64_t num_cols, int64_t i) {
   float sum = 0.0f;
-  for (int rank = 0; rank < e.top_k; ++rank) {
-    const int64_t slot = row * e.top_k + rank;
-    sum = __fmaf_rn(e.weights[slot], e.slots[slot * num_cols + i], sum);
+  const float shared = e.shared == nullptr ? 0.0f : load_constant(e.shared + row * num_cols + i);
+  for (int first = 0; first < e.top_k; first += kRanksAhead) {
+    float weights[kRanksAhead], values[kRanksAhead];
+    FT_UNROLL
+    for (int r = 0; r < kRanksAhead; ++r) {
+      const int64_t slot = row * e.top_k + (first + r < e.top_k ? first + r : first);
+      weights[r] = load_constant(e.weights + slot);
+      values[r] = load_constant(e.slots + slot * num_cols + i);
+    }
+    FT_UNROLL
+    for (int r = 0; r < kRanksAhead; ++r) {
+      if (first + r < e.top_k) sum = __fmaf_rn(weights[r], values[r], sum);
+    }
   }
   if (e.shared != nullptr)
-    sum = __fmaf_rn(e.shared_weight == nullptr ? 1.0f : e.shared_weight[row], e.shared[row * num_cols + i], sum);
+    sum = __fmaf_rn(e.shared_weight == nullptr ? 1.0f : load_constant(e.shared_weight + row), shared, sum);
   return sum;
 }
 
