@@ -24,6 +24,9 @@ class Transport {
   [[nodiscard]] virtual int rank() const = 0;
   [[nodiscard]] virtual int num_ranks() const = 0;
 
+  /// True where a message takes about as long as a meeting of two threads.
+  [[nodiscard]] virtual bool shares_memory() const { return false; }
+
   /// `bytes` of rank 0 to all.
   virtual void broadcast(std::span<std::byte> bytes) = 0;
   /// The same where only rank 0 knows how many there are: the others' become as many.

@@ -16,6 +16,12 @@ class ExpertPeers {
   int64_t shared_inner_begin = 0;            // of the shared expert or a dense part
   int64_t hidden_begin = 0, hidden_end = 0;  // its rows of down
   int32_t expert_begin = 0, expert_end = 0;  // with whole_experts
+  // Experts whose router logits it computes; all where each process does that for itself.
+  bool shares_router = false;
+  int64_t router_begin = 0, router_end = 0;
+
+  /// With shares_router: completes router logits [num_rows, experts], of which this process has its experts'.
+  virtual void gather_router(float* logits, int num_rows) = 0;
 
   /// Completes inner rows of which this process has its columns: `num_slots` rows of routed experts at `routed`, and
   /// `num_shared_rows` at `shared`.

@@ -36,10 +36,13 @@ void choose_experts(Isa isa, ThreadTeam& team, const MoeWeights& weights, const 
   routing.resize(num_rows, weights.top_k);
   inputs.resize(static_cast<size_t>(num_rows));
   for (int r = 0; r < num_rows; ++r) inputs[static_cast<size_t>(r)] = x.view(r);
-  const RowItems::Matrix router{num_experts, kRouterRowsPerItem};
+  const bool is_shared = scratch.peers != nullptr && scratch.peers->shares_router;
+  const int64_t first = is_shared ? scratch.peers->router_begin : 0;
+  const RowItems::Matrix router{is_shared ? scratch.peers->router_end - first : num_experts, kRouterRowsPerItem};
   items.plan(team.nodes(), {&router, 1});
   profiled_for(team, scratch.profile, items.node_ends(), [&](int64_t item, int) {
-    const auto [matrix, begin, end] = items.find(item);
+    const RowItem own = items.find(item);
+    const int64_t begin = first + own.row_begin, end = first + own.row_end;
     thread_local std::vector<float*> outputs;
     outputs.reserve(static_cast<size_t>(x.max_rows()));
     outputs.resize(static_cast<size_t>(num_rows));
@@ -48,6 +51,7 @@ void choose_experts(Isa isa, ThreadTeam& team, const MoeWeights& weights, const 
     matmul_rows(isa, weights.router, begin, end, inputs.data(), num_rows, outputs.data());
     return WorkDone{work, (end - begin) * static_cast<int64_t>(weights.router.row_bytes())};
   });
+  if (is_shared) scratch.peers->gather_router(logits, num_rows);
   const auto route = [&](int64_t r, int) {
     route_row(isa, logits + r * num_experts, num_experts, static_cast<int>(r), routing);
     if (weights.shared_router != nullptr) {

@@ -14,7 +14,8 @@ int64_t most_values(const ModelShapes& shapes, ClusterMode mode) {
   if (mode == ClusterMode::kLayers) return 0;
   const MoeShape& moe = shapes.moe;
   const int64_t slot = mode == ClusterMode::kExperts ? moe.hidden_dim : moe.expert_dim;
-  return std::max({shapes.attended_dim, shapes.delta_out_dim, shapes.hidden_dim, moe.top_k * slot + moe.shared_dim});
+  return std::max({shapes.attended_dim, shapes.delta_out_dim, shapes.hidden_dim, moe.top_k * slot + moe.shared_dim,
+                   int64_t{moe.num_experts}});
 }
 
 }  // namespace
@@ -29,6 +30,7 @@ PassPeers::PassPeers(Transport& transport, const ModelShare& share, const ModelS
   FT_CHECK_EQ(transport.num_ranks(), share.plan.num_ranks());
   FT_CHECK_EQ(transport.rank(), share.rank);
   whole_experts = share.plan.mode == ClusterMode::kExperts;
+  shares_router = transport.shares_memory();
   hidden_begin = share.plan.hidden.begin(share.rank);
   hidden_end = share.plan.hidden.end(share.rank);
 }
@@ -88,8 +90,17 @@ void PassPeers::gather_hidden(float* rows, int num_rows) {
   gather({&part, 1});
 }
 
+void PassPeers::gather_router(float* logits, int num_rows) {
+  const Part part{logits, layer_->router.num_rows(), num_rows, &layer_->router};
+  gather({&part, 1});
+}
+
 void PassPeers::begin_feed_forward(int layer) {
   layer_ = &plan().layers[static_cast<size_t>(layer)];
+  if (layer_->router.num_ranks() > 0) {
+    router_begin = layer_->router.begin(rank());
+    router_end = layer_->router.end(rank());
+  }
   inner_dim_ = layer_->inner.num_rows();
   shared_dim_ = layer_->shared_inner.num_rows();
   inner_begin = inner_dim_ == 0 ? 0 : layer_->inner.begin(rank());

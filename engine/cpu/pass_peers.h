@@ -16,10 +16,12 @@ namespace foretoken {
 /// the same pass, so all of them make the same calls. Buffers are taken in the constructor.
 ///
 /// What is gathered are rows of activations: each rank has computed its columns in place, and gets the others'. Two to
-/// four messages a layer:
+/// four messages a layer, and where they share memory the one of the router, whose message would take longer over a
+/// network than its reading in each:
 ///
 ///   mixer     attended queries or delta-net outputs, by heads      then the output matrix, by rows
 ///   hidden    what the mixer adds                                  then norm, router, gate and up
+///   router    logits, by experts
 ///   inner     silu(gate) * up of every slot, by rows; with whole experts what every slot adds, by expert
 ///   hidden    the residual
 class PassPeers final : public ExpertPeers {
@@ -43,6 +45,7 @@ class PassPeers final : public ExpertPeers {
   /// rows: [num_rows, columns of all heads].
   void gather_mixer(int layer, float* rows, int64_t num_columns, int num_rows);
   void gather_hidden(float* rows, int num_rows) override;
+  void gather_router(float* logits, int num_rows) override;
   /// The feed-forward part of this layer is next.
   void begin_feed_forward(int layer);
   void gather_inner(float* routed, int64_t num_slots, float* shared, int num_shared_rows) override;

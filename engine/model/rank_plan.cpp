@@ -233,6 +233,7 @@ RankPlan RankPlan::of(const ModelConfig& config, const ModelWeights& weights, Cl
     layer.inner = RowOwners::split(from.moe().expert_dim(), kInterleave, plan.shares);
     layer.shared_inner = RowOwners::split(from.moe().shared.dim(), kInterleave, plan.shares);
     layer.experts = RowOwners::split(from.moe().num_experts, 1, plan.shares);
+    layer.router = RowOwners::split(from.moe().num_experts, kInterleave, plan.shares);
   };
   for (const LayerWeights& layer : weights.layers) add(layer);
   if (config.num_mtp_layers > 0) add(weights.mtp.layer);

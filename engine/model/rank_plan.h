@@ -68,6 +68,7 @@ struct RankPlan {
     RowOwners inner;                      // rows of each routed expert's gate and up
     RowOwners shared_inner;               // rows of gate and up of the shared expert, or of a dense part
     RowOwners experts;                    // whole experts, with kExperts
+    RowOwners router;                     // experts by who computes their logits, where ranks share memory
   };
   int num_trunk_layers = 0;
   std::vector<Layer> layers;    // of the trunk, then the MTP layer's if there is one

@@ -20,7 +20,8 @@ namespace foretoken::test {
 
 class ThreadNetwork {
  public:
-  explicit ThreadNetwork(int num_ranks) : num_ranks_(num_ranks) {
+  explicit ThreadNetwork(int num_ranks, bool shares_memory = false)
+      : num_ranks_(num_ranks), shares_memory_(shares_memory) {
     inboxes_.resize(static_cast<size_t>(num_ranks * num_ranks));
   }
 
@@ -29,6 +30,7 @@ class ThreadNetwork {
     Transport(ThreadNetwork& network, int rank) : network_(network), rank_(rank) {}
     int rank() const override { return rank_; }
     int num_ranks() const override { return network_.num_ranks_; }
+    bool shares_memory() const override { return network_.shares_memory_; }
     void broadcast(std::span<std::byte> bytes) override {
       ++totals_.num_messages;
       if (rank_ == 0) {
@@ -102,6 +104,7 @@ class ThreadNetwork {
   }
 
   const int num_ranks_;
+  const bool shares_memory_;
   std::mutex mutex_;
   std::condition_variable arrived_;
   std::vector<std::deque<std::vector<std::byte>>> inboxes_;  // [from][to]
@@ -110,10 +113,10 @@ class ThreadNetwork {
 /// Rank 0 is the thread that makes it; the others follow until it goes.
 class ThreadCluster {
  public:
-  /// change: what a rank is made to be, if something else than the others.
+  /// change: what a rank is made to be, if something else than the others. shares_memory: what the transports say.
   explicit ThreadCluster(int num_ranks, ClusterMember member = {"test", best_isa(), 1, {}},
-                         const std::function<void(int rank, ClusterMember&)>& change = {})
-      : network_(num_ranks) {
+                         const std::function<void(int rank, ClusterMember&)>& change = {}, bool shares_memory = false)
+      : network_(num_ranks, shares_memory) {
     for (int rank = 0; rank < num_ranks; ++rank) {
       members_.push_back(member);
       if (change) change(rank, members_.back());
