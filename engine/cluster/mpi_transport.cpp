@@ -163,7 +163,7 @@ class MpiTransport final : public Transport {
 
   // Waits for all that was begun.
   void finish() {
-    Patience patience;
+    Patience patience(Patience::For::kNetwork);
     for (int done = 0;; patience.wait()) {
       check(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, MPI_STATUSES_IGNORE));
       if (done != 0) break;
