@@ -8,13 +8,20 @@ namespace foretoken {
 
 namespace {
 
-// Drafts that gain less are not worth their risk: before any window with drafts was measured, and later.
-constexpr double kLeastExpectedGain = 1.05, kLeastGain = 1.02;
+// Drafts that gain less are not worth their risk: before any window with drafts was measured, for one sequence and for
+// several, and later.
+constexpr double kLeastExpectedGain = 1.05, kLeastExpectedGainOfSeveral = 1.1, kLeastGain = 1.02;
+// Several texts' drafts that gain less are measured against a pass without any after as many passes: how the arithmetic
+// of many rows goes with their number is known least.
+constexpr double kSureGain = 1.1;
+constexpr int kLongestUnsure = 32;
 // Part of its tokens that a resting sequence spends on probes; halved by each wrong one.
 constexpr double kFirstSavingRate = 0.02, kLeastSavingRate = 0.0025;
 // What was lost before a rest is saved first, up to as many tokens: the first drafts of a text that are never right
 // cost about that.
 constexpr double kMostLost = 1.5;
+// Tokens of the prompt that wait until the first draft, about.
+constexpr int kPromptsEnd = 64;
 // While all sequences rest, costs are looked at again after as many passes.
 constexpr int kRestingPlans = 16;
 // A draft that is less probable is never worth its row.
@@ -95,7 +102,7 @@ void DraftController::choose(const DraftingBatch& batch, double tokens_per_ms, s
 }
 
 double DraftController::cost_in_tokens(int num_drafts) const {
-  double ms = cost_.pass_ms({num_spans_, num_spans_ + num_drafts}) - cost_.pass_ms({num_spans_, num_spans_});
+  double ms = cost_.further_rows_ms(num_spans_, num_drafts);
   for (int draft = 1; draft <= num_drafts; ++draft) ms += cost_.another_draft_ms(draft, 0);
   return ms * plain_tokens_per_ms_;
 }
@@ -127,7 +134,7 @@ void DraftController::rest_or_probe(const DraftingBatch& batch, std::span<int> n
     if (!history.is_resting_) {
       history.is_resting_ = true;
       // Until the first draft the end of the prompt waits as well.
-      history.rested_ = history.own_.has_counted() ? 0 : DeviceCycle::kMaxDeferred;
+      history.rested_ = history.own_.has_counted() ? 0 : kPromptsEnd;
       history.saved_ = -history.lost_;
       history.lost_ = 0;
       if (history.saving_rate_ == 0) history.saving_rate_ = kFirstSavingRate;
@@ -154,9 +161,15 @@ void DraftController::plan(const DraftingBatch& batch, std::span<int> num_drafts
   plain_tokens_per_ms_ = num_spans_ / cost_.pass_ms({num_spans_, num_spans_});
   // What a millisecond is worth is settled without the prompts, whose rows make no tokens.
   choose({batch.sequences, 0, 0}, 0, num_drafts);
-  const double least_gain = cost_.widest_window() == 1 ? kLeastExpectedGain : kLeastGain;
+  const double least_expected = num_spans_ == 1 ? kLeastExpectedGain : kLeastExpectedGainOfSeveral;
+  const double least_gain = cost_.widest_window() == 1 ? least_expected : kLeastGain;
   if (tokens_per_ms_ < least_gain * plain_tokens_per_ms_) {
     std::fill(num_drafts.begin(), num_drafts.end(), 0);
+  } else if (num_spans_ > 1 && tokens_per_ms_ < kSureGain * plain_tokens_per_ms_ &&
+             cost_.passes_since_plain(num_spans_) >= kLongestUnsure) {
+    // Nobody rests: this pass shows what drafting is worth.
+    std::fill(num_drafts.begin(), num_drafts.end(), 0);
+    return;
   } else if (batch.prompt_rows > 0) {
     choose(batch, tokens_per_ms_, num_drafts);
   }

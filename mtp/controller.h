@@ -101,10 +101,11 @@ class DraftController {
   void rest_or_probe(const DraftingBatch& batch, std::span<int> num_drafts);
   // Of a window's drafts, in tokens of plain decoding.
   [[nodiscard]] double cost_in_tokens(int num_drafts) const;
-  // What it costs, in the same, to find out by one draft whether drafts pay again.
+  // What it costs, in the same, to find out by one draft whether drafts pay again. Tokens that wait are taken in for
+  // that; in a long rest, in which they are taken in now and then, half of the most that may wait.
   [[nodiscard]] double probe_cost(const DraftHistory& history) const {
-    return history.probe_cost_ +
-           cost_.catch_up_ms(std::min(history.rested_, DeviceCycle::kMaxDeferred)) * plain_tokens_per_ms_;
+    const int waiting = std::min(history.rested_, DeviceCycle::kMaxDeferred / 2);
+    return history.probe_cost_ + cost_.catch_up_ms(waiting) * plain_tokens_per_ms_;
   }
 
   const int max_drafts_;

@@ -17,7 +17,8 @@ namespace {
 constexpr double kAssumedOfSequence = 1, kAssumedOfRow = 0.55;
 constexpr double kOfSequenceError = 0.35, kOfRowError = 0.25, kOfBothCorrelation = 0.8;
 constexpr double kDistinctNoise = 0.1;  // of the independent rows that a pass shows, as a part of them
-constexpr double kOverlapDrift = 0.01;  // a pass
+// A pass. How far a text's next tokens resemble its last ones changes more quickly than how far texts resemble others.
+constexpr double kOfSequenceDrift = 0.003, kOfRowDrift = 0.03;
 
 // Arithmetic of one row as a share of a plain pass where no prompt told it: 0.2 on AVX2 and on AVX-512 VNNI.
 constexpr double kAssumedRowShare = 0.2;
@@ -44,6 +45,11 @@ constexpr int kMaxWarmUpPasses = 4;
 constexpr double kResidualDoubt = 3, kResidualMemory = 0.9, kResidualKept = 0.95;
 // The first pass of a width that takes so much longer than the two numbers say shows a cost of that width.
 constexpr double kJump = 0.25, kMostJump = 0.45;
+
+// Passes after which a measured plain pass is believed by half.
+constexpr double kPlainHalfLife = 16;
+// One that takes longer than this factor's worth (e^0.15 = 1.16) counts as one that takes so long.
+constexpr double kMostPlainExcess = 0.15;
 
 constexpr double kDraftGain = 0.15;
 // A draft step that takes longer than this factor's worth (e^0.8 = 2.2) counts as one that takes so long.
@@ -120,8 +126,8 @@ void CostModel::learn_overlap(const PassShape& pass, double distinct_experts) {
   const double surprise = rows - (1 + of_sequence_ * sequences + of_row_ * further);
   of_sequence_ = std::clamp(of_sequence_ + surprise * to_sequence / expected, 0.0, 1.0);
   of_row_ = std::clamp(of_row_ + surprise * to_row / expected, 0.0, 1.0);
-  var_sequence_ += kOverlapDrift * kOverlapDrift - to_sequence * to_sequence / expected;
-  var_further_ += kOverlapDrift * kOverlapDrift - to_row * to_row / expected;
+  var_sequence_ += kOfSequenceDrift * kOfSequenceDrift - to_sequence * to_sequence / expected;
+  var_further_ += kOfRowDrift * kOfRowDrift - to_row * to_row / expected;
   cov_further_ -= to_sequence * to_row / expected;
 }
 
@@ -143,6 +149,24 @@ double CostModel::residual(int num_rows) const {
 }
 
 double CostModel::pass_ms(const PassShape& pass) const {
+  const double derived = derived_ms(pass);
+  if (pass.num_rows != pass.num_spans || pass.num_spans != plain_.num_spans) return derived;
+  return derived * std::exp((plain_.log_ms - std::log(derived)) * std::exp2(-plain_.age / kPlainHalfLife));
+}
+
+double CostModel::further_rows_ms(int num_sequences, int num_rows) const {
+  return derived_ms({num_sequences, num_sequences + num_rows}) - derived_ms({num_sequences, num_sequences});
+}
+
+void CostModel::learn_plain(const PassShape& pass, double ms) {
+  ++plain_.age;
+  if (pass.num_rows != pass.num_spans) return;
+  const double before = std::log(pass_ms(pass)), last = std::min(std::log(ms), before + kMostPlainExcess);
+  const bool is_like_before = plain_.num_spans == pass.num_spans && plain_.age < kPlainHalfLife;
+  plain_ = {pass.num_spans, is_like_before ? (before + last) / 2 : last, 0};
+}
+
+double CostModel::derived_ms(const PassShape& pass) const {
   const Parts p = parts(pass, distinct_experts(pass));
   return std::hypot(p.memory_ms, p.arithmetic_ms) * std::exp(residual(pass.num_rows));
 }
@@ -273,7 +297,11 @@ void CostModel::observe_window(const PassShape& pass, double distinct_experts, d
   const double u = distinct_experts > 0 ? distinct_experts : this->distinct_experts(pass);
   learn_overlap(pass, distinct_experts);
   widest_window_ = std::max(widest_window_, (pass.num_rows + pass.num_spans - 1) / pass.num_spans);
-  if (is_warm_) return learn(pass, u, ms, kWindowNoise);
+  if (is_warm_) {
+    learn_plain(pass, ms);
+    learn(pass, u, ms, kWindowNoise);
+    return;
+  }
 
   const bool is_plain = pass.num_rows == 1;
   if (is_plain) {

@@ -51,6 +51,9 @@ struct PassShape {
 ///
 /// Until a pass was measured their ratio is assumed, from which all costs follow but for a common factor.
 ///
+/// What passes without drafts take is what drafting is compared with: the last ones that were measured count more than
+/// the two numbers, the less the longer ago that was.
+///
 /// The two numbers are tracked by a Kalman filter over their logarithms. Machines that are busy elsewhere make passes
 /// slower, never faster: a reading that is far too long counts as one that is a little too long.
 class CostModel {
@@ -69,6 +72,12 @@ class CostModel {
   [[nodiscard]] int widest_window() const { return widest_window_; }
 
   [[nodiscard]] double pass_ms(const PassShape& pass) const;
+  /// What so many more rows of the same sequences add to a pass of one row each.
+  [[nodiscard]] double further_rows_ms(int num_sequences, int num_rows) const;
+  /// Passes since one without drafts of so many sequences was measured.
+  [[nodiscard]] int passes_since_plain(int num_sequences) const {
+    return plain_.num_spans == num_sequences ? plain_.age : kLongAgo;
+  }
   /// Distinct experts of a pass, in units of one token's top-k: U.
   [[nodiscard]] double distinct_experts(const PassShape& pass) const;
 
@@ -92,7 +101,7 @@ class CostModel {
   void observe_refresh(int num_sequences, double ms) { observe_draft(kRefresh, num_sequences, ms); }
 
  private:
-  static constexpr int kMaxResidualRows = 17;
+  static constexpr int kMaxResidualRows = 17, kLongAgo = 1 << 20;
   enum DraftPart { kFirst, kStep, kRefresh, kNumParts };
 
   struct Parts {
@@ -101,6 +110,9 @@ class CostModel {
   [[nodiscard]] Parts parts(const PassShape& pass, double distinct_experts) const;
   [[nodiscard]] double bytes(const PassShape& pass, double distinct_experts) const;
   [[nodiscard]] double residual(int num_rows) const;
+  // By the two numbers and the residual.
+  [[nodiscard]] double derived_ms(const PassShape& pass) const;
+  void learn_plain(const PassShape& pass, double ms);
   // Of a part for num_sequences at once, as the bytes have it.
   [[nodiscard]] double assumed_draft_ms(DraftPart part, int num_sequences) const;
   [[nodiscard]] double draft_ms(DraftPart part, int num_sequences) const;
@@ -137,6 +149,14 @@ class CostModel {
     double sum = 0, weight = 0;
   };
   std::array<Residual, kMaxResidualRows> residuals_{};
+
+  // The last passes of one row for each of so many sequences.
+  struct Plain {
+    int num_spans = 0;
+    double log_ms = 0;
+    int age = 0;  // passes
+  };
+  Plain plain_;
 
   // Measured over assumed, as logarithms.
   struct Ratio {

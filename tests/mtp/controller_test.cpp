@@ -119,12 +119,12 @@ Run decode(const Machine& machine, const std::vector<Text>& texts, const Options
     int drafting = 0;
     for (size_t s = 0; s < num_sequences; ++s) {
       if (planned[s] == 0) {
-        ++waiting[s];
+        // When so many wait they are taken in, whether drafts come or not.
+        if (++waiting[s] > DeviceCycle::kMaxDeferred) waiting[s] = 0;
         sequences[s].limit = 0;
         continue;
       }
-      // Those beyond are taken in whether drafts come or not.
-      time += std::min(waiting[s], DeviceCycle::kMaxDeferred) * machine.catch_up_row;
+      time += waiting[s] * machine.catch_up_row;
       waiting[s] = 0;
       ++drafting;
       confidences[s].push_back(texts[s].sure);
