@@ -8,9 +8,8 @@ namespace foretoken {
 
 namespace {
 
-// Drafts that gain less are not worth their risk: before any window with drafts was measured, for one sequence and for
-// several, and later.
-constexpr double kLeastExpectedGain = 1.05, kLeastExpectedGainOfSeveral = 1.1, kLeastGain = 1.02;
+// Drafts that gain less are not worth their risk: before any window with drafts was measured, and later.
+constexpr double kLeastExpectedGain = 1.05, kLeastGain = 1.02;
 // Several texts' drafts that gain less are measured against a pass without any after as many passes: how the arithmetic
 // of many rows goes with their number is known least.
 constexpr double kSureGain = 1.1;
@@ -161,8 +160,7 @@ void DraftController::plan(const DraftingBatch& batch, std::span<int> num_drafts
   plain_tokens_per_ms_ = num_spans_ / cost_.pass_ms({num_spans_, num_spans_});
   // What a millisecond is worth is settled without the prompts, whose rows make no tokens.
   choose({batch.sequences, 0, 0}, 0, num_drafts);
-  const double least_expected = num_spans_ == 1 ? kLeastExpectedGain : kLeastExpectedGainOfSeveral;
-  const double least_gain = cost_.widest_window() == 1 ? least_expected : kLeastGain;
+  const double least_gain = cost_.widest_window() == 1 ? kLeastExpectedGain : kLeastGain;
   if (tokens_per_ms_ < least_gain * plain_tokens_per_ms_) {
     std::fill(num_drafts.begin(), num_drafts.end(), 0);
   } else if (num_spans_ > 1 && tokens_per_ms_ < kSureGain * plain_tokens_per_ms_ &&
