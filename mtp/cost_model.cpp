@@ -41,7 +41,8 @@ constexpr double kMaxError = 0.7;
 constexpr double kWarmUpMs = 5;
 constexpr int kMaxWarmUpPasses = 4;
 
-// A residual is believed by half after as many passes of that width; a tenth is forgotten with each.
+// A residual is believed by half after as many passes of that width; a tenth is forgotten with each of these, and a
+// twentieth with any other pass.
 constexpr double kResidualDoubt = 3, kResidualMemory = 0.9, kResidualKept = 0.95;
 // The first pass of a width that takes so much longer than the two numbers say shows a cost of that width.
 constexpr double kJump = 0.25, kMostJump = 0.45;
@@ -140,7 +141,8 @@ CostModel::Parts CostModel::parts(const PassShape& pass, double distinct_experts
 }
 
 double CostModel::residual(int num_rows) const {
-  // Of the nearest width that ran and is not wider.
+  // Of the nearest width that ran and is not wider. Halfway values between two widths that ran were tried: one wide
+  // pass in a slow moment then kept all narrower ones from being tried.
   for (int n = std::min(num_rows, kMaxResidualRows - 1); n >= 1; --n) {
     const Residual& r = residuals_[static_cast<size_t>(n)];
     if (r.weight > 0) return r.sum / (r.weight + kResidualDoubt);
