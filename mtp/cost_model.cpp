@@ -310,7 +310,9 @@ void CostModel::observe_window(const PassShape& pass, double distinct_experts, d
     plain_ms_ = plain_total_ms_ == 0 ? ms : std::min(plain_ms_, ms);
     plain_total_ms_ += ms;
   }
-  begin(pass, u, is_plain ? plain_ms_ : ms);
+  const double first_ms = is_plain ? plain_ms_ : ms;
+  begin(pass, u, first_ms);
+  if (pass.num_rows == pass.num_spans) plain_ = {pass.num_spans, std::log(first_ms), 0};
   ++windows_;
   is_warm_ = !is_plain || plain_total_ms_ >= kWarmUpMs || windows_ >= kMaxWarmUpPasses;
   for (size_t part = 0; part < kNumParts; ++part) {
