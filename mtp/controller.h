@@ -35,9 +35,8 @@ struct DraftingBatch {
 ///
 /// It starts from the costs that CostModel derives from bytes and the prompt's pass, and from what the drafter's
 /// confidences promise: before anything was measured for one sequence, after one plain pass for several. Where no draft
-/// can pay on that ground, none is tried. A sequence whose drafts do not
-/// pay rests, and probes with a single draft once it has saved up what a wrong one costs: a share of its time that is
-/// small and shrinks with each failure.
+/// can pay on that ground, none is tried. A sequence whose drafts do not pay rests, and probes with a single draft once
+/// it has saved up what a wrong one costs: a share of its time that is small and shrinks with each failure.
 ///
 /// It changes the speed alone: the text is the same for every decision. One thread at a time may call it.
 class DraftController {

@@ -93,7 +93,6 @@ DecodeBytes decode_bytes(const Model& model, int64_t draft_rows, Device device) 
 
 CostModel::CostModel(const DecodeBytes& bytes)
     : bytes_(bytes),
-      ms_per_byte_(1),
       of_sequence_(kAssumedOfSequence),
       of_row_(kAssumedOfRow),
       var_sequence_(kOfSequenceError * kOfSequenceError),

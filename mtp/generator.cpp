@@ -638,8 +638,8 @@ void Generator::read_device_window(Generation& g, const DeviceCycle::Outcome& ou
                                    const DeviceCycle::Verified& verified) {
   DraftWindow& window = g.window_;
   window.confidences = verified.confidences;
+  const ForcedText& forced = g.options_.forced;
   for (size_t d = 0; d < window.confidences.size(); ++d) {
-    const ForcedText& forced = g.options_.forced;
     if (forced.reaches(window.position + static_cast<int64_t>(d)))
       window.confidences[d] = static_cast<float>(forced.acceptance);
   }

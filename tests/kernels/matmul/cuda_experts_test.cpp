@@ -22,6 +22,19 @@ size_t index(int64_t i) {
   return static_cast<size_t>(i);
 }
 
+RouteDesc route_desc(const DeviceBuffer& logits, int num_experts, int top_k, const DeviceBuffer& experts,
+                     const DeviceBuffer& weights, const DeviceBuffer& shared_weight, int num_rows) {
+  RouteDesc desc;
+  desc.logits = logits.data<float>();
+  desc.num_experts = num_experts;
+  desc.top_k = top_k;
+  desc.experts = experts.data<int32_t>();
+  desc.weights = weights.data<float>();
+  desc.shared_weight = shared_weight.data<float>();
+  desc.max_rows = num_rows;
+  return desc;
+}
+
 TEST_CASE("router: experts, weights and the shared expert's weight, ties to the lower index") {
   const Stream stream;
   for (const int num_experts : {5, 32, 60, 128, 256, 400, 700}) {
@@ -32,15 +45,7 @@ TEST_CASE("router: experts, weights and the shared expert's weight, ties to the 
     const auto shared_products = random_values(index(num_rows), 7);
     const DeviceBuffer device_logits = test::upload(stream, logits), shared = test::upload(stream, shared_products);
     const DeviceBuffer experts(index(num_rows * top_k) * 4), weights(index(num_rows * top_k) * 4);
-    RouteDesc desc;
-    desc.logits = device_logits.data<float>();
-    desc.num_experts = num_experts;
-    desc.top_k = top_k;
-    desc.experts = experts.data<int32_t>();
-    desc.weights = weights.data<float>();
-    desc.shared_weight = shared.data<float>();
-    desc.max_rows = num_rows;
-    launch(desc, stream);
+    launch(route_desc(device_logits, num_experts, top_k, experts, weights, shared, num_rows), stream);
 
     Routing routing;
     routing.resize(num_rows, top_k);
@@ -145,14 +150,7 @@ TEST_CASE("router and buckets in one launch: the same as one after the other") {
         const DeviceBuffer shared = test::upload(stream, random_values(index(num_rows), 4)), experts(num_slots * 4),
                            weights(num_slots * 4);
         const BucketMemory memory(num_experts, top_k, num_rows);
-        RouteDesc route;
-        route.logits = device_logits.data<float>();
-        route.num_experts = num_experts;
-        route.top_k = top_k;
-        route.experts = experts.data<int32_t>();
-        route.weights = weights.data<float>();
-        route.shared_weight = shared.data<float>();
-        route.max_rows = num_rows;
+        const RouteDesc route = route_desc(device_logits, num_experts, top_k, experts, weights, shared, num_rows);
         GroupDesc group = group_desc(memory, experts, num_experts, top_k, num_rows);
         group.places = device_places.data<int32_t>();
         stream.synchronize();
