@@ -188,14 +188,27 @@ TEST_CASE("router and buckets in one launch: the same as one after the other") {
   }
 }
 
-// gate-up and down of a whole layer, each in one launch, against every (row, expert) on its own.
-void check_experts(WeightType gate_type, WeightType down_type, int num_rows, int num_experts, int top_k) {
+enum class SharedExpert { kNone, kPlain, kGated };
+
+// gate-up and down of a whole layer, each in one launch, against every (row, expert) on its own. A shared expert is one
+// more bucket of both launches, its rows behind those of the slots. places: of each expert on the device, -1 where it is
+// not; its slots then bring nothing.
+void check_experts(WeightType gate_type, WeightType down_type, int num_rows, int num_experts, int top_k,
+                   SharedExpert shared_expert = SharedExpert::kNone, const std::vector<int32_t>& places = {}) {
   const Stream stream;
   const int64_t hidden = 512, inner = 256;
   const WeightTypeInfo &gate_info = weight_type_info(gate_type), &down_info = weight_type_info(down_type);
   const test::HostMatrix gate = test::random_matrix(gate_type, num_experts * inner, hidden, 1),
                          up = test::random_matrix(gate_type, num_experts * inner, hidden, 2),
                          down = test::random_matrix(down_type, num_experts * hidden, inner, 3);
+  const bool has_shared = shared_expert != SharedExpert::kNone;
+  test::HostMatrix shared_gate = test::random_matrix(gate_type, inner, hidden, 31),
+                   shared_up = test::random_matrix(gate_type, inner, hidden, 32),
+                   shared_down = test::random_matrix(down_type, hidden, inner, 33);
+  shared_gate.view.scale = 0.75f;
+  shared_up.view.scale = 1.5f;
+  shared_down.view.scale = -1.25f;
+  const std::vector<float> shared_weight = random_values(index(num_rows), 34);
   // Each expert's matrices have a scale of their own.
   const std::vector<float> gate_scales = random_values(index(num_experts), 21),
                            up_scales = random_values(index(num_experts), 22),
@@ -208,6 +221,9 @@ void check_experts(WeightType gate_type, WeightType down_type, int num_rows, int
   const Routing routing = random_routing(num_rows, num_experts, top_k, 11);
   const auto x = random_values(index(num_rows * hidden), 5), residual = random_values(index(num_rows * hidden), 6);
 
+  const auto is_there = [&](int64_t e) { return places.empty() || places[index(e)] >= 0; };
+  const std::vector<float> nothing(index(hidden), 0.0f);
+
   // The reference, one slot after the other.
   RowBuffer host_x(num_rows, hidden), host_inner(1, inner);
   std::copy(x.begin(), x.end(), host_x.row(0));
@@ -215,18 +231,31 @@ void check_experts(WeightType gate_type, WeightType down_type, int num_rows, int
   for (int r = 0; r < num_rows; ++r) {
     host_x.quantise(Isa::kScalar, r, gate_info.activation_block);
     std::vector<float> sum(index(hidden), 0.0f);
-    for (int rank = 0; rank < top_k; ++rank) {
-      const int64_t slot = r * top_k + rank, e = routing.experts[index(slot)];
+    const auto add_expert = [&](const MatrixView& w_gate, const MatrixView& w_up, const MatrixView& w_down,
+                                float weight) {
       std::vector<float> g(index(inner)), u(index(inner)), y(index(hidden));
       float *gp = g.data(), *up_p = u.data(), *yp = y.data();
       const RowView row = host_x.view(r);
-      matmul_rows(Isa::kScalar, expert_of(gate, e, inner, gate_scales), 0, inner, &row, 1, &gp);
-      matmul_rows(Isa::kScalar, expert_of(up, e, inner, up_scales), 0, inner, &row, 1, &up_p);
+      matmul_rows(Isa::kScalar, w_gate, 0, inner, &row, 1, &gp);
+      matmul_rows(Isa::kScalar, w_up, 0, inner, &row, 1, &up_p);
       silu_mul(Isa::kScalar, gp, up_p, inner, host_inner.row(0));
       host_inner.quantise(Isa::kScalar, 0, down_info.activation_block);
       const RowView inner_row = host_inner.view(0);
-      matmul_rows(Isa::kScalar, expert_of(down, e, hidden, down_scales), 0, hidden, &inner_row, 1, &yp);
-      add_scaled(Isa::kScalar, routing.weights[index(slot)], yp, hidden, sum.data());
+      matmul_rows(Isa::kScalar, w_down, 0, hidden, &inner_row, 1, &yp);
+      add_scaled(Isa::kScalar, weight, yp, hidden, sum.data());
+    };
+    for (int rank = 0; rank < top_k; ++rank) {
+      const int64_t slot = r * top_k + rank, e = routing.experts[index(slot)];
+      if (is_there(e)) {
+        add_expert(expert_of(gate, e, inner, gate_scales), expert_of(up, e, inner, up_scales),
+                   expert_of(down, e, hidden, down_scales), routing.weights[index(slot)]);
+      } else {
+        add_scaled(Isa::kScalar, routing.weights[index(slot)], nothing.data(), hidden, sum.data());
+      }
+    }
+    if (has_shared) {
+      add_expert(shared_gate.view, shared_up.view, shared_down.view,
+                 shared_expert == SharedExpert::kGated ? shared_weight[index(r)] : 1.0f);
     }
     add(Isa::kScalar, sum.data(), hidden, &wanted[index(r * hidden)]);
   }
@@ -237,17 +266,25 @@ void check_experts(WeightType gate_type, WeightType down_type, int num_rows, int
   };
   const test::DeviceMatrixMemory d_gate = test::to_device(stream, gate.view), d_up = test::to_device(stream, up.view),
                                  d_down = test::to_device(stream, down.view);
-  const RowMemory d_x(num_rows, hidden, bits(gate_info)), d_inner(num_rows * top_k, inner, bits(down_info));
+  const test::DeviceMatrixMemory d_shared_gate = test::to_device(stream, shared_gate.view),
+                                 d_shared_up = test::to_device(stream, shared_up.view),
+                                 d_shared_down = test::to_device(stream, shared_down.view);
+  const int num_slots = num_rows * top_k, all_rows = num_slots + (has_shared ? num_rows : 0);
+  const RowMemory d_x(num_rows, hidden, bits(gate_info)), d_inner(all_rows, inner, bits(down_info));
   const DeviceBuffer experts = test::upload(stream, routing.experts), weights = test::upload(stream, routing.weights),
                      d_residual = test::upload(stream, residual);
   const DeviceBuffer d_gate_scales = test::upload(stream, gate_scales), d_up_scales = test::upload(stream, up_scales),
                      d_down_scales = test::upload(stream, down_scales);
-  const DeviceBuffer slots(index(num_rows * top_k * hidden) * 4);
+  const DeviceBuffer slots(index(all_rows * hidden) * 4), device_places = test::upload(stream, places),
+                                                          device_shared_weight = test::upload(stream, shared_weight);
+  fill_zero(stream, slots.data(), slots.size_bytes());
+  fill_zero(stream, d_inner.rows().values, index(all_rows * inner) * 4);
   copy_to_device(stream, d_x.rows().values, x.data(), x.size() * 4);
   const QuantiseDesc quantise_x{d_x.rows(), num_rows, nullptr};
   launch(quantise_x, choose_config(quantise_x), stream);
   const BucketMemory memory(num_experts, top_k, num_rows);
-  const GroupDesc group = group_desc(memory, experts, num_experts, top_k, num_rows);
+  GroupDesc group = group_desc(memory, experts, num_experts, top_k, num_rows);
+  if (!places.empty()) group.places = device_places.data<int32_t>();
   launch(group, stream);
 
   MatmulDesc gate_up;
@@ -264,8 +301,9 @@ void check_experts(WeightType gate_type, WeightType down_type, int num_rows, int
   gate_up.slots_per_input = top_k;
   gate_up.scales = d_gate_scales.data<float>();
   gate_up.up_scales = d_up_scales.data<float>();
+  if (has_shared) gate_up.shared = {d_shared_gate.matrix, d_shared_up.matrix, 0, num_slots};
   launch(gate_up, choose_config(gate_up), stream);
-  const QuantiseDesc quantise_inner{d_inner.rows(), num_rows * top_k, nullptr};
+  const QuantiseDesc quantise_inner{d_inner.rows(), all_rows, nullptr};
   launch(quantise_inner, choose_config(quantise_inner), stream);
   MatmulDesc down_desc;
   down_desc.w = d_down.matrix;
@@ -278,6 +316,7 @@ void check_experts(WeightType gate_type, WeightType down_type, int num_rows, int
   down_desc.max_buckets = group.max_buckets();
   down_desc.expert_stride = hidden;
   down_desc.scales = d_down_scales.data<float>();
+  if (has_shared) down_desc.shared = {d_shared_down.matrix, {}, num_slots, num_slots};
   launch(down_desc, choose_config(down_desc), stream);
   NormRowsDesc combine;
   combine.residual = d_residual.data<float>();
@@ -285,6 +324,8 @@ void check_experts(WeightType gate_type, WeightType down_type, int num_rows, int
   combine.experts.slots = slots.data<float>();
   combine.experts.weights = weights.data<float>();
   combine.experts.top_k = top_k;
+  if (has_shared) combine.experts.shared = slots.data<float>() + int64_t{num_slots} * hidden;
+  if (shared_expert == SharedExpert::kGated) combine.experts.shared_weight = device_shared_weight.data<float>();
   combine.max_rows = num_rows;
   launch(combine, choose_config(combine), stream);
   INFO(gate_info.name << " and " << down_info.name << ", " << num_rows << " rows");
@@ -301,6 +342,23 @@ TEST_CASE("experts: buckets through gate-up and down in one launch each") {
   check_experts(WeightType::kQ5_K, WeightType::kQ3_K, 14, 3, 2);
   check_experts(WeightType::kNVFP4, WeightType::kQ2_0, 3, 4, 2);
   check_experts(WeightType::kNVFP4, WeightType::kTQ1_0, 20, 3, 2);
+}
+
+TEST_CASE("experts: the shared expert as one more bucket") {
+  // Rows around what one launch takes at once: 1, 2, 4 or 12 of the dots, 16 and 32 of the tiles.
+  for (const SharedExpert shared : {SharedExpert::kPlain, SharedExpert::kGated}) {
+    for (const int num_rows : {1, 2, 4, 5, 12, 13, 33}) {
+      check_experts(WeightType::kQ4_K, WeightType::kQ6_K, num_rows, 6, 2, shared);
+    }
+    check_experts(WeightType::kQ8_0, WeightType::kQ4_0, 3, 5, 5, shared);  // each row in every bucket
+    check_experts(WeightType::kQ8_0, WeightType::kIQ4_NL, 20, 1, 1, shared);
+    check_experts(WeightType::kF16, WeightType::kBF16, 1, 4, 2, shared);
+    check_experts(WeightType::kF16, WeightType::kBF16, 9, 4, 2, shared);
+    // No routed expert on the device: the shared one is the only bucket.
+    check_experts(WeightType::kQ5_K, WeightType::kQ4_K, 3, 4, 2, shared, {-1, -1, -1, -1});
+    check_experts(WeightType::kQ5_K, WeightType::kQ4_K, 14, 4, 2, shared, {-1, -1, -1, -1});
+    check_experts(WeightType::kF32, WeightType::kF16, 2, 4, 2, shared, {-1, 1, -1, 3});
+  }
 }
 
 }  // namespace
