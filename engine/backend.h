@@ -63,7 +63,7 @@ class Backend {
   /// Where reads of experts are counted from now on; nullptr: nowhere.
   virtual void count_expert_reads(ExpertReads* reads) = 0;
   [[nodiscard]] virtual DeviceCycle* device_cycle() { return nullptr; }
-  [[nodiscard]] virtual ExpertPlaces expert_places() const { return {}; }
+  [[nodiscard]] virtual ReadsByPlace reads_by_place() const { return {}; }
   [[nodiscard]] const SessionOptions& options() const { return options_; }
   /// What is not finite in the rows of the last forward(), their logits included where those were computed.
   [[nodiscard]] const RowFaults& faults() const { return faults_; }

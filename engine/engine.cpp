@@ -74,9 +74,9 @@ struct Engine::Impl {
   Impl(const Model& m, const SessionOptions& o)
       : model(m), backend(make_backend(m, filled(m, o))), pages(backend->num_pages()) {
     for (int slot = backend->options().parallel - 1; slot >= 0; --slot) free_slots.push_back(slot);
-    spans.reserve(static_cast<size_t>(backend->options().parallel));
+    spans.reserve(backend->options().parallel);
     mtp_spans.reserve(spans.capacity());
-    ids.reserve(static_cast<size_t>(pass_rows(backend->options())));
+    ids.reserve(pass_rows(backend->options()));
     hidden.reserve(ids.capacity());
   }
 
@@ -133,8 +133,8 @@ WorkProfile* Engine::profile() {
 void Engine::count_expert_reads(ExpertReads* reads) {
   impl_->backend->count_expert_reads(reads);
 }
-ExpertPlaces Engine::expert_places() const {
-  return impl_->backend->expert_places();
+ReadsByPlace Engine::reads_by_place() const {
+  return impl_->backend->reads_by_place();
 }
 DeviceCycle* Engine::device_cycle() {
   return impl_->backend->device_cycle();
@@ -181,7 +181,7 @@ void Engine::forward(std::span<const Input> inputs) {
 }
 
 int Engine::first_row(int input) const {
-  return impl_->spans.at(static_cast<size_t>(input)).first_row;
+  return impl_->spans.at(input).first_row;
 }
 
 const float* Engine::hidden(int row) const {
@@ -254,7 +254,7 @@ void Engine::mtp_forward(std::span<const MtpInput> inputs) {
 
 std::optional<std::string> Engine::mtp_fault(int input) const {
   const RowFaults& faults = impl_->backend->mtp_faults();
-  const MtpSpan& span = impl_->mtp_spans.at(static_cast<size_t>(input));
+  const MtpSpan& span = impl_->mtp_spans.at(input);
   for (int r = span.first_row; r < std::min(span.end_row(), faults.num_rows()); ++r) {
     if (const std::optional<RowFault> fault = faults.find(r))
       return describe_fault(*fault, span.position + r - span.first_row, /*is_mtp=*/true);
@@ -308,7 +308,7 @@ Sequence::Sequence(Engine& engine) : engine_(engine) {
   FT_CHECK(!e.free_slots.empty());
   state_.slot = e.free_slots.back();
   e.free_slots.pop_back();
-  state_.pages.reserve(static_cast<size_t>(pages_of(e.options().ctx_size)));
+  state_.pages.reserve(pages_of(e.options().ctx_size));
   e.backend->reset(state_.slot);
 }
 
@@ -365,7 +365,7 @@ bool Sequence::copy(Sequence& from, int64_t mtp_length) {
   e.backend->settle(from.state_);
   std::vector<std::byte> bytes(e.backend->page_bytes());
   for (int64_t i = 0; i < used; ++i) {
-    const int32_t page = from.state_.pages[static_cast<size_t>(i)];
+    const int32_t page = from.state_.pages[i];
     if (i < full) {
       e.pages.share(page);
       state_.pages.push_back(page);

@@ -54,7 +54,7 @@ class Engine {
   /// Counts the reads of expert weights (all layers together) in `reads` from now on; nullptr: nowhere.
   void count_expert_reads(ExpertReads* reads);
   /// Where a split has served its reads of experts so far; all zero where nothing is split.
-  [[nodiscard]] ExpertPlaces expert_places() const;
+  [[nodiscard]] ReadsByPlace reads_by_place() const;
   /// Cycles that a device runs by itself; nullptr on the CPU.
   [[nodiscard]] DeviceCycle* device_cycle();
 

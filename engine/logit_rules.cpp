@@ -86,9 +86,9 @@ TokenId RuledChoice::choose(Isa isa, const float* logits, int64_t vocab_size, co
                             int64_t position) {
   static thread_local std::vector<float> changed;
   changed.assign(logits, logits + vocab_size);
-  for (const auto& [id, value] : rules_.bias) changed[static_cast<size_t>(id)] += value;
+  for (const auto& [id, value] : rules_.bias) changed[id] += value;
   for (const auto& [id, count] : counts_) {
-    float& logit = changed[static_cast<size_t>(id)];
+    float& logit = changed[id];
     logit = logit > 0 ? logit / rules_.repeat_penalty : logit * rules_.repeat_penalty;
     logit -= static_cast<float>(count) * rules_.frequency_penalty + rules_.presence_penalty;
   }

@@ -126,7 +126,7 @@ PartFile::~PartFile() {
 }
 
 void PartFile::forget_part() const {
-  if (slot_ >= 0) part_names[static_cast<size_t>(slot_)].is_open = false;
+  if (slot_ >= 0) part_names[slot_].is_open = false;
 }
 
 void PartFile::fail(std::string_view doing, int error) const {

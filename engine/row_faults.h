@@ -49,13 +49,13 @@ class RowFaults {
   /// Rows [0, num_rows) have no faults.
   void begin(int num_rows) {
     reserve(num_rows);
-    for (int r = 0; r < num_rows; ++r) first_[static_cast<size_t>(r)].store(kNone, std::memory_order_relaxed);
+    for (int r = 0; r < num_rows; ++r) first_[r].store(kNone, std::memory_order_relaxed);
     num_rows_ = num_rows;
   }
 
   void note(int64_t row, const RowFault& fault) {
     const uint32_t code = static_cast<uint32_t>(fault.layer) << kKindBits | static_cast<uint32_t>(fault.kind);
-    std::atomic<uint32_t>& first = first_[static_cast<size_t>(row)];
+    std::atomic<uint32_t>& first = first_[row];
     uint32_t known = first.load(std::memory_order_relaxed);
     while (code < known && !first.compare_exchange_weak(known, code, std::memory_order_relaxed)) {
     }
@@ -63,7 +63,7 @@ class RowFaults {
 
   [[nodiscard]] int num_rows() const { return num_rows_; }
   [[nodiscard]] std::optional<RowFault> find(int row) const {
-    const uint32_t code = first_[static_cast<size_t>(row)].load(std::memory_order_relaxed);
+    const uint32_t code = first_[row].load(std::memory_order_relaxed);
     if (code == kNone) return std::nullopt;
     return RowFault{static_cast<int>(code >> kKindBits), static_cast<FaultKind>(code & ((1u << kKindBits) - 1))};
   }

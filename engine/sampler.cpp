@@ -92,7 +92,7 @@ struct Scaled {
   template <class Above, class Visit>
   void for_blocks_above(const Above& above, const Visit& visit) const {
     for (int64_t begin = 0; begin < size(); begin += kBlock) {
-      if (block_max[static_cast<size_t>(begin / kBlock)] > above()) visit(begin, std::min(begin + kBlock, size()));
+      if (block_max[begin / kBlock] > above()) visit(begin, std::min(begin + kBlock, size()));
     }
   }
 };
@@ -126,7 +126,7 @@ struct Kept {
 };
 
 void scale_logits(const float* logits, int64_t n, float largest, float temperature, Scaled& scaled) {
-  scaled.x.resize(static_cast<size_t>(n));
+  scaled.x.resize(n);
   scaled.block_max.clear();
   for (int64_t begin = 0; begin < n; begin += Scaled::kBlock) {
     float* const x = scaled.x.data() + begin;
@@ -151,8 +151,7 @@ TokenId choose_from_all(const Scaled& scaled, TokenId largest_id, Choice choice)
   choice.offer(0.0f, largest_id);  // a good score at once lets the bound dismiss more
   for (int64_t begin = 0; begin < scaled.size(); begin += Scaled::kBlock) {
     choice.offer_block(scaled.x.data() + begin, static_cast<TokenId>(begin),
-                       std::min(Scaled::kBlock, scaled.size() - begin),
-                       scaled.block_max[static_cast<size_t>(begin / Scaled::kBlock)]);
+                       std::min(Scaled::kBlock, scaled.size() - begin), scaled.block_max[begin / Scaled::kBlock]);
   }
   return choice.best_id();
 }
@@ -162,7 +161,7 @@ void collect_above(const Scaled& scaled, float above, Kept& kept) {
   scaled.for_blocks_above([=] { return above; },
                           [&](int64_t begin, int64_t end) {
                             for (int64_t i = begin; i < end; ++i) {
-                              const float x = scaled.x[static_cast<size_t>(i)];
+                              const float x = scaled.x[i];
                               if (x > above) kept.add(x, i);
                             }
                           });
@@ -184,7 +183,7 @@ void collect_top_k(const Scaled& scaled, size_t k, Kept& kept) {
   scaled.for_blocks_above([&] { return kth; },
                           [&](int64_t begin, int64_t end) {
                             for (int64_t i = begin; i < end; ++i) {
-                              const float x = scaled.x[static_cast<size_t>(i)];
+                              const float x = scaled.x[i];
                               if (x > kth) heap.push_back(x);
                             }
                             if (heap.size() + Scaled::kBlock > capacity) shrink();
@@ -196,7 +195,7 @@ void collect_top_k(const Scaled& scaled, size_t k, Kept& kept) {
   scaled.for_blocks_above([=] { return below; },
                           [&](int64_t begin, int64_t end) {
                             for (int64_t i = begin; i < end; ++i) {
-                              const float x = scaled.x[static_cast<size_t>(i)];
+                              const float x = scaled.x[i];
                               if (x > kth || (x == kth && equals-- > 0)) kept.add(x, i);
                             }
                           });

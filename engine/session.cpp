@@ -33,7 +33,7 @@ void Session::forward(std::span<const TokenId> ids) {
 
 void Session::compute_logits(int row_begin, int row_end) {
   FT_CHECK(row_begin >= 0 && row_begin < row_end);
-  rows_.resize(static_cast<size_t>(row_end - row_begin));
+  rows_.resize(row_end - row_begin);
   std::iota(rows_.begin(), rows_.end(), row_begin);
   engine_.compute_logits(rows_);
   logits_begin_ = row_begin;
@@ -49,7 +49,7 @@ void Session::mtp_forward(std::span<const TokenId> ids, int64_t position, std::s
 
 void Session::mtp_compute_logits(int row_begin, int row_end) {
   FT_CHECK(row_begin >= mtp_first_ && row_begin < row_end);
-  rows_.resize(static_cast<size_t>(row_end - row_begin));
+  rows_.resize(row_end - row_begin);
   std::iota(rows_.begin(), rows_.end(), row_begin - mtp_first_);
   engine_.mtp_compute_logits(rows_);
   mtp_logits_begin_ = row_begin;

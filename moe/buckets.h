@@ -25,8 +25,8 @@ struct BucketList {
 
   /// Room for all that group_by_expert can put here.
   void reserve(int num_experts, int64_t num_slots) {
-    buckets.reserve(static_cast<size_t>(num_experts));
-    slots.reserve(static_cast<size_t>(num_slots));
+    buckets.reserve(num_experts);
+    slots.reserve(num_slots);
     next.reserve(static_cast<size_t>(num_experts) + 1);
   }
 };

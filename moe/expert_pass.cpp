@@ -63,7 +63,7 @@ void ExpertPass::collect(const BucketList& list, int num_shared_rows) {
     if (is_elsewhere) continue;
     buckets_.push_back({bucket.expert, static_cast<int32_t>(at), bucket.num_slots});
     for (int32_t i = 0; i < bucket.num_slots; ++i, ++at) {
-      const int32_t slot = list.slots[static_cast<size_t>(bucket.slots_begin + i)];
+      const int32_t slot = list.slots[bucket.slots_begin + i];
       s.inputs_[at] = x_.view(slot / s.routing.top_k);
       s.inners_[at] = s.inner_.view(slot);
       s.inner_rows_[at] = s.inner_.row(slot) + inner_begin;
@@ -105,13 +105,13 @@ void ExpertPass::gate_up_item(const RowItem& at, int thread_idx) {
   float* up_tile = gate_tile + s.max_rows_ * kTileRows;
   // The pointers of one thread's tiles, [max_rows] each.
   thread_local std::vector<float*> gate_rows, up_rows;
-  gate_rows.reserve(static_cast<size_t>(s.max_rows_));
-  up_rows.reserve(static_cast<size_t>(s.max_rows_));
-  gate_rows.resize(static_cast<size_t>(num_rows));
-  up_rows.resize(static_cast<size_t>(num_rows));
+  gate_rows.reserve(s.max_rows_);
+  up_rows.reserve(s.max_rows_);
+  gate_rows.resize(num_rows);
+  up_rows.resize(num_rows);
   for (int i = 0; i < num_rows; ++i) {
-    gate_rows[static_cast<size_t>(i)] = gate_tile + i * tile;
-    up_rows[static_cast<size_t>(i)] = up_tile + i * tile;
+    gate_rows[i] = gate_tile + i * tile;
+    up_rows[i] = up_tile + i * tile;
   }
   if (s.reads != nullptr) {
     s.reads->add(bucket.expert, ExpertReads::kGate, at.row_end - at.row_begin);
@@ -122,8 +122,7 @@ void ExpertPass::gate_up_item(const RowItem& at, int thread_idx) {
     matmul_rows(isa_, m.gate, begin, end, &s.inputs_[first], num_rows, gate_rows.data());
     matmul_rows(isa_, m.up, begin, end, &s.inputs_[first], num_rows, up_rows.data());
     for (int i = 0; i < num_rows; ++i) {
-      silu_mul(isa_, gate_rows[static_cast<size_t>(i)], up_rows[static_cast<size_t>(i)], end - begin,
-               s.inner_rows_[first + static_cast<size_t>(i)] + begin);
+      silu_mul(isa_, gate_rows[i], up_rows[i], end - begin, s.inner_rows_[first + static_cast<size_t>(i)] + begin);
     }
   }
   // acq_rel: the last one sees what all others stored.
@@ -135,7 +134,7 @@ void ExpertPass::gate_up_item(const RowItem& at, int thread_idx) {
 void ExpertPass::quantise_inner(const Bucket& bucket, int i) {
   MoeScratch& s = scratch_;
   RowBuffer& rows = bucket.expert == kSharedExpert ? s.shared_inner_ : s.inner_;
-  const float* row = s.inner_rows_[static_cast<size_t>(bucket.slots_begin + i)];
+  const float* row = s.inner_rows_[bucket.slots_begin + i];
   rows.quantise(isa_, (row - rows.row(0)) / rows.num_cols(),
                 weight_type_info(matrices(bucket).down.type).activation_block);
 }
@@ -159,8 +158,8 @@ void ExpertPass::down_item(const RowItem& at) {
   const Bucket& bucket = buckets_[first_ + at.matrix];
   const auto first = static_cast<size_t>(bucket.slots_begin);
   thread_local std::vector<float*> outputs;
-  outputs.reserve(static_cast<size_t>(s.max_rows_));
-  outputs.resize(static_cast<size_t>(bucket.num_slots));
+  outputs.reserve(s.max_rows_);
+  outputs.resize(bucket.num_slots);
   for (size_t i = 0; i < outputs.size(); ++i) outputs[i] = s.outputs_[first + i] + at.row_begin;
   if (s.reads != nullptr) s.reads->add(bucket.expert, ExpertReads::kDown, at.row_end - at.row_begin);
   matmul_rows(isa_, matrices(bucket).down, at.row_begin, at.row_end, &s.inners_[first], bucket.num_slots,
@@ -214,8 +213,7 @@ void ExpertPass::run_with_peers(const BucketList& list, int num_shared_rows) {
   run_down(num_shared, buckets_.size());
   const std::span<const int32_t> experts = s.routing.experts;
   s.peers->gather_partials(s.partials_.data<float>() + first_slot * s.shape_.hidden_dim,
-                           experts.subspan(static_cast<size_t>(first_slot), list.slots.size()), shared,
-                           num_shared_rows);
+                           experts.subspan(first_slot, list.slots.size()), shared, num_shared_rows);
   quantise_all(0, num_shared);
   run_down(0, num_shared);
 }

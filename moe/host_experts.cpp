@@ -14,7 +14,7 @@ void host_experts(Isa isa, ThreadTeam& team, MoeVerify verify, const MoeWeights&
   const int rows_at_once = verify == MoeVerify::kGrouped ? num_rows : 1;
   for (int begin = 0; begin < num_rows; begin += rows_at_once) {
     group_by_expert(scratch.routing, begin, begin + rows_at_once, weights.num_experts, list);
-    std::erase_if(list.buckets, [&](const Bucket& b) { return places[static_cast<size_t>(b.expert)] >= 0; });
+    std::erase_if(list.buckets, [&](const Bucket& b) { return places[b.expert] >= 0; });
     if (list.buckets.empty()) continue;
     pass.run(list, /*num_shared_rows=*/0);
     for (const Bucket& bucket : list.buckets) {

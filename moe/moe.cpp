@@ -34,8 +34,8 @@ void choose_experts(Isa isa, ThreadTeam& team, const MoeWeights& weights, const 
   const Work work = scratch.is_mtp ? Work::kMtpLayer : Work::kRouter;
   const int num_experts = weights.num_experts;
   routing.resize(num_rows, weights.top_k);
-  inputs.resize(static_cast<size_t>(num_rows));
-  for (int r = 0; r < num_rows; ++r) inputs[static_cast<size_t>(r)] = x.view(r);
+  inputs.resize(num_rows);
+  for (int r = 0; r < num_rows; ++r) inputs[r] = x.view(r);
   const bool is_shared = scratch.peers != nullptr && scratch.peers->shares_router;
   const int64_t first = is_shared ? scratch.peers->router_begin : 0;
   const RowItems::Matrix router{is_shared ? scratch.peers->router_end - first : num_experts, kRouterRowsPerItem};
@@ -44,10 +44,9 @@ void choose_experts(Isa isa, ThreadTeam& team, const MoeWeights& weights, const 
     const RowItem own = items.find(item);
     const int64_t begin = first + own.row_begin, end = first + own.row_end;
     thread_local std::vector<float*> outputs;
-    outputs.reserve(static_cast<size_t>(x.max_rows()));
-    outputs.resize(static_cast<size_t>(num_rows));
-    for (int r = 0; r < num_rows; ++r)
-      outputs[static_cast<size_t>(r)] = logits + static_cast<int64_t>(r) * num_experts + begin;
+    outputs.reserve(x.max_rows());
+    outputs.resize(num_rows);
+    for (int r = 0; r < num_rows; ++r) outputs[r] = logits + static_cast<int64_t>(r) * num_experts + begin;
     matmul_rows(isa, weights.router, begin, end, inputs.data(), num_rows, outputs.data());
     return WorkDone{work, (end - begin) * static_cast<int64_t>(weights.router.row_bytes())};
   });
@@ -56,7 +55,7 @@ void choose_experts(Isa isa, ThreadTeam& team, const MoeWeights& weights, const 
     route_row(isa, logits + r * num_experts, num_experts, static_cast<int>(r), routing);
     if (weights.shared_router != nullptr) {
       const float gate = float_dot(isa, weights.shared_router, x.row(r), x.num_cols());
-      if (!std::isfinite(gate)) routing.finite[static_cast<size_t>(r)] = 0;  // a sigmoid makes 0 or 1 of infinity
+      if (!std::isfinite(gate)) routing.finite[r] = 0;  // a sigmoid makes 0 or 1 of infinity
       shared_weight[r] = 1.0f;
       sigmoid_gate(isa, &gate, 1, &shared_weight[r]);
     }
@@ -136,8 +135,7 @@ void moe_forward(Isa isa, ThreadTeam& team, MoeVerify verify, const MoeWeights& 
     std::fill_n(sum, count, 0.0f);
     for (int rank = 0; rank < weights.top_k; ++rank) {
       const int64_t slot = r * weights.top_k + rank;
-      add_scaled(isa, scratch.routing.weights[static_cast<size_t>(slot)],
-                 scratch.partials_.data<float>() + slot * dim + begin, count, sum);
+      add_scaled(isa, scratch.routing.weights[slot], scratch.partials_.data<float>() + slot * dim + begin, count, sum);
     }
     if (weights.has_shared()) add_scaled(isa, weights.shared_router ? shared_weight[r] : 1.0f, shared, count, sum);
     add(isa, sum, count, residual.row(r) + begin);

@@ -37,7 +37,7 @@ void Routing::resize(int rows, int k) {
   top_k = k;
   experts.resize(static_cast<size_t>(rows) * static_cast<size_t>(k));
   weights.resize(experts.size());
-  finite.resize(static_cast<size_t>(rows));
+  finite.resize(rows);
 }
 
 void route_row(Isa isa, float* logits, int num_experts, int row, Routing& routing) {
@@ -45,7 +45,7 @@ void route_row(Isa isa, float* logits, int num_experts, int row, Routing& routin
   FT_CHECK(top_k >= 1 && top_k <= num_experts);
   int32_t* experts = &routing.experts[static_cast<size_t>(row) * static_cast<size_t>(top_k)];
   float* weights = &routing.weights[static_cast<size_t>(row) * static_cast<size_t>(top_k)];
-  routing.finite[static_cast<size_t>(row)] = std::isfinite(largest_magnitude(isa, logits, num_experts)) ? 1 : 0;
+  routing.finite[row] = std::isfinite(largest_magnitude(isa, logits, num_experts)) ? 1 : 0;
   softmax(isa, logits, num_experts, logits);
   select_top_k(logits, num_experts, top_k, experts, weights);
   float sum = 0;

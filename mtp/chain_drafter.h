@@ -26,9 +26,7 @@ class ChainDrafter final : public Drafter {
   void copy(const Sequence& from, const Sequence& to) override;
 
  private:
-  [[nodiscard]] size_t& source(const Sequence& sequence) {
-    return sources_[static_cast<size_t>(sequence.state().slot)];
-  }
+  [[nodiscard]] size_t& source(const Sequence& sequence) { return sources_[sequence.state().slot]; }
 
   const std::vector<std::unique_ptr<Drafter>> drafters_;
   std::vector<size_t> sources_;  // [parallel] who drafts the coming window

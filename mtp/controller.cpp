@@ -32,8 +32,8 @@ DraftController::DraftController(const DecodeBytes& bytes, int max_drafts, bool 
     : max_drafts_(max_drafts), fixed_(fixed), cost_(bytes) {}
 
 void DraftController::reserve(int num_sequences) {
-  prefix_.reserve(static_cast<size_t>(num_sequences));
-  chosen_.reserve(static_cast<size_t>(num_sequences));
+  prefix_.reserve(num_sequences);
+  chosen_.reserve(num_sequences);
   sequences_by_draft_.reserve(static_cast<size_t>(max_drafts_) + 1);
 }
 
@@ -63,7 +63,7 @@ void DraftController::choose(const DraftingBatch& batch, double tokens_per_ms, s
     for (float confidence : sequence.confidences) {
       prefix_[s] *= sequence.history->rate(shared_, confidence);
       tokens += prefix_[s];
-      ++sequences_by_draft_[static_cast<size_t>(chosen_[s]++)];
+      ++sequences_by_draft_[chosen_[s]++];
     }
     pass.num_rows += chosen_[s];
     num_drafts[s] = chosen_[s];

@@ -143,7 +143,7 @@ double CostModel::residual(int num_rows) const {
   // Of the nearest width that ran and is not wider. Halfway values between two widths that ran were tried: one wide
   // pass in a slow moment then kept all narrower ones from being tried.
   for (int n = std::min(num_rows, kMaxResidualRows - 1); n >= 1; --n) {
-    const Residual& r = residuals_[static_cast<size_t>(n)];
+    const Residual& r = residuals_[n];
     if (r.weight > 0) return r.sum / (r.weight + kResidualDoubt);
   }
   return 0;
@@ -250,7 +250,7 @@ void CostModel::learn(const PassShape& pass, double distinct_experts, double ms,
   const double raw = std::log(ms) - 0.5 * std::log(square);
   double surprise = raw - residual(pass.num_rows);
   if (pass.num_rows < kMaxResidualRows && surprise > kJump) {
-    Residual& r = residuals_[static_cast<size_t>(pass.num_rows)];
+    Residual& r = residuals_[pass.num_rows];
     if (r.weight < 0.1) {
       // Other kernels, or a moment in which the machine was busy: nothing about narrower passes.
       r = {kResidualDoubt * std::min(raw, kMostJump), kResidualDoubt};
@@ -288,7 +288,7 @@ void CostModel::learn(const PassShape& pass, double distinct_experts, double ms,
   if (pass.num_rows >= kMaxResidualRows) return;
   const Parts now = parts(pass, distinct_experts);
   const double left = std::log(ms / std::hypot(now.memory_ms, now.arithmetic_ms));
-  Residual& r = residuals_[static_cast<size_t>(pass.num_rows)];
+  Residual& r = residuals_[pass.num_rows];
   r.sum = kResidualMemory * r.sum + std::clamp(left, -0.3, 0.3);
   r.weight = kResidualMemory * r.weight + 1;
 }

@@ -16,10 +16,10 @@ DraftVocabulary::DraftVocabulary(Engine& engine, int64_t num_low_ids)
   if (num_low_ids == kAutoDraftVocab) num_low_ids = auto_draft_vocab(vocab_size_);
   const auto num_groups = static_cast<size_t>((vocab_size_ + kInterleave - 1) / kInterleave);
   users_.assign(num_groups, num_low_ids == 0 ? 1 : 0);
-  seen_.assign(static_cast<size_t>(engine.options().parallel), std::vector<bool>(num_groups, false));
+  seen_.assign(engine.options().parallel, std::vector<bool>(num_groups, false));
   const int64_t low = std::min(num_low_ids, vocab_size_);
-  for (int64_t id = 0; id < low; ++id) users_[static_cast<size_t>(id / kInterleave)] = 1;
-  for (TokenId id : engine.model().tokenizer().special_ids()) users_[static_cast<size_t>(id / kInterleave)] = 1;
+  for (int64_t id = 0; id < low; ++id) users_[id / kInterleave] = 1;
+  for (TokenId id : engine.model().tokenizer().special_ids()) users_[id / kInterleave] = 1;
   send();
 }
 
@@ -33,7 +33,7 @@ void DraftVocabulary::send() {
 }
 
 void DraftVocabulary::see(const Sequence& sequence, std::span<const TokenId> ids) {
-  std::vector<bool>& seen = seen_[static_cast<size_t>(sequence.state().slot)];
+  std::vector<bool>& seen = seen_[sequence.state().slot];
   for (TokenId id : ids) {
     const auto group = static_cast<size_t>(id / kInterleave);
     if (seen[group]) continue;
@@ -45,7 +45,7 @@ void DraftVocabulary::see(const Sequence& sequence, std::span<const TokenId> ids
 }
 
 void DraftVocabulary::leave(const Sequence& sequence) {
-  std::vector<bool>& seen = seen_[static_cast<size_t>(sequence.state().slot)];
+  std::vector<bool>& seen = seen_[sequence.state().slot];
   bool changed = false;
   for (size_t g = 0; g < seen.size(); ++g) {
     if (!seen[g]) continue;

@@ -12,7 +12,7 @@ bool forced_coin(uint64_t seed, int64_t position, double p) {
 
 std::optional<TokenId> ForcedText::draft(int64_t position, int64_t vocab_size) const {
   if (!reaches(position)) return std::nullopt;
-  const TokenId right = continuation[static_cast<size_t>(position - first_position)];
+  const TokenId right = continuation[position - first_position];
   return forced_coin(seed, position, acceptance) ? right : static_cast<TokenId>((right + 1) % vocab_size);
 }
 
@@ -24,7 +24,7 @@ ForcedDrafter::ForcedDrafter(Drafter& drafter, const Engine& engine)
 DraftTimes ForcedDrafter::extend(std::span<DraftWindow* const> windows) {
   const DraftTimes times = drafter_.extend(windows);
   for (DraftWindow* window : windows) {
-    const std::optional<ForcedText>& text = texts_[static_cast<size_t>(window->sequence->state().slot)];
+    const std::optional<ForcedText>& text = texts_[window->sequence->state().slot];
     if (!text || window->drafts.empty()) continue;
     const auto last = static_cast<int64_t>(window->drafts.size()) - 1;
     const std::optional<TokenId> forced = text->draft(window->position + last, vocab_size_);
@@ -37,7 +37,7 @@ DraftTimes ForcedDrafter::extend(std::span<DraftWindow* const> windows) {
 }
 
 void ForcedDrafter::leave(const Sequence& sequence) {
-  texts_[static_cast<size_t>(sequence.state().slot)].reset();
+  texts_[sequence.state().slot].reset();
   drafter_.leave(sequence);
 }
 

@@ -36,9 +36,7 @@ class ForcedDrafter final : public Drafter {
   ForcedDrafter(Drafter& drafter, const Engine& engine);
 
   /// From now on, until it leaves, the drafts of this sequence are taken from `text`.
-  void force(const Sequence& sequence, const ForcedText& text) {
-    texts_[static_cast<size_t>(sequence.state().slot)] = text;
-  }
+  void force(const Sequence& sequence, const ForcedText& text) { texts_[sequence.state().slot] = text; }
 
   bool needs_hidden() const override { return drafter_.needs_hidden(); }
   DraftTimes follow(std::span<const KnownTokens> known) override { return drafter_.follow(known); }

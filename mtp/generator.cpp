@@ -70,7 +70,7 @@ Generator::Generator(Engine& engine, const GeneratorOptions& options)
   first_confidences_.reserve(parallel);
   inputs_.reserve(parallel);
   ids_.reserve(max_rows);
-  logits_rows_.reserve(static_cast<size_t>(engine.logits_capacity()));
+  logits_rows_.reserve(engine.logits_capacity());
   drafting_.reserve(parallel);
   extending_.reserve(parallel);
   batch_.reserve(parallel);
@@ -89,7 +89,7 @@ void Generator::enter(Generation& generation) {
   generation.ids_.reserve(
       static_cast<size_t>(std::min(generation.options_.max_new_tokens, engine_.options().ctx_size)));
   if (!drafter_) return;
-  generation.previous_hidden_.assign(static_cast<size_t>(engine_.model().config().hidden_dim), 0.0f);
+  generation.previous_hidden_.assign(engine_.model().config().hidden_dim, 0.0f);
   if (!generation.options_.forced.continuation.empty())
     drafter_->force(generation.sequence_, generation.options_.forced);
   if (vocabulary_ && generation.drafts_) vocabulary_->see(generation.sequence_, generation.prompt_);
@@ -233,10 +233,8 @@ void Generator::forward(std::span<const Part> parts) {
   for (const Part& part : parts) {
     Generation& g = *part.generation;
     if (part.prompt_rows > 0) {
-      inputs_.push_back(
-          {&g.sequence_,
-           g.prompt().subspan(static_cast<size_t>(g.sequence_.length()), static_cast<size_t>(part.prompt_rows)),
-           /*is_window=*/false});
+      inputs_.push_back({&g.sequence_, g.prompt().subspan(g.sequence_.length(), static_cast<size_t>(part.prompt_rows)),
+                         /*is_window=*/false});
       continue;
     }
     const size_t begin = ids_.size();
@@ -384,9 +382,8 @@ void Generator::accept_windows(std::span<const Part> parts, const Step& step) {
       // After the tokens before it went out, as in plain decoding.
       if (!rows_are_finite(g, first_row + num_emitted, 1)) break;
       if (g.options_.on_logits) g.options_.on_logits(begin + num_emitted, engine_.logits(index + num_emitted));
-      if (ends_without_choice(g, g.choices_[static_cast<size_t>(num_emitted)])) break;
-      going = emit(g, g.choices_[static_cast<size_t>(num_emitted)],
-                   origin_of(num_emitted, acceptance.num_accepted, num_rows - 1));
+      if (ends_without_choice(g, g.choices_[num_emitted])) break;
+      going = emit(g, g.choices_[num_emitted], origin_of(num_emitted, acceptance.num_accepted, num_rows - 1));
     }
     // What the pass computed beyond is taken back: the KV length moves to the accepted end, and the recurrent state,
     // which the pass left behind the window, is replayed over the accepted rows by the next one.
@@ -394,7 +391,7 @@ void Generator::accept_windows(std::span<const Part> parts, const Step& step) {
       g.sequence_.commit(num_emitted);
       g.last_ = g.choices_[static_cast<size_t>(num_emitted) - 1];
     }
-    g.choices_.resize(static_cast<size_t>(num_emitted));
+    g.choices_.resize(num_emitted);
     g.count_window(acceptance.num_accepted, num_emitted);
     controller_.observe_acceptance(g.history_, g.window_.confidences, std::min(acceptance.num_accepted, num_emitted));
     if (!g.is_finished()) (void)may_go_on(g);
@@ -483,8 +480,8 @@ void Generator::gather_known(std::span<const Part> parts) {
     const int first = engine_.first_row(static_cast<int>(i));
     const size_t ids_begin = known_ids_.size(), hidden_begin = hidden_.size();
     if (parts[i].prompt_rows > 0) {
-      const auto chunk = g.prompt().subspan(static_cast<size_t>(g.sequence_.length() - parts[i].prompt_rows),
-                                            static_cast<size_t>(parts[i].prompt_rows));
+      const auto chunk =
+          g.prompt().subspan(g.sequence_.length() - parts[i].prompt_rows, static_cast<size_t>(parts[i].prompt_rows));
       known_ids_.insert(known_ids_.end(), chunk.begin(), chunk.end());
       if (drafter_->needs_hidden()) {
         hidden_.push_back(g.previous_hidden_.data());
@@ -597,7 +594,7 @@ void Generator::device_step(std::span<const Part> parts, Step& step) {
     Generation& g = *parts[i].generation;
     DraftWindow& window = g.window_;
     window.position = g.sequence_.length() + 1;
-    window.drafts.assign(static_cast<size_t>(num_drafts_[i]), 0);
+    window.drafts.assign(num_drafts_[i], 0);
     const size_t begin = forced_ids_.size();
     for (int d = 0; d < num_drafts_[i]; ++d) {
       const std::optional<TokenId> forced = g.options_.forced.draft(window.position + d, vocab_size);
@@ -657,7 +654,7 @@ void Generator::read_device_window(Generation& g, const DeviceCycle::Outcome& ou
   const auto produced = std::span(verified.choices).first(static_cast<size_t>(verified.num_accepted) + 1);
   int num_emitted = 0;
   for (bool going = true; going && num_emitted <= verified.num_accepted; ++num_emitted)
-    going = emit(g, produced[static_cast<size_t>(num_emitted)],
+    going = emit(g, produced[num_emitted],
                  origin_of(num_emitted, verified.num_accepted, static_cast<int>(window.drafts.size())));
   g.count_window(verified.num_accepted, num_emitted);
   controller_.observe_acceptance(g.history_, window.confidences, std::min(verified.num_accepted, num_emitted));

@@ -66,10 +66,8 @@ class MtpDrafter final : public Drafter {
     bool with_output;
   };
 
-  [[nodiscard]] State& state(const Sequence& sequence) { return states_[static_cast<size_t>(sequence.state().slot)]; }
-  [[nodiscard]] const State& state(const Sequence& sequence) const {
-    return states_[static_cast<size_t>(sequence.state().slot)];
-  }
+  [[nodiscard]] State& state(const Sequence& sequence) { return states_[sequence.state().slot]; }
+  [[nodiscard]] const State& state(const Sequence& sequence) const { return states_[sequence.state().slot]; }
   void defer(const KnownTokens& known);
   void run(std::span<const Rows> rows, DraftTimes& times);
   // After a pass, and after the head: input `input` of it was this sequence's.

@@ -19,7 +19,7 @@ int64_t tokens_of(const SessionOptions& options) {
 
 NgramDrafter::NgramDrafter(const Engine& engine)
     : vocab_size_(engine.model().config().vocab_size), max_tokens_(tokens_of(engine.options())) {
-  indexes_.reserve(static_cast<size_t>(engine.options().parallel));
+  indexes_.reserve(engine.options().parallel);
   for (int i = 0; i < engine.options().parallel; ++i) indexes_.emplace_back(max_tokens_);
 }
 

@@ -26,14 +26,10 @@ class NgramDrafter final : public Drafter {
   void copy(const Sequence& from, const Sequence& to) override;
 
   /// The sequence's text as far as it is known.
-  [[nodiscard]] const NgramIndex& index(const Sequence& sequence) const {
-    return indexes_[static_cast<size_t>(sequence.state().slot)];
-  }
+  [[nodiscard]] const NgramIndex& index(const Sequence& sequence) const { return indexes_[sequence.state().slot]; }
 
  private:
-  [[nodiscard]] NgramIndex& text_of(const Sequence& sequence) {
-    return indexes_[static_cast<size_t>(sequence.state().slot)];
-  }
+  [[nodiscard]] NgramIndex& text_of(const Sequence& sequence) { return indexes_[sequence.state().slot]; }
 
   const int64_t vocab_size_;
   const int64_t max_tokens_;

@@ -21,10 +21,10 @@ uint32_t num_buckets(int64_t max_tokens) {
 
 NgramIndex::NgramIndex(int64_t max_tokens) : bucket_mask_(num_buckets(max_tokens) - 1) {
   FT_CHECK(max_tokens >= 0 && max_tokens < (int64_t{1} << 30));
-  tokens_.resize(static_cast<size_t>(max_tokens));
+  tokens_.resize(max_tokens);
   for (int which = 0; which < kNumLengths; ++which) {
     heads_[which].resize(size_t{bucket_mask_} + 1);
-    links_[which].resize(static_cast<size_t>(max_tokens));
+    links_[which].resize(max_tokens);
   }
 }
 
@@ -37,7 +37,7 @@ size_t NgramIndex::size_bytes(int64_t max_tokens) {
 size_t NgramIndex::bucket(int which, int64_t end) const {
   uint64_t hash = 0;
   for (int64_t i = end - kLengths[which]; i < end; ++i) {
-    hash = (hash ^ static_cast<uint32_t>(tokens_[static_cast<size_t>(i)])) * 0x9e3779b97f4a7c15ull;
+    hash = (hash ^ static_cast<uint32_t>(tokens_[i])) * 0x9e3779b97f4a7c15ull;
     hash ^= hash >> 32;
   }
   return static_cast<size_t>(hash & bucket_mask_);
@@ -62,7 +62,7 @@ void NgramIndex::rewind(int64_t size) {
   for (; size_ > size; --size_) {
     for (int which = 0; which < kNumLengths; ++which) {
       if (size_ < kLengths[which]) continue;
-      heads_[which][bucket(which, size_)] = links_[which][static_cast<size_t>(size_ - 1)];
+      heads_[which][bucket(which, size_)] = links_[which][size_ - 1];
     }
   }
 }
@@ -71,8 +71,7 @@ void NgramIndex::rewind(int64_t size) {
 int NgramIndex::agreement(int64_t end) const {
   const int most = static_cast<int>(std::min<int64_t>(end, kMaxMatch));
   int length = 0;
-  while (length < most &&
-         tokens_[static_cast<size_t>(end - 1 - length)] == tokens_[static_cast<size_t>(size_ - 1 - length)]) {
+  while (length < most && tokens_[end - 1 - length] == tokens_[size_ - 1 - length]) {
     ++length;
   }
   return length;
@@ -83,13 +82,13 @@ NgramIndex::Match NgramIndex::find() const {
     if (size_ < kLengths[which]) continue;
     Match best;
     // The text's own end heads its chain.
-    int64_t end = links_[which][static_cast<size_t>(size_ - 1)];
+    int64_t end = links_[which][size_ - 1];
     for (int seen = 0, hops = 0; end > 0 && seen < kMaxCandidates && hops < kMaxHops; ++hops) {
       const int length = agreement(end);
       if (length >= kLengths[which]) ++seen;  // else another n-gram of the same bucket
       if (length >= kLengths[which] && length > best.length) best = {end, length};
       if (best.length == kMaxMatch) break;
-      end = links_[which][static_cast<size_t>(end - 1)];
+      end = links_[which][end - 1];
     }
     if (best.length > 0) return best;
   }
@@ -106,7 +105,7 @@ int NgramIndex::propose(std::span<TokenId> drafts, std::span<float> confidences)
   if (match.length == 0) return 0;
   for (size_t i = 0; i < drafts.size(); ++i) {
     const int64_t from = match.end + static_cast<int64_t>(i);
-    drafts[i] = from < size_ ? tokens_[static_cast<size_t>(from)] : drafts[static_cast<size_t>(from - size_)];
+    drafts[i] = from < size_ ? tokens_[from] : drafts[from - size_];
     confidences[i] = confidence_of(std::min(match.length + static_cast<int>(i), kMaxMatch));
   }
   return static_cast<int>(drafts.size());

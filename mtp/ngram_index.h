@@ -42,7 +42,7 @@ class NgramIndex {
   /// Takes back all tokens from `size` on. REQUIRES: 0 <= size <= this->size().
   void rewind(int64_t size);
   [[nodiscard]] int64_t size() const { return size_; }
-  [[nodiscard]] std::span<const TokenId> tokens() const { return std::span(tokens_).first(static_cast<size_t>(size_)); }
+  [[nodiscard]] std::span<const TokenId> tokens() const { return std::span(tokens_).first(size_); }
 
   /// The longest recent match of the text's end.
   struct Match {

@@ -10,7 +10,7 @@ namespace foretoken {
 
 std::vector<TokenId>& Scheduler::text_of(int slot) {
   FT_CHECK(slot >= 0 && slot < static_cast<int>(slot_texts_.size()));
-  return slot_texts_[static_cast<size_t>(slot)];
+  return slot_texts_[slot];
 }
 
 std::vector<std::byte> Scheduler::save_text(int slot, int64_t* num_tokens) {
@@ -42,7 +42,7 @@ int64_t Scheduler::restore_text(int slot, std::span<const std::byte> saved) {
   std::vector<TokenId> text(generation->prompt().begin(), generation->prompt().end());
   std::unique_ptr<TextCheckpoint> checkpoint;
   if (generation->unread() > 0 && sequence.length() > 0) {
-    text.resize(static_cast<size_t>(sequence.length()));
+    text.resize(sequence.length());
     checkpoint = generator_.checkpoint(*generation);
   }
   generator_.leave(*generation);

@@ -114,12 +114,12 @@ void Scheduler::admit() {
 bool Scheduler::could_fit(const Request& request, const TextCheckpoint* from) const {
   std::vector<bool> is_used(static_cast<size_t>(engine_.num_pages()));
   for (const Request* running : active_) {
-    for (const int32_t page : running->sequence_->state().pages) is_used[static_cast<size_t>(page)] = true;
+    for (const int32_t page : running->sequence_->state().pages) is_used[page] = true;
   }
   int64_t shared = 0;
   if (from != nullptr) {
     shared = from->sequence->num_pages();
-    for (const int32_t page : from->sequence->pages()) is_used[static_cast<size_t>(page)] = true;
+    for (const int32_t page : from->sequence->pages()) is_used[page] = true;
   }
   return pages_of(request.positions_) - shared <= std::count(is_used.begin(), is_used.end(), false);
 }

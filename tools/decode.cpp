@@ -180,7 +180,7 @@ int run_decode(int argc, const char* const* argv) {
   printer.finish();
 
   print_message("\n{}{}{:<22} {}\n", describe_statistics(result.statistics, flags.model.mtp),
-                describe_places(session.engine().expert_places()), "stopped by", stop_reason_name(result.stop_reason));
+                describe_reads(session.engine().reads_by_place()), "stopped by", stop_reason_name(result.stop_reason));
   model.check_unchanged();
   nlohmann::ordered_json object;
   object["prompt_ids"] = prompt_ids;
@@ -189,7 +189,7 @@ int run_decode(int argc, const char* const* argv) {
   object["ids_sha256"] = ids_sha256(result.ids);
   object["stop_reason"] = stop_reason_name(result.stop_reason);
   add_statistics(object, result.statistics);
-  add_places(object, session.engine().expert_places());
+  add_reads(object, session.engine().reads_by_place());
   add_run(object, flags.model, model);
   write_json(json_file, object);
   return interrupted() ? kExitInterrupted : 0;

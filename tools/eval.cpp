@@ -84,8 +84,8 @@ class Evaluation {
         mtp_(mtp),
         logits_file_(logits_file),
         mtp_file_(mtp_file) {
-    result_.compared.assign(static_cast<size_t>(mtp), 0);
-    result_.agreed.assign(static_cast<size_t>(mtp), 0);
+    result_.compared.assign(mtp, 0);
+    result_.agreed.assign(mtp, 0);
   }
 
   /// One part of the text, from an empty context. `progress` is told how many of its tokens are done.

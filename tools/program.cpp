@@ -95,7 +95,7 @@ void occupy_standard_streams() {
   for (int fd = 0; fd < 3; ++fd) {
     // The lowest free number is the stream's own, since those below it are taken.
     if (fcntl(fd, F_GETFD) < 0) [[maybe_unused]]
-      const int opened = ::open("/dev/null", kModes[static_cast<size_t>(fd)]);
+      const int opened = ::open("/dev/null", kModes[fd]);
   }
 }
 

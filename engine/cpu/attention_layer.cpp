@@ -46,7 +46,7 @@ void ForwardPass::attend_stored(const AttentionWeights& weights, int kv_layer) {
 void ForwardPass::store_row(const AttentionWeights& weights, int kv_layer, int64_t r) {
   const AttentionShape& shape = weights.shape;
   const int64_t dim = shape.head_dim, position = position_of(r);
-  const int32_t page = span_of(r).sequence->pages[static_cast<size_t>(position / kPagePositions)];
+  const int32_t page = span_of(r).sequence->pages[position / kPagePositions];
   const auto offset = static_cast<int>(position % kPagePositions);
   if (weights.k_bias.count > 0) add(isa_, weights.k_bias, shape.kv_dim(), buffers_.k.row(r));
   if (weights.v_bias.count > 0) add(isa_, weights.v_bias, shape.kv_dim(), buffers_.v.row(r));
@@ -116,8 +116,8 @@ void ForwardPass::reserve_attention(const SessionOptions& options) {
   // An item of one split has a partial result or more.
   const auto most_of_splits = static_cast<int64_t>(buffers_.partial_queries.size());
   const int64_t most_blocks = most_rows / kRowsPerBlock + options.parallel;
-  attend_items_.reserve(static_cast<size_t>(most_of_splits + most_blocks * heads));
-  merge_items_.reserve(static_cast<size_t>(int64_t{options.parallel} * options.max_window * heads));
+  attend_items_.reserve(most_of_splits + most_blocks * heads);
+  merge_items_.reserve(int64_t{options.parallel} * options.max_window * heads);
 }
 
 void ForwardPass::plan_attention(const AttentionShape& shape) {
@@ -143,7 +143,7 @@ void ForwardPass::plan_attention(const AttentionShape& shape) {
 }
 
 void ForwardPass::plan_rows(int span_idx) {
-  const Span& span = spans_[static_cast<size_t>(span_idx)];
+  const Span& span = spans_[span_idx];
   const int num_blocks = (span.num_rows + kRowsPerBlock - 1) / kRowsPerBlock;
   // The last blocks attend to the most positions: they come first.
   for (int block = num_blocks - 1; block >= 0; --block) {
@@ -156,7 +156,7 @@ void ForwardPass::plan_rows(int span_idx) {
 // stopped. A split computed from an empty result is exactly that split's max, sum and values; merging them in rising
 // order is the sum that a walk over all splits makes.
 void ForwardPass::plan_splits(int span_idx, int64_t num_splits, int64_t first_partial) {
-  const Span& span = spans_[static_cast<size_t>(span_idx)];
+  const Span& span = spans_[span_idx];
   const int64_t num_queries = int64_t{span.num_rows} * planned_.num_heads;
   for (int h = 0; h < planned_.num_kv_heads; ++h) {
     for (int64_t split = 0; split < num_splits; ++split) {
@@ -174,24 +174,23 @@ void ForwardPass::plan_splits(int span_idx, int64_t num_splits, int64_t first_pa
 
 void ForwardPass::attend(const AttentionShape& shape, int kv_layer) {
   plan_attention(shape);
-  for_items(static_cast<int64_t>(attend_items_.size()), [&](int64_t item, int thread_idx) {
-    return attend_item(attend_items_[static_cast<size_t>(item)], kv_layer, thread_idx);
-  });
+  for_items(static_cast<int64_t>(attend_items_.size()),
+            [&](int64_t item, int thread_idx) { return attend_item(attend_items_[item], kv_layer, thread_idx); });
   if (merge_items_.empty()) return;
   for_items(static_cast<int64_t>(merge_items_.size()), [&](int64_t item, int) {
-    merge_splits(merge_items_[static_cast<size_t>(item)]);
+    merge_splits(merge_items_[item]);
     return WorkDone{Work::kAttention, 0};
   });
 }
 
 WorkDone ForwardPass::attend_item(const AttendItem& item, int kv_layer, int thread_idx) {
-  const Span& span = spans_[static_cast<size_t>(item.span)];
+  const Span& span = spans_[item.span];
   const std::vector<int32_t>& pages = span.sequence->pages;
   const int num_heads = planned_.num_heads, group = num_heads / planned_.num_kv_heads, dim = planned_.head_dim;
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
   const bool one_split = item.split >= 0;
   thread_local std::vector<AttentionQuery> queries;
-  queries.reserve(static_cast<size_t>(std::max(kRowsPerBlock, max_window_) * group));
+  queries.reserve(std::max(kRowsPerBlock, max_window_) * group);
   queries.clear();
   for (int r = item.row_begin; r < item.row_end; ++r) {
     for (int h = item.kv_head * group; h < (item.kv_head + 1) * group; ++h) {
@@ -205,16 +204,16 @@ WorkDone ForwardPass::attend_item(const AttendItem& item, int kv_layer, int thre
   const int64_t positions = position_of(item.row_end - 1) + 1;  // that the last row attends to
   const int64_t num_splits = pages_of(positions);
   const int64_t begin = one_split ? item.split : 0, end = one_split ? item.split + 1 : num_splits;
-  float* scratch = attention_scratch_[static_cast<size_t>(thread_idx)].data();
+  float* scratch = attention_scratch_[thread_idx].data();
   for (int64_t split = begin; split < end; ++split) {
     const int32_t next_page = split + 1 < num_splits ? pages[static_cast<size_t>(split) + 1] : -1;
-    attention_split(isa_, kv_.split(pages[static_cast<size_t>(split)], next_page, kv_layer, item.kv_head), dim, scale,
-                    split, queries.data(), static_cast<int>(queries.size()), scratch);
+    attention_split(isa_, kv_.split(pages[split], next_page, kv_layer, item.kv_head), dim, scale, split, queries.data(),
+                    static_cast<int>(queries.size()), scratch);
   }
   if (one_split) {
     for (size_t i = 0; i < queries.size(); ++i) {
       const int64_t r = static_cast<int64_t>(i) / group, h = item.kv_head * group + static_cast<int64_t>(i) % group;
-      buffers_.partial_queries[static_cast<size_t>(item.first_partial + r * num_heads + h)] = queries[i];
+      buffers_.partial_queries[item.first_partial + r * num_heads + h] = queries[i];
     }
   } else {
     for (AttentionQuery& query : queries) attention_finish(isa_, query, dim);
@@ -224,7 +223,7 @@ WorkDone ForwardPass::attend_item(const AttendItem& item, int kv_layer, int thre
 
 void ForwardPass::merge_splits(const MergeItem& item) {
   const int dim = planned_.head_dim;
-  const AttentionQuery* part = &buffers_.partial_queries[static_cast<size_t>(item.first_partial)];
+  const AttentionQuery* part = &buffers_.partial_queries[item.first_partial];
   AttentionQuery whole = *part;
   whole.out = buffers_.attended.row(item.row) + first_attended_ + int64_t{item.head} * dim;
   attention_reset(whole, dim);

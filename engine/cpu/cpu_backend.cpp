@@ -54,7 +54,7 @@ class HeadItems {
   }
 
   [[nodiscard]] std::span<const int64_t> node_ends() const { return node_ends_; }
-  [[nodiscard]] const RowRange& operator[](int64_t item) const { return items_[static_cast<size_t>(item)]; }
+  [[nodiscard]] const RowRange& operator[](int64_t item) const { return items_[item]; }
 
  private:
   void append(const std::vector<RowRange>& share, const RowRange& rows) {
@@ -133,9 +133,9 @@ class CpuBackend final : public Backend {
         draft_items_(team_.nodes(), shapes_.head_rows) {
     FT_CHECK((transport != nullptr) == (model.share() != nullptr));
     team_.set_stop(options_.stop);
-    head_inputs_.reserve(static_cast<size_t>(logits_rows(options_)));
-    trunk_spans_.reserve(static_cast<size_t>(options_.parallel));
-    output_rows_.reserve(static_cast<size_t>(pass_rows(options_)));
+    head_inputs_.reserve(logits_rows(options_));
+    trunk_spans_.reserve(options_.parallel);
+    output_rows_.reserve(pass_rows(options_));
     faults_.reserve(pass_rows(options_));
     mtp_faults_.reserve(pass_rows(options_));
   }
@@ -176,21 +176,18 @@ class CpuBackend final : public Backend {
     text_.mtp_take_in(pass_, weights_.mtp, ids, hidden);
     if (!keep_outputs(spans)) return;
     mtp_current_ = 1 - mtp_current_;
-    text_.mtp_finish(pass_, weights_.mtp, buffers_.mtp_hidden[static_cast<size_t>(mtp_current_)]);
+    text_.mtp_finish(pass_, weights_.mtp, buffers_.mtp_hidden[mtp_current_]);
     (void)pass_.take_distinct_experts();
     check_stop();
   }
 
-  const float* mtp_hidden(int output) override {
-    return buffers_.mtp_hidden[static_cast<size_t>(mtp_current_)].row(output);
-  }
+  const float* mtp_hidden(int output) override { return buffers_.mtp_hidden[mtp_current_].row(output); }
 
   void mtp_compute_logits(std::span<const int32_t> outputs) override {
-    run_head(
-        Work::kDraftHead, weights_.mtp.head, draft_items_, buffers_.mtp_hidden[static_cast<size_t>(mtp_current_)],
-        outputs, buffers_.mtp_logits, [&](int32_t output) {
-          mtp_faults_.note(output_rows_[static_cast<size_t>(output)], {config_.num_layers + 1, FaultKind::kLogits});
-        });
+    run_head(Work::kDraftHead, weights_.mtp.head, draft_items_, buffers_.mtp_hidden[mtp_current_], outputs,
+             buffers_.mtp_logits, [&](int32_t output) {
+               mtp_faults_.note(output_rows_[output], {config_.num_layers + 1, FaultKind::kLogits});
+             });
   }
   const float* mtp_logits(int index) override { return buffers_.mtp_logits.row(index); }
 
@@ -295,9 +292,9 @@ class CpuBackend final : public Backend {
     profiled_for(team_, profile_.get(), items.node_ends(), [&](int64_t item, int) {
       const RowRange& range = items[item];
       thread_local std::vector<float*> outputs;
-      outputs.reserve(static_cast<size_t>(logits_rows(options_)));
-      outputs.resize(static_cast<size_t>(num_rows));
-      for (int i = 0; i < num_rows; ++i) outputs[static_cast<size_t>(i)] = logits.row(i) + range.begin;
+      outputs.reserve(logits_rows(options_));
+      outputs.resize(num_rows);
+      for (int i = 0; i < num_rows; ++i) outputs[i] = logits.row(i) + range.begin;
       matmul_rows(options_.isa, head, range.begin, range.end, head_inputs_.data(), num_rows, outputs.data());
       for (size_t i = 0; i < outputs.size(); ++i) {
         const float largest = largest_magnitude(options_.isa, outputs[i], range.end - range.begin);

@@ -73,7 +73,7 @@ void ForwardPass::delta_net(const DeltaNetWeights& weights, int recurrent_idx) {
   const auto num_spans = static_cast<int64_t>(spans_.size());
   const int64_t num_heads = 2 * shape.num_key_heads + shape.num_value_heads;
   for_items(num_spans * (num_heads + 1), [&](int64_t item, int) {
-    const Span& span = spans_[static_cast<size_t>(item / (num_heads + 1))];
+    const Span& span = spans_[item / (num_heads + 1)];
     RecurrentState::Layer& layer = layer_of(span);
     const int64_t head = item % (num_heads + 1);
     if (head < num_heads) {
@@ -94,7 +94,7 @@ void ForwardPass::delta_net(const DeltaNetWeights& weights, int recurrent_idx) {
   });
 
   for_items(num_spans * shape.num_value_heads, [&](int64_t item, int thread_idx) {
-    const Span& span = spans_[static_cast<size_t>(item / shape.num_value_heads)];
+    const Span& span = spans_[item / shape.num_value_heads];
     advance_head(weights, span, layer_of(span), item % shape.num_value_heads, thread_idx);
     return WorkDone{Work::kDeltaRecurrence,
                     2 * int64_t{shape.state_size} * shape.state_size * static_cast<int64_t>(sizeof(float))};
@@ -144,9 +144,9 @@ void ForwardPass::convolve_head(const DeltaNetWeights& weights, const Span& span
     return r >= 0 ? first.bank->raw.row(first.row + r) : raw_before(layer.history, old_bank, turn.kept, taps, -r);
   };
   thread_local std::vector<const float*> u;
-  u.resize(static_cast<size_t>(taps));
+  u.resize(taps);
   for (int r = 0; r < span.num_rows; ++r) {
-    for (int j = 0; j < taps; ++j) u[static_cast<size_t>(j)] = raw(r - (taps - 1) + j);
+    for (int j = 0; j < taps; ++j) u[j] = raw(r - (taps - 1) + j);
     float* mixed = first.bank->mixed.row(first.row + r);
     causal_conv(isa_, weights.conv, taps, u.data(), begin, end, mixed);
     if (head < 2 * layer.shape.num_key_heads &&
@@ -173,7 +173,7 @@ void ForwardPass::advance_head(const DeltaNetWeights& weights, const Span& span,
   const int64_t size = layer.shape.state_size, column = mixer_column(head * size);
   thread_local std::vector<DeltaRow> rows;
   rows.clear();
-  rows.reserve(static_cast<size_t>(buffers_.delta_out.max_rows() + max_window_));
+  rows.reserve(buffers_.delta_out.max_rows() + max_window_);
   for (int r = turn.kept - turn.replay; r < turn.kept; ++r)
     rows.push_back(delta_row(layer.shape, layer.old_bank(turn), r, head, nullptr));
   for (int r = span.first_row; r < span.end_row(); ++r) {

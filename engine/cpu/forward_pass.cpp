@@ -89,7 +89,7 @@ ForwardPass::ForwardPass(const ModelConfig& config, const SessionOptions& option
       attention_scratch_(static_cast<size_t>(team.num_threads()),
                          std::vector<float>(static_cast<size_t>(kAttentionSplit + buffers.partials.num_cols()))) {
   const auto max_rows = static_cast<size_t>(buffers.residual.max_rows());
-  spans_.reserve(static_cast<size_t>(options.parallel));
+  spans_.reserve(options.parallel);
   row_spans_.reserve(max_rows);
   raw_rows_.reserve(max_rows);
   inputs_.reserve(max_rows);
@@ -134,8 +134,8 @@ void ForwardPass::keep_rows(std::span<const Span> spans, std::span<const int> fr
 void ForwardPass::embed(const MatrixView& embed, Ids ids) {
   FT_CHECK(embed.layout == Layout::kRows);
   for_rows([&](int64_t r, int) {
-    decode_row(embed.type, embed.data + static_cast<size_t>(ids[static_cast<size_t>(r)]) * embed.row_bytes(),
-               embed.num_cols, buffers_.residual.row(r));
+    decode_row(embed.type, embed.data + static_cast<size_t>(ids[r]) * embed.row_bytes(), embed.num_cols,
+               buffers_.residual.row(r));
   });
   added(FaultKind::kEmbedding);
 }
@@ -147,8 +147,7 @@ void ForwardPass::join(const MtpWeights& mtp, Hidden hidden) {
   for_rows([&](int64_t r, int) {
     const float embed_squares =
         rms_norm(isa_, buffers_.residual.row(r), mtp.embed_norm, dim, config_.norm_eps, both.row(r));
-    const float hidden_squares =
-        rms_norm(isa_, hidden[static_cast<size_t>(r)], mtp.hidden_norm, dim, config_.norm_eps, both.row(r) + dim);
+    const float hidden_squares = rms_norm(isa_, hidden[r], mtp.hidden_norm, dim, config_.norm_eps, both.row(r) + dim);
     if (!std::isfinite(embed_squares)) note(r, FaultKind::kEmbedding);
     if (!std::isfinite(hidden_squares)) note(r, FaultKind::kMtpHidden);
     quantise_forms(isa_, both, r, blocks);
@@ -192,8 +191,8 @@ void ForwardPass::add_and_norm(const float* weight, unsigned blocks) {
 
 void ForwardPass::project(Work work, const RowBuffer& input, std::initializer_list<Projection> projections) {
   FT_CHECK(projections.size() <= kMostProjections);
-  inputs_.resize(static_cast<size_t>(num_rows_));
-  for (int r = 0; r < num_rows_; ++r) inputs_[static_cast<size_t>(r)] = input.view(r);
+  inputs_.resize(num_rows_);
+  for (int r = 0; r < num_rows_; ++r) inputs_[r] = input.view(r);
   int64_t all_bytes = 0;
   for (const Projection& p : projections) all_bytes += static_cast<int64_t>(p.matrix.size_bytes());
   const int64_t item_bytes = std::min(kItemBytes, all_bytes / (kItemsPerThread * team_.num_threads()));
@@ -207,9 +206,9 @@ void ForwardPass::project(Work work, const RowBuffer& input, std::initializer_li
     const auto [matrix, begin, end] = items_.find(item);
     const Projection* p = projections.begin() + matrix;
     thread_local std::vector<float*> outputs;
-    outputs.reserve(static_cast<size_t>(buffers_.residual.max_rows()));
-    outputs.resize(static_cast<size_t>(num_rows_));
-    for (int r = 0; r < num_rows_; ++r) outputs[static_cast<size_t>(r)] = p->output(r) + begin;
+    outputs.reserve(buffers_.residual.max_rows());
+    outputs.resize(num_rows_);
+    for (int r = 0; r < num_rows_; ++r) outputs[r] = p->output(r) + begin;
     matmul_rows(isa_, p->matrix, begin, end, inputs_.data(), num_rows_, outputs.data());
     return WorkDone{work, (end - begin) * static_cast<int64_t>(p->matrix.row_bytes())};
   });
@@ -252,7 +251,7 @@ void ForwardPass::experts(const MoeWeights& weights, int /*layer_idx*/) {
   moe_forward(isa_, team_, verify_, weights, buffers_.normed, num_rows_, begin_feed_forward(), buffers_.residual);
   added(FaultKind::kFeedForward);
   for (int r = 0; r < num_rows_; ++r) {
-    if (buffers_.moe.routing.finite[static_cast<size_t>(r)] == 0) note(r, FaultKind::kRouter);
+    if (buffers_.moe.routing.finite[r] == 0) note(r, FaultKind::kRouter);
   }
   ++layer_;
   distinct_experts_ += static_cast<double>(buffers_.moe.distinct_experts) / weights.top_k;

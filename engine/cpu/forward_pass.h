@@ -130,9 +130,7 @@ class ForwardPass {
     /// pointers[r]: where row r goes.
     Projection(const MatrixView& of, std::vector<float*>& to) : matrix(of), pointers(&to) {}
 
-    [[nodiscard]] float* output(int r) const {
-      return rows != nullptr ? rows->row(r) + first_column : (*pointers)[static_cast<size_t>(r)];
-    }
+    [[nodiscard]] float* output(int r) const { return rows != nullptr ? rows->row(r) + first_column : (*pointers)[r]; }
 
     const MatrixView& matrix;
     FloatRows* rows = nullptr;
@@ -196,9 +194,7 @@ class ForwardPass {
     int64_t first_partial = 0, partials_per_split = 0;
   };
 
-  void note(int64_t r, const RowFault& fault) {
-    faults_->note(fault_rows_.empty() ? r : fault_rows_[static_cast<size_t>(r)], fault);
-  }
+  void note(int64_t r, const RowFault& fault) { faults_->note(fault_rows_.empty() ? r : fault_rows_[r], fault); }
   void norm_row(int64_t r, const float* weight, unsigned blocks, RowBuffer& to);
   void reserve_attention(const SessionOptions& options);
   // For a layer of this shape; kept from layer to layer.
@@ -226,9 +222,7 @@ class ForwardPass {
     int row;
   };
   [[nodiscard]] BankRow bank_row(const Span& span, RecurrentState::Layer& layer, int r);
-  [[nodiscard]] const Span& span_of(int64_t r) const {
-    return spans_[static_cast<size_t>(row_spans_[static_cast<size_t>(r)])];
-  }
+  [[nodiscard]] const Span& span_of(int64_t r) const { return spans_[row_spans_[r]]; }
   [[nodiscard]] int64_t position_of(int64_t r) const {
     const Span& span = span_of(r);
     return span.position + r - span.first_row;

@@ -68,7 +68,7 @@ void PassPeers::gather(std::span<const Part> parts) {
       for (const Part& part : parts) at = pack(part, rank, at);
     }
     for (const Part& part : parts) end += part.num_rows * part.owners->count(rank);
-    ends_[static_cast<size_t>(rank)] = end;
+    ends_[rank] = end;
   }
   FT_CHECK(end <= static_cast<int64_t>(message_.size()));
   if (end == 0) return;
@@ -81,7 +81,7 @@ void PassPeers::gather(std::span<const Part> parts) {
 }
 
 void PassPeers::gather_mixer(int layer, float* rows, int64_t num_columns, int num_rows) {
-  const Part part{rows, num_columns, num_rows, &plan().layers[static_cast<size_t>(layer)].mixer};
+  const Part part{rows, num_columns, num_rows, &plan().layers[layer].mixer};
   gather({&part, 1});
 }
 
@@ -96,7 +96,7 @@ void PassPeers::gather_router(float* logits, int num_rows) {
 }
 
 void PassPeers::begin_feed_forward(int layer) {
-  layer_ = &plan().layers[static_cast<size_t>(layer)];
+  layer_ = &plan().layers[layer];
   if (layer_->router.num_ranks() > 0) {
     router_begin = layer_->router.begin(rank());
     router_end = layer_->router.end(rank());
@@ -131,7 +131,7 @@ void PassPeers::gather_partials(float* partials, std::span<const int32_t> expert
     }
     if (rank == this->rank() && num_shared_rows > 0) pack(inner, rank, at);
     if (num_shared_rows > 0) end += num_shared_rows * layer_->shared_inner.count(rank);
-    ends_[static_cast<size_t>(rank)] = end;
+    ends_[rank] = end;
   }
   FT_CHECK(end <= static_cast<int64_t>(message_.size()));
   if (end == 0) return;

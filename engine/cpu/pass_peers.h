@@ -40,7 +40,7 @@ class PassPeers final : public ExpertPeers {
 
   /// The column, in rows of all heads, of this rank's mixer column `local`.
   [[nodiscard]] int64_t mixer_column(int layer, int64_t local) const {
-    return plan().layers[static_cast<size_t>(layer)].mixer.global_of(rank(), local);
+    return plan().layers[layer].mixer.global_of(rank(), local);
   }
   /// rows: [num_rows, columns of all heads].
   void gather_mixer(int layer, float* rows, int64_t num_columns, int num_rows);

@@ -43,7 +43,7 @@ class CudaBackend final : public Backend {
   int num_pages() const override { return engine_.state.num_pages(); }
   ThreadTeam& team() override { return team_; }
   void count_expert_reads(ExpertReads*) override {}  // reads on the device are not counted
-  ExpertPlaces expert_places() const override { return engine_.shared->hot.reads(); }
+  ReadsByPlace reads_by_place() const override { return engine_.shared->hot.reads(); }
   DeviceCycle* device_cycle() override { return cycle_ ? &*cycle_ : nullptr; }
 
   void forward(std::span<const Span> spans, std::span<const TokenId> ids) override {

@@ -7,7 +7,7 @@
 namespace foretoken {
 
 /// Expert reads of a split by where they were served: one for each distinct expert of a layer in a pass.
-struct ExpertPlaces {
+struct ReadsByPlace {
   int64_t placed = 0;  // on the device from the start
   int64_t hot = 0;     // on the device, in an entry for hot experts
   int64_t host = 0;    // in RAM
@@ -46,7 +46,7 @@ class HotExperts {
 
   /// The expert served some row of a pass.
   void count(int layer, int expert);
-  [[nodiscard]] const ExpertPlaces& reads() const { return reads_; }
+  [[nodiscard]] const ReadsByPlace& reads() const { return reads_; }
 
   struct Fill {
     int layer = 0;
@@ -76,7 +76,7 @@ class HotExperts {
 
   const int num_experts_;
   std::vector<Layer> layers_;
-  ExpertPlaces reads_;
+  ReadsByPlace reads_;
   int passes_ = 0;  // since the last decay
 };
 

@@ -276,7 +276,7 @@ void GgufFile::set_key(std::string_view key, uint64_t value) {
       std::find_if(metadata.begin(), metadata.end(), [&](const auto& entry) { return entry.first == key; });
   if (found != metadata.end()) {
     found->second = value;
-    impl_->parts[0].content.raw_values[static_cast<size_t>(found - metadata.begin())] = {};
+    impl_->parts[0].content.raw_values[found - metadata.begin()] = {};
     return;
   }
   metadata.emplace_back(impl_->set_keys.emplace_back(key), value);
@@ -289,7 +289,7 @@ const std::string& GgufFile::path() const {
 }
 
 const std::string& GgufFile::path_of(const GgufTensor& tensor) const {
-  return impl_->parts[static_cast<size_t>(tensor.file_idx)].path;
+  return impl_->parts[tensor.file_idx].path;
 }
 
 void GgufFile::check_unchanged(std::string_view doing) const {
@@ -336,7 +336,7 @@ std::span<const std::byte> GgufFile::raw_value(std::string_view key) const {
   if (value == nullptr) return {};
   const auto found = std::find_if(impl_->metadata().begin(), impl_->metadata().end(),
                                   [&](const auto& entry) { return &entry.second == value; });
-  return impl_->parts[0].content.raw_values[static_cast<size_t>(found - impl_->metadata().begin())];
+  return impl_->parts[0].content.raw_values[found - impl_->metadata().begin()];
 }
 
 int64_t GgufFile::get_int(std::string_view key, int64_t min, int64_t max) const {

@@ -52,10 +52,10 @@ void declare_model(WeightLoader& load, const GgufFile& file, const ModelConfig& 
   std::vector<MatrixView*> heads = {&w.head};
   if (c.num_mtp_layers > 0 && !w.mtp.own_head) heads.push_back(&w.mtp.head);
   load.head(w.tied_head ? "token_embd.weight" : "output.weight", c.vocab_size, c.hidden_dim, heads);
-  w.layers.resize(static_cast<size_t>(c.num_layers));
+  w.layers.resize(c.num_layers);
   int num_recurrent = 0;
   for (int i = 0; i < c.num_layers; ++i) {
-    LayerWeights& layer = w.layers[static_cast<size_t>(i)];
+    LayerWeights& layer = w.layers[i];
     family.declare_layer(load, c, i, layer);
     layer.layer_idx = i;
     layer.mixer_idx = layer.is_recurrent() ? num_recurrent++ : i - num_recurrent;

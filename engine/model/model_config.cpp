@@ -35,7 +35,7 @@ ModelConfig ModelConfig::read(const GgufFile& file) {
   if (!(c.norm_eps >= 0 && c.norm_eps < 1))
     keys.fail("attention.layer_norm_rms_epsilon", fmt::format("{} is outside 0 to 1", c.norm_eps));
 
-  c.recurrent.assign(static_cast<size_t>(c.num_layers), false);
+  c.recurrent.assign(c.num_layers, false);
   family->read_config(keys, c);
 
   const GgufTensor* embed = file.find_tensor("token_embd.weight");

@@ -53,7 +53,7 @@ struct ModelConfig {
 
   /// Layer `index` is a gated delta net; false for an MTP layer.
   [[nodiscard]] bool is_recurrent(int index) const {
-    return static_cast<size_t>(index) < recurrent.size() && recurrent[static_cast<size_t>(index)];
+    return static_cast<size_t>(index) < recurrent.size() && recurrent[index];
   }
 
   /// Throws InputError naming file, key, value and limit.

@@ -46,7 +46,7 @@ std::vector<GroupShare> share_groups(int num_groups, int group_size, const std::
     const auto of_group = [&](int rank) { return rank * num_groups / num_ranks == group; };
     std::vector<double> own;
     for (int rank = 0; rank < num_ranks; ++rank) {
-      if (of_group(rank)) own.push_back(shares[static_cast<size_t>(rank)]);
+      if (of_group(rank)) own.push_back(shares[rank]);
     }
     int64_t begin = 0;
     for (const int64_t end : ends_of(group_size, own)) {
@@ -127,8 +127,8 @@ std::vector<int> plan_layers(const ModelConfig& config, const ModelWeights& weig
   for (size_t rank = 0; rank < shares.size(); ++rank) {
     share += shares[rank];
     while (layer < config.num_layers &&
-           (rank + 1 == shares.size() || before + bytes[static_cast<size_t>(layer)] / 2 <= all * share / all_shares)) {
-      before += bytes[static_cast<size_t>(layer++)];
+           (rank + 1 == shares.size() || before + bytes[layer] / 2 <= all * share / all_shares)) {
+      before += bytes[layer++];
     }
     ends.push_back(layer);
   }
@@ -195,7 +195,7 @@ bool RowOwners::owns(int rank, int64_t row) const {
 bool RankPlan::holds(int rank, int layer) const {
   if (mode != ClusterMode::kLayers) return true;
   if (layer == num_trunk_layers) return rank + 1 == num_ranks();  // the MTP layer
-  return layer >= first_layer(rank) && layer < layer_ends[static_cast<size_t>(rank)];
+  return layer >= first_layer(rank) && layer < layer_ends[rank];
 }
 
 RankPlan RankPlan::of(const ModelConfig& config, const ModelWeights& weights, ClusterMode mode,
@@ -211,8 +211,7 @@ RankPlan RankPlan::of(const ModelConfig& config, const ModelWeights& weights, Cl
   for (int64_t begin = 0; begin < config.vocab_size; begin += kHeadUnitRows) {
     const auto unit = RowOwners::split(std::min(kHeadUnitRows, config.vocab_size - begin), kInterleave, plan.shares);
     for (int rank = 0; rank < plan.num_ranks(); ++rank) {
-      for (const RowRange& range : unit.of(rank))
-        append_rows(vocab[static_cast<size_t>(rank)], {begin + range.begin, begin + range.end});
+      for (const RowRange& range : unit.of(rank)) append_rows(vocab[rank], {begin + range.begin, begin + range.end});
     }
   }
   plan.vocab = RowOwners(std::move(vocab));

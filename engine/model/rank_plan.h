@@ -25,9 +25,9 @@ class RowOwners {
   [[nodiscard]] static RowOwners split(int64_t num_rows, int64_t unit_rows, const std::vector<double>& shares);
 
   [[nodiscard]] int num_ranks() const { return static_cast<int>(ranges_.size()); }
-  [[nodiscard]] const std::vector<RowRange>& of(int rank) const { return ranges_[static_cast<size_t>(rank)]; }
+  [[nodiscard]] const std::vector<RowRange>& of(int rank) const { return ranges_[rank]; }
   [[nodiscard]] int64_t num_rows() const { return num_rows_; }  // of all ranks
-  [[nodiscard]] int64_t count(int rank) const { return counts_[static_cast<size_t>(rank)]; }
+  [[nodiscard]] int64_t count(int rank) const { return counts_[rank]; }
   /// Of a rank with one range or none: where it begins.
   [[nodiscard]] int64_t begin(int rank) const { return of(rank).empty() ? 0 : of(rank).front().begin; }
   [[nodiscard]] int64_t end(int rank) const { return of(rank).empty() ? 0 : of(rank).back().end; }

@@ -312,7 +312,7 @@ WeightLoader::Job& WeightLoader::own_job(MatrixView& matrix) {
   const auto at = std::find(shared->to.begin(), shared->to.end(), &matrix) - shared->to.begin();
   shared->to.erase(shared->to.begin() + at);
   if (!shared->parts.empty()) {
-    const RowRange part = shared->parts[static_cast<size_t>(at)];
+    const RowRange part = shared->parts[at];
     shared->parts.erase(shared->parts.begin() + at);
     own.parts.clear();
     own.from.data += static_cast<size_t>(part.begin) * own.from.row_bytes();
@@ -595,12 +595,12 @@ void WeightLoader::load() {
   std::atomic<bool> failed{false};
   team.parallel_for(node_ends, [&](int64_t c, int thread_idx) {
     if (failed.load(std::memory_order_relaxed)) return;
-    const Chunk& chunk = chunks[static_cast<size_t>(c)];
+    const Chunk& chunk = chunks[c];
     const size_t row_bytes = chunk.job->from.row_bytes();
     // Who has taken another node's chunk goes there for it.
     const auto node = static_cast<int>(std::upper_bound(node_ends.begin(), node_ends.end(), c) - node_ends.begin());
     std::optional<ThreadPin> there;
-    if (node != team.node_of(thread_idx)) there.emplace(nodes.nodes()[static_cast<size_t>(node)]);
+    if (node != team.node_of(thread_idx)) there.emplace(nodes.nodes()[node]);
     try {
       std::vector<std::byte> scratch;
       for (const RowRange& rows : chunk.ranges) {

@@ -24,7 +24,7 @@ class KvShape {
     int64_t head_bytes = 0;  // of one head's keys and values over a page
     int64_t offset = 0;      // of the layer in a page
   };
-  [[nodiscard]] const Layer& layer(int index) const { return layers_[static_cast<size_t>(index)]; }
+  [[nodiscard]] const Layer& layer(int index) const { return layers_[index]; }
   [[nodiscard]] int num_layers() const { return static_cast<int>(layers_.size()); }
   [[nodiscard]] KvType type() const { return type_; }
   [[nodiscard]] int64_t page_bytes() const { return page_bytes_; }

@@ -13,18 +13,18 @@ int32_t PagePool::take() {
   FT_CHECK(!free_.empty());
   const int32_t page = free_.back();
   free_.pop_back();
-  users_[static_cast<size_t>(page)] = 1;
+  users_[page] = 1;
   return page;
 }
 
 void PagePool::share(int32_t page) {
-  int32_t& users = users_.at(static_cast<size_t>(page));
+  int32_t& users = users_.at(page);
   FT_CHECK(users > 0);
   ++users;
 }
 
 void PagePool::drop(int32_t page) {
-  int32_t& users = users_.at(static_cast<size_t>(page));
+  int32_t& users = users_.at(page);
   FT_CHECK(users > 0);
   if (--users == 0) free_.push_back(page);
 }

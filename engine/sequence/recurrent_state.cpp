@@ -7,7 +7,7 @@ namespace foretoken {
 RecurrentState::RecurrentState(std::span<const DeltaNetShape> layers, int max_window, int num_sequences)
     : num_layers_(static_cast<int>(layers.size())) {
   for (int i = 0; i < num_layers_ * num_sequences; ++i) {
-    const DeltaNetShape& shape = layers[static_cast<size_t>(i % num_layers_)];
+    const DeltaNetShape& shape = layers[i % num_layers_];
     Layer layer;
     layer.shape = shape;
     layer.state = AlignedBuffer(static_cast<size_t>(shape.state_values()) * sizeof(float), "the recurrent state");
@@ -33,7 +33,7 @@ void RecurrentState::reset(int sequence_slot) {
 size_t RecurrentState::state_bytes() const {
   size_t bytes = 0;
   for (int i = 0; i < num_layers_; ++i) {
-    const Layer& layer = layers_[static_cast<size_t>(i)];
+    const Layer& layer = layers_[i];
     bytes += layer.state.size_bytes() + layer.history.size_bytes();
   }
   return bytes;

@@ -44,13 +44,13 @@ class RecurrentState {
     FloatRows history;    // [conv_taps - 1, conv_channels], oldest first
     std::array<Bank, 2> banks;
 
-    [[nodiscard]] const Bank& old_bank(const BankTurn& turn) const { return banks[static_cast<size_t>(turn.old_bank)]; }
-    [[nodiscard]] Bank& new_bank(const BankTurn& turn) { return banks[static_cast<size_t>(1 - turn.old_bank)]; }
+    [[nodiscard]] const Bank& old_bank(const BankTurn& turn) const { return banks[turn.old_bank]; }
+    [[nodiscard]] Bank& new_bank(const BankTurn& turn) { return banks[1 - turn.old_bank]; }
   };
 
   [[nodiscard]] int num_layers() const { return num_layers_; }
   [[nodiscard]] Layer& layer(int recurrent_idx, int sequence_slot) {
-    return layers_[static_cast<size_t>(sequence_slot * num_layers_ + recurrent_idx)];
+    return layers_[sequence_slot * num_layers_ + recurrent_idx];
   }
 
   /// The sequence in this slot starts anew.

@@ -21,7 +21,7 @@ class RopeTables {
   [[nodiscard]] const RopeTable& of(const RopeShape& shape) const {
     const auto found = std::find(shapes_.begin(), shapes_.end(), shape);
     FT_CHECK(found != shapes_.end());
-    return tables_[static_cast<size_t>(found - shapes_.begin())];
+    return tables_[found - shapes_.begin()];
   }
 
   [[nodiscard]] static size_t size_bytes(std::span<const RopeShape> shapes, int64_t ctx_size) {

@@ -54,7 +54,7 @@ void Bpe::append(TokenId id, std::vector<TokenId>& out) const {
     out.push_back(id);
     return;
   }
-  for (const char byte : pieces_[static_cast<size_t>(id - vocab_size_)]) {
+  for (const char byte : pieces_[id - vocab_size_]) {
     const TokenId token = byte_tokens_[static_cast<uint8_t>(byte)];
     if (token >= 0) out.push_back(token);
   }

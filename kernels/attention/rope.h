@@ -20,7 +20,7 @@ class RopeTable {
   RopeTable(std::span<const double> frequencies, double magnitude, RopePairs pairs, int64_t num_positions);
   [[nodiscard]] int rope_dim() const { return rope_dim_; }
   [[nodiscard]] RopePairs pairs() const { return pairs_; }
-  [[nodiscard]] const float* cos(int64_t position) const { return &values_[static_cast<size_t>(position * rope_dim_)]; }
+  [[nodiscard]] const float* cos(int64_t position) const { return &values_[position * rope_dim_]; }
   [[nodiscard]] const float* sin(int64_t position) const { return cos(position) + rope_dim_ / 2; }
 
  private:

@@ -27,7 +27,7 @@ class NearestPoints {
     for (int l = 0; l + 1 < kLevels; ++l) limits_[l] = 0.5f * static_cast<float>(levels[l] + levels[l + 1]);
     int num_codes = 1;
     for (int i = 0; i < kCoordinates; ++i) num_codes *= kLevels;
-    nearest_.resize(static_cast<size_t>(num_codes));
+    nearest_.resize(num_codes);
     for (int code = 0; code < num_codes; ++code) {
       uint8_t wanted[kCoordinates];
       for (int i = 0, left = code; i < kCoordinates; ++i, left /= kLevels) wanted[i] = levels[left % kLevels];
@@ -40,7 +40,7 @@ class NearestPoints {
         }
         if (distance < best) {
           best = distance;
-          nearest_[static_cast<size_t>(code)] = static_cast<uint16_t>(point);
+          nearest_[code] = static_cast<uint16_t>(point);
         }
       }
     }
@@ -56,7 +56,7 @@ class NearestPoints {
       for (int l = 0; l + 1 < kLevels; ++l) level += values[i] > limits_[l] ? 1 : 0;
       code = code * kLevels + level;
     }
-    return nearest_[static_cast<size_t>(code)];
+    return nearest_[code];
   }
 
  private:

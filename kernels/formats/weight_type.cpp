@@ -99,7 +99,7 @@ const WeightTypeInfo& weight_type_info(WeightType type) {
   }();
   const auto id = static_cast<uint32_t>(type);
   FT_CHECK(id < kIndex.size() && kIndex[id] >= 0);
-  return kTypes[static_cast<size_t>(kIndex[id])];
+  return kTypes[kIndex[id]];
 }
 
 int interleaved_block_bytes(WeightType type) {

@@ -59,9 +59,8 @@ double measure_int8_peak(Isa isa, ThreadTeam& team, double seconds) {
   const auto begin = Clock::now();
   do {
     const auto part_begin = Clock::now();
-    team.parallel_for(team.num_threads(), [&](int64_t item, int) {
-      sums[static_cast<size_t>(item)] += int8_burst(isa, w.data(), x.data(), kRounds);
-    });
+    team.parallel_for(team.num_threads(),
+                      [&](int64_t item, int) { sums[item] += int8_burst(isa, w.data(), x.data(), kRounds); });
     const double part = std::chrono::duration<double>(Clock::now() - part_begin).count();
     best = std::max(best, 2.0 * static_cast<double>(kInt8BurstBytes * kRounds * team.num_threads()) / part);
   } while (std::chrono::duration<double>(Clock::now() - begin).count() < seconds);

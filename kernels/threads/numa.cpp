@@ -162,7 +162,7 @@ int NumaNodes::node_of_member(int idx, int num_members) const {
 
 std::vector<int> NumaNodes::members_by_node(int num_members) const {
   std::vector<int> members(ends_.size(), 0);
-  for (int i = 0; i < num_members; ++i) ++members[static_cast<size_t>(node_of_member(i, num_members))];
+  for (int i = 0; i < num_members; ++i) ++members[node_of_member(i, num_members)];
   return members;
 }
 

@@ -135,13 +135,13 @@ struct ThreadTeam::State {
   }
 
   void lay_members(int num_members) {
-    group_of.resize(static_cast<size_t>(num_members));
+    group_of.resize(num_members);
     begins.resize(static_cast<size_t>(num_members) + 1);
     for (int i = 0; i < num_members; ++i) {
       const int node = nodes.node_of_member(i, num_members);
       if (groups.empty() || groups.back().node != node) groups.push_back({node, i, i});
       groups.back().end = i + 1;
-      group_of[static_cast<size_t>(i)] = groups.size() - 1;
+      group_of[i] = groups.size() - 1;
     }
   }
 
@@ -149,9 +149,9 @@ struct ThreadTeam::State {
     int64_t first = 0;
     for (const Group& group : groups) {
       const bool is_last = &group == &groups.back();
-      const int64_t size = (is_last ? node_ends.back() : node_ends[static_cast<size_t>(group.node)]) - first;
+      const int64_t size = (is_last ? node_ends.back() : node_ends[group.node]) - first;
       const int64_t members = group.end - group.begin;
-      for (int64_t i = 0; i < members; ++i) begins[static_cast<size_t>(group.begin + i)] = first + size * i / members;
+      for (int64_t i = 0; i < members; ++i) begins[group.begin + i] = first + size * i / members;
       first += size;
     }
     begins.back() = first;
@@ -163,7 +163,7 @@ struct ThreadTeam::State {
 
   [[nodiscard]] const NumaNode* node_to_pin(int thread_idx) const {
     if (nodes.count() == 1) return nullptr;
-    return &nodes.nodes()[static_cast<size_t>(groups[group_of[static_cast<size_t>(thread_idx)]].node)];
+    return &nodes.nodes()[groups[group_of[thread_idx]].node];
   }
 
   void take_items(int thread_idx) noexcept {
@@ -172,7 +172,7 @@ struct ThreadTeam::State {
     const int64_t n = num_items;
     const auto num_members = static_cast<int64_t>(taken.size());
     const uint64_t current = uint64_t{loop} << 32;
-    const Group& own = groups[group_of[static_cast<size_t>(thread_idx)]];
+    const Group& own = groups[group_of[thread_idx]];
     const int64_t mates = own.end - own.begin, place = thread_idx - own.begin;
     for (int64_t i = 0; i < num_members; ++i) {
       const int64_t owner =
@@ -180,7 +180,7 @@ struct ThreadTeam::State {
       const auto at = static_cast<size_t>(owner);
       const int64_t begin = by_node ? begins[at] : n * owner / num_members;
       const int64_t size = (by_node ? begins[at + 1] : n * (owner + 1) / num_members) - begin;
-      std::atomic<uint64_t>& word = taken[static_cast<size_t>(owner)].word;
+      std::atomic<uint64_t>& word = taken[owner].word;
       for (uint64_t seen = word.load(std::memory_order_relaxed);;) {
         const uint64_t mine = (seen & ~kCount) == current ? seen & kCount : 0;
         if (static_cast<int64_t>(mine) >= size) break;
@@ -274,7 +274,7 @@ void ThreadTeam::set_stop(const std::atomic<bool>* stop) {
 }
 
 int ThreadTeam::node_of(int thread_idx) const {
-  return state_->groups[state_->group_of[static_cast<size_t>(thread_idx)]].node;
+  return state_->groups[state_->group_of[thread_idx]].node;
 }
 
 void ThreadTeam::run(int64_t num_items, std::span<const int64_t> node_ends, void* context, BodyFn body) {

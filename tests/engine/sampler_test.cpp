@@ -31,14 +31,10 @@ std::vector<TokenId> kept_ids(const std::vector<float>& logits, const SamplingOp
   for (size_t i = 0; i < logits.size(); ++i) {
     if (logits[i] > -kInf) order.push_back(static_cast<TokenId>(i));
   }
-  std::stable_sort(order.begin(), order.end(), [&](TokenId a, TokenId b) {
-    return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
-  });
-  if (options.top_k > 0 && order.size() > static_cast<size_t>(options.top_k))
-    order.resize(static_cast<size_t>(options.top_k));
+  std::stable_sort(order.begin(), order.end(), [&](TokenId a, TokenId b) { return logits[a] > logits[b]; });
+  if (options.top_k > 0 && order.size() > static_cast<size_t>(options.top_k)) order.resize(options.top_k);
   const auto weight = [&](TokenId id) {
-    return std::exp((static_cast<double>(logits[static_cast<size_t>(id)]) - logits[static_cast<size_t>(order[0])]) /
-                    options.temperature);
+    return std::exp((static_cast<double>(logits[id]) - logits[order[0]]) / options.temperature);
   };
   if (options.top_p < 1) {
     double total = 0, reached = 0;
@@ -63,7 +59,7 @@ TokenId plain_choice(const std::vector<float>& logits, const SamplingOptions& op
   TokenId best = -1;
   float best_score = -kInf;
   for (TokenId id : kept_ids(logits, options)) {
-    const float x = (logits[static_cast<size_t>(id)] - largest) / options.temperature;
+    const float x = (logits[id] - largest) / options.temperature;
     const float score = x + gumbel_noise(options.seed, position, id);
     if (best < 0 || score > best_score) best = id, best_score = score;
   }
@@ -100,8 +96,8 @@ std::vector<double> filtered_softmax(const std::vector<float>& logits, const Sam
   std::vector<double> p(logits.size(), 0.0);
   double sum = 0;
   for (TokenId id : kept_ids(logits, options)) {
-    p[static_cast<size_t>(id)] = std::exp(static_cast<double>(logits[static_cast<size_t>(id)]) / options.temperature);
-    sum += p[static_cast<size_t>(id)];
+    p[id] = std::exp(static_cast<double>(logits[id]) / options.temperature);
+    sum += p[id];
   }
   for (double& v : p) v /= sum;
   return p;

@@ -63,7 +63,7 @@ TEST_CASE("buckets hold every slot of the rows once") {
         fullest = bucket.slots.size();
         CHECK(std::is_sorted(bucket.slots.begin(), bucket.slots.end()));
         for (int32_t slot : bucket.slots) {
-          CHECK(experts[static_cast<size_t>(slot)] == bucket.expert);
+          CHECK(experts[slot] == bucket.expert);
           CHECK(slots.insert(slot).second);
         }
       }

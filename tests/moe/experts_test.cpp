@@ -65,16 +65,14 @@ class Layer {
       std::vector<double> score = times("router", 0, shape_.num_experts, to_double(x, dim));
       std::vector<int64_t> order(score.size());
       for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int64_t>(i);
-      std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-        return score[static_cast<size_t>(a)] > score[static_cast<size_t>(b)];
-      });
+      std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return score[a] > score[b]; });
       double sum = 0;
-      for (int i = 0; i < shape_.top_k; ++i) sum += std::exp(score[static_cast<size_t>(order[static_cast<size_t>(i)])]);
+      for (int i = 0; i < shape_.top_k; ++i) sum += std::exp(score[order[i]]);
       for (int i = 0; i < shape_.top_k; ++i) {
-        const int64_t e = order[static_cast<size_t>(i)], f = shape_.expert_dim;
+        const int64_t e = order[i], f = shape_.expert_dim;
         const auto part = shape_.fused ? swiglu("gate_up", 2 * e * f, "gate_up", (2 * e + 1) * f, "down", e * dim, f, x)
                                        : swiglu("gate", e * f, "up", e * f, "down", e * dim, f, x);
-        add(std::exp(score[static_cast<size_t>(e)]) / sum, part, y);
+        add(std::exp(score[e]) / sum, part, y);
       }
     }
     if (shape_.shared_dim > 0) {
@@ -89,7 +87,7 @@ class Layer {
   // Rows are interleaved if parts of `granule` rows allow it.
   MatrixView matrix(const std::string& name, int64_t num_rows, int64_t num_cols, WeightType type, int64_t granule) {
     std::vector<float>& values = values_[name];
-    values.resize(static_cast<size_t>(num_rows * num_cols));
+    values.resize(num_rows * num_cols);
     const auto draws = test::random_ids(static_cast<int>(values.size()), 2001, values_.size());
     const double scale = 1.7 / (1000 * std::sqrt(static_cast<double>(num_cols)));
     for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>((draws[i] - 1000) * scale);
@@ -310,7 +308,7 @@ TEST_CASE("experts are added in rank order, then the shared expert, then the res
         float sum = 0;
         for (int rank = 0; rank < shape.top_k; ++rank) {
           const auto slot = static_cast<size_t>(r * shape.top_k + rank);
-          sum = std::fma(got.routing.weights[slot], parts[static_cast<size_t>(got.routing.experts[slot])][at], sum);
+          sum = std::fma(got.routing.weights[slot], parts[got.routing.experts[slot]][at], sum);
         }
         if (all.has_shared()) sum = std::fma(gate, shared[at], sum);
         if (got.residual[at] != residual.row(r)[i] + sum)

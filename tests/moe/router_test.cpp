@@ -21,8 +21,8 @@ Choice route(Isa isa, std::vector<float> logits, int top_k) {
   std::fill(routing.experts.begin(), routing.experts.end(), -7);
   route_row(isa, logits.data(), static_cast<int>(logits.size()), 1, routing);
   for (int i = 0; i < top_k; ++i) {
-    CHECK(routing.experts[static_cast<size_t>(i)] == -7);
-    CHECK(routing.experts[static_cast<size_t>(2 * top_k + i)] == -7);
+    CHECK(routing.experts[i] == -7);
+    CHECK(routing.experts[2 * top_k + i] == -7);
   }
   const auto begin = static_cast<std::ptrdiff_t>(top_k);
   return {{routing.experts.begin() + begin, routing.experts.begin() + 2 * begin},
@@ -62,10 +62,10 @@ TEST_CASE("router weights are the softmax over the chosen experts, the same bits
       }
       const Choice plain = route(Isa::kScalar, logits, top_k);
       double sum = 0;
-      for (int32_t e : plain.experts) sum += std::exp(double{logits[static_cast<size_t>(e)]});
+      for (int32_t e : plain.experts) sum += std::exp(double{logits[e]});
       for (size_t rank = 0; rank < plain.experts.size(); ++rank) {
         INFO(num_experts << " experts, top " << top_k << ", rank " << rank);
-        const double want = std::exp(double{logits[static_cast<size_t>(plain.experts[rank])]}) / sum;
+        const double want = std::exp(double{logits[plain.experts[rank]]}) / sum;
         // exp, two divisions and a sum of at most 13: less than 20 roundings of 2^-24 each.
         CHECK(std::abs(double{plain.weights[rank]} - want) <= 20 * 0x1p-24 * want);
         if (rank > 0) CHECK(plain.weights[rank] <= plain.weights[rank - 1]);

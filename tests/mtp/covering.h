@@ -18,14 +18,14 @@ inline std::vector<std::vector<int>> pairwise_covering(const std::vector<int>& s
   // missing[a][b][va * sizes[b] + vb], a < b
   std::vector<std::vector<std::vector<bool>>> missing(num_axes, std::vector<std::vector<bool>>(num_axes));
   for (size_t a = 0; a < num_axes; ++a) {
-    for (size_t b = a + 1; b < num_axes; ++b) missing[a][b].assign(static_cast<size_t>(sizes[a] * sizes[b]), true);
+    for (size_t b = a + 1; b < num_axes; ++b) missing[a][b].assign(sizes[a] * sizes[b], true);
   }
   const auto bit = [&](size_t a, int va, size_t b, int vb) {
     if (a > b) {
       std::swap(a, b);
       std::swap(va, vb);
     }
-    return missing[a][b][static_cast<size_t>(va * sizes[b] + vb)];
+    return missing[a][b][va * sizes[b] + vb];
   };
   std::mt19937_64 random(seed);
   std::vector<std::vector<int>> rows;
@@ -76,8 +76,7 @@ inline std::vector<std::vector<int>> pairwise_covering(const std::vector<int>& s
       best = std::move(row);
     }
     for (size_t a = 0; a < num_axes; ++a) {
-      for (size_t b = a + 1; b < num_axes; ++b)
-        missing[a][b][static_cast<size_t>(best[a] * sizes[b] + best[b])] = false;
+      for (size_t b = a + 1; b < num_axes; ++b) missing[a][b][best[a] * sizes[b] + best[b]] = false;
     }
     rows.push_back(std::move(best));
   }

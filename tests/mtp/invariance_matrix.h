@@ -71,7 +71,7 @@ struct Axes {
   [[nodiscard]] Setting setting(const std::vector<int>& indices) const {
     Setting setting;
     size_t axis = 0;
-    for_each([&](const auto& values, auto field) { setting.*field = values[static_cast<size_t>(indices[axis++])]; });
+    for_each([&](const auto& values, auto field) { setting.*field = values[indices[axis++]]; });
     return setting;
   }
   /// visit(values, field of Setting) for each axis.

@@ -17,8 +17,7 @@ NgramIndex::Match search(const Tokens& text) {
   const auto size = static_cast<int64_t>(text.size());
   const auto agreement = [&](int64_t end) {
     int length = 0;
-    while (length < NgramIndex::kMaxMatch && length < end &&
-           text[static_cast<size_t>(end - 1 - length)] == text[static_cast<size_t>(size - 1 - length)])
+    while (length < NgramIndex::kMaxMatch && length < end && text[end - 1 - length] == text[size - 1 - length])
       ++length;
     return length;
   };

@@ -157,7 +157,7 @@ void check_schedule(const Subject& subject, uint64_t seed, int64_t& num_checked)
     running.request = &scheduler.add(text.prompt, generation);
     all.push_back(std::move(running));
   };
-  all.reserve(static_cast<size_t>(num_texts));
+  all.reserve(num_texts);
   add();
   for (int step = 0;; ++step) {
     if (static_cast<int>(all.size()) < num_texts && random() % 3 == 0) add();

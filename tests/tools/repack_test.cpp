@@ -307,7 +307,7 @@ TEST_CASE("repack: a file that is not what it says is refused in a line", "[repa
   }
   SECTION("floats in groups") {
     interleaved->type_id = foretoken::kInterleavedTypeIds + 1;
-    interleaved->bytes.resize(static_cast<size_t>(2 * interleaved->shape[0] * interleaved->shape[1]));
+    interleaved->bytes.resize(2 * interleaved->shape[0] * interleaved->shape[1]);
     edit.write(bad);
     check_refused(decode(bad), 1, {interleaved->name, "groups of 16 rows"});
   }

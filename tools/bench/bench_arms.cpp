@@ -95,7 +95,7 @@ BenchSamples measure_arms(size_t num_arms, size_t num_prompts, int num_rounds, c
       if (arm == 0) samples.ids[prompt] = result.ids;
       samples.arm_ids[arm][prompt] = result.ids;
     } else {
-      accumulate(samples.rounds[arm][static_cast<size_t>(round - 1)], result.statistics);
+      accumulate(samples.rounds[arm][round - 1], result.statistics);
     }
     if (!samples.difference) samples.difference = compare(samples.ids[prompt], result.ids, arm, prompt);
   };

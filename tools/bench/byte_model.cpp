@@ -118,12 +118,12 @@ double published_overlap(const ModelConfig& config, int num_rows) {
   // tokens.
   static constexpr std::array<double, 9> kDistinct = {1, 1.55, 1.94, 2.26, 2.55, 2.81, 3.05, 3.27, 3.47};
   FT_CHECK(num_rows >= 1 && num_rows <= static_cast<int>(kDistinct.size()));
-  return std::min(kDistinct[static_cast<size_t>(num_rows - 1)], independent_overlap(config, num_rows));
+  return std::min(kDistinct[num_rows - 1], independent_overlap(config, num_rows));
 }
 
 double published_acceptance_length(int k) {
   static constexpr std::array<double, 5> kPublished = {1, 1.88, 2.63, 3.14, 3.57};
-  if (k < static_cast<int>(kPublished.size())) return kPublished[static_cast<size_t>(k)];
+  if (k < static_cast<int>(kPublished.size())) return kPublished[k];
   double step = kPublished[4] - kPublished[3];
   double length = kPublished[4];
   for (int i = 4; i < k; ++i) {

@@ -104,15 +104,15 @@ void add_statistics(nlohmann::ordered_json& object, const DecodeStatistics& s) {
   object["peak_rss_bytes"] = peak_rss_bytes();
 }
 
-std::string describe_places(const ExpertPlaces& places) {
-  if (places.total() == 0) return "";
-  const auto percent = [&](int64_t reads) {
-    return 100.0 * static_cast<double>(reads) / static_cast<double>(places.total());
+std::string describe_reads(const ReadsByPlace& reads) {
+  if (reads.total() == 0) return "";
+  const auto percent = [&](int64_t some) {
+    return 100.0 * static_cast<double>(some) / static_cast<double>(reads.total());
   };
   std::string text = fmt::format("{:<22} {:.0f}% placed on the GPU, {:.0f}% in RAM", "experts read",
-                                 percent(places.placed), percent(places.host));
-  if (places.hot > 0)
-    text += fmt::format(", {:.0f}% hot on the GPU (hit rate {:.0f}%)", percent(places.hot), 100 * places.hit_rate());
+                                 percent(reads.placed), percent(reads.host));
+  if (reads.hot > 0)
+    text += fmt::format(", {:.0f}% hot on the GPU (hit rate {:.0f}%)", percent(reads.hot), 100 * reads.hit_rate());
   return text + "\n";
 }
 
@@ -124,12 +124,12 @@ void refuse_draft_fault(const Model& model, const DecodeStatistics& s) {
                     model.path(), s.draft_fault));
 }
 
-void add_places(nlohmann::ordered_json& object, const ExpertPlaces& places) {
-  if (places.total() == 0) return;
-  object["expert_reads_placed"] = places.placed;
-  object["expert_reads_hot"] = places.hot;
-  object["expert_reads_host"] = places.host;
-  object["hot_expert_hit_rate"] = places.hit_rate();
+void add_reads(nlohmann::ordered_json& object, const ReadsByPlace& reads) {
+  if (reads.total() == 0) return;
+  object["expert_reads_placed"] = reads.placed;
+  object["expert_reads_hot"] = reads.hot;
+  object["expert_reads_host"] = reads.host;
+  object["hot_expert_hit_rate"] = reads.hit_rate();
 }
 
 void add_run(nlohmann::ordered_json& object, const ModelFlags& flags, const Model& model) {

@@ -24,10 +24,10 @@ void refuse_draft_fault(const Model& model, const DecodeStatistics& statistics);
 void add_statistics(nlohmann::ordered_json& object, const DecodeStatistics& statistics);
 
 /// Of a split: where the experts were read, one line; empty where nothing was split.
-[[nodiscard]] std::string describe_places(const ExpertPlaces& places);
+[[nodiscard]] std::string describe_reads(const ReadsByPlace& reads);
 
 /// The same as JSON keys; nothing where nothing was split.
-void add_places(nlohmann::ordered_json& object, const ExpertPlaces& places);
+void add_reads(nlohmann::ordered_json& object, const ReadsByPlace& reads);
 
 /// What a run depended on: version, commit, mtp, moe_verify, isa, threads and NUMA nodes, device, cublas, kv_type,
 /// model, model_sha256, model_draft.

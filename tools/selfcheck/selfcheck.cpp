@@ -152,8 +152,7 @@ DecodeResult decode_beside(const Model& model, SessionOptions session_options, s
   const auto add_others = [&](bool first) {
     for (const CheckNeighbour& other : others) {
       if (other.is_first != first) continue;
-      const auto text =
-          prompt.subspan(static_cast<size_t>(other.first_token), static_cast<size_t>(other.prompt_tokens));
+      const auto text = prompt.subspan(other.first_token, static_cast<size_t>(other.prompt_tokens));
       GenerationOptions generation;
       generation.max_new_tokens = other.new_tokens;
       generation.max_drafts = other.max_drafts;
@@ -211,7 +210,7 @@ CheckResult run_case(const Model& model, const SelfcheckFlags& flags, const std:
     }
     logits_hash.update(std::as_bytes(std::span(logits, static_cast<size_t>(model.config().vocab_size))));
   };
-  const auto text = std::span(prompt).first(static_cast<size_t>(size.prompt_tokens));
+  const auto text = std::span(prompt).first(size.prompt_tokens);
   const DecodeResult result = check.neighbours == 0 ? decode_alone(model, session_options, text, options)
                                                     : decode_beside(model, session_options, text, options, check);
   refuse_draft_fault(model, result.statistics);  // without drafts there is little to check

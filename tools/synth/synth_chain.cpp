@@ -65,12 +65,12 @@ Cycle::Cycle(int64_t vocab_size, uint64_t seed) {
   }
   const uint64_t order_key = derive(seed, "cycle order"), stand_in_key = derive(seed, "cycle stand-ins");
   for (size_t i = ids_.size() - 1; i > 0; --i) std::swap(ids_[i], ids_[derive(order_key, i) % (i + 1)]);
-  places_.resize(static_cast<size_t>(vocab_size));
+  places_.resize(vocab_size);
   for (size_t id = 0; id < places_.size(); ++id) {
     places_[id] = static_cast<int64_t>(derive(stand_in_key, id) % ids_.size());
   }
   for (size_t place = 0; place < ids_.size(); ++place) {
-    places_[static_cast<size_t>(ids_[place])] = static_cast<int64_t>(place);
+    places_[ids_[place]] = static_cast<int64_t>(place);
   }
 }
 
@@ -103,7 +103,7 @@ Chain::Chain(const ChainSpec& spec) : spec_(spec), cycle_(spec.vocab_size, spec.
     flag_place_[flag] =
         static_cast<int64_t>(derive(wrong_key, static_cast<uint64_t>(flag)) % static_cast<uint64_t>(cycle_.length()));
   }
-  flags_.assign(static_cast<size_t>(cycle_.length()), 0);
+  flags_.assign(cycle_.length(), 0);
   for (int64_t begin = 0; begin < cycle_.length(); begin += kGroup) {
     const int64_t end = std::min(begin + kGroup, cycle_.length());
     const auto wrong_before = [&](int64_t place) {
@@ -114,12 +114,12 @@ Chain::Chain(const ChainSpec& spec) : spec_(spec), cycle_(spec.vocab_size, spec.
     const auto key = [&](int64_t place) { return derive(wrong_key, static_cast<uint64_t>(place) + kFlags); };
     std::sort(places.begin(), places.end(), [&](int64_t a, int64_t b) { return key(a) < key(b); });
     for (int64_t i = 0; i < wrong_before(end) - wrong_before(begin); ++i) {
-      const int64_t place = places[static_cast<size_t>(i)];
+      const int64_t place = places[i];
       int more = 1 + static_cast<int>(key(place) % 3);
       for (int step = 0; step < kFlags && more > 0; ++step) {
         const int flag = static_cast<int>((key(place) / 3 + static_cast<uint64_t>(step)) % kFlags);
         if (flag_place_[flag] == place) continue;  // its content would only make the draft surer
-        flags_[static_cast<size_t>(place)] |= static_cast<uint8_t>(1 << flag);
+        flags_[place] |= static_cast<uint8_t>(1 << flag);
         --more;
       }
     }
@@ -138,7 +138,7 @@ void Chain::embedding_row(TokenId id, float* row) const {
   const int64_t place = cycle_.place_of(id);
   content(place, row);
   for (int flag = 0; flag < kFlags; ++flag) {
-    row[flag_dim(flag)] = flags_[static_cast<size_t>(place)] >> flag & 1 ? 1.0f : -1.0f;
+    row[flag_dim(flag)] = flags_[place] >> flag & 1 ? 1.0f : -1.0f;
     row[constant_dim(flag)] = 1.0f;
   }
   const uint64_t code_key = derive(spec_.seed, "code");
@@ -185,7 +185,7 @@ void Chain::eh_proj_row(int64_t output, float* row) const {
     std::vector<float> other(static_cast<size_t>(content_dims_));
     for (int flag = 0; flag < kFlags; ++flag) {
       content(flag_place_[flag], other.data());
-      row[flag_dim(flag)] = row[constant_dim(flag)] = kFlagWeight * other[static_cast<size_t>(output)];
+      row[flag_dim(flag)] = row[constant_dim(flag)] = kFlagWeight * other[output];
     }
   }
   const uint64_t key = derive(derive(spec_.seed, "hidden share"), static_cast<uint64_t>(output));

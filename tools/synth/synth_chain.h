@@ -16,9 +16,9 @@ class Cycle {
   Cycle(int64_t vocab_size, uint64_t seed);
 
   [[nodiscard]] int64_t length() const { return static_cast<int64_t>(ids_.size()); }
-  [[nodiscard]] TokenId id_at(int64_t place) const { return ids_[static_cast<size_t>(place % length())]; }
+  [[nodiscard]] TokenId id_at(int64_t place) const { return ids_[place % length()]; }
   /// The place of an id; of the id that it stands for if it is not on the cycle.
-  [[nodiscard]] int64_t place_of(TokenId id) const { return places_[static_cast<size_t>(id)]; }
+  [[nodiscard]] int64_t place_of(TokenId id) const { return places_[id]; }
   [[nodiscard]] bool has(TokenId id) const { return id_at(place_of(id)) == id; }
   [[nodiscard]] TokenId next(TokenId id) const { return id_at(place_of(id) + 1); }
   [[nodiscard]] std::vector<TokenId> continuation(TokenId last, int64_t count) const;
@@ -67,7 +67,7 @@ class Chain {
   explicit Chain(const ChainSpec& spec);
 
   [[nodiscard]] const Cycle& cycle() const { return cycle_; }
-  [[nodiscard]] bool draft_is_right(TokenId id) const { return flags_[static_cast<size_t>(cycle_.place_of(id))] == 0; }
+  [[nodiscard]] bool draft_is_right(TokenId id) const { return flags_[cycle_.place_of(id)] == 0; }
   /// Share of the cycle's tokens whose draft is right.
   [[nodiscard]] double acceptance() const;
   /// Share of a token's experts that the next token goes to as well, over (up to) 1024 pairs of neighbours and this

@@ -25,11 +25,11 @@ void read_delta_net(const Metadata& keys, ModelConfig& c) {
                   fmt::format("entry {} is {}; flags 0 or 1 or layers below {} allowed", i, value, c.num_layers));
       }
       if (flags && i < layers) c.recurrent[i] = value != 0;
-      if (!flags) c.recurrent[static_cast<size_t>(value)] = true;
+      if (!flags) c.recurrent[value] = true;
     }
   } else {
     const int64_t interval = keys.integer("full_attention_interval", 1, kMaxLayers, 4);
-    for (int64_t i = 0; i < c.num_layers; ++i) c.recurrent[static_cast<size_t>(i)] = (i + 1) % interval != 0;
+    for (int64_t i = 0; i < c.num_layers; ++i) c.recurrent[i] = (i + 1) % interval != 0;
   }
   c.state_size = static_cast<int>(keys.integer("ssm.state_size", 16, 4096));
   if (c.state_size % 16 != 0) keys.fail("ssm.state_size", fmt::format("{} is no multiple of 16", c.state_size));

@@ -195,7 +195,7 @@ Value filter_truncate(Interpreter& interpreter, const Value& value, ArgumentRead
   const std::vector<size_t> offsets = character_offsets(value.text().bytes);
   const auto size = static_cast<int64_t>(offsets.size()) - 1;
   if (size <= most + std::min<int64_t>(spare, INT32_MAX)) return value;
-  Text text = value.text().substr(0, offsets[static_cast<size_t>(most - end_length)]);
+  Text text = value.text().substr(0, offsets[most - end_length]);
   if (!kill_words) {
     const size_t space = text.bytes.rfind(' ');
     if (space != std::string::npos) text = text.substr(0, space);
@@ -293,7 +293,7 @@ Value filter_tojson(Interpreter& interpreter, const Value& value, ArgumentReader
       format.indent = indent.text().bytes;
     } else if (indent.is_integral()) {
       if (indent.as_int() > 1000) raise("tojson: the indent is too large");
-      format.indent.assign(static_cast<size_t>(std::max<int64_t>(indent.as_int(), 0)), ' ');
+      format.indent.assign(std::max<int64_t>(indent.as_int(), 0), ' ');
     } else {
       raise("tojson: the indent must be an integer or a string");
     }

@@ -427,8 +427,8 @@ bool take_range(const Text& text, ArgumentReader& arguments, size_t& begin, size
   };
   const int64_t from = place(first, 0), to = std::min(place(last, size), size);
   if (from > to) return false;
-  begin = offsets[static_cast<size_t>(from)];
-  end = offsets[static_cast<size_t>(to)];
+  begin = offsets[from];
+  end = offsets[to];
   return true;
 }
 
@@ -674,7 +674,7 @@ Value format_method(Interpreter& interpreter, const Value& self, const Arguments
         made = value.text();
         const auto offsets = character_offsets(made.bytes);
         if (precision >= 0 && static_cast<size_t>(precision) + 1 < offsets.size())
-          made = made.substr(0, offsets[static_cast<size_t>(precision)]);
+          made = made.substr(0, offsets[precision]);
       } else if (value.is_int() && (type == '\0' || type == 'd') && precision < 0) {
         made.append(std::to_string(value.as_int()));
       } else if (value.is_number() && (type == 'f' || type == 'e' || type == 'g')) {

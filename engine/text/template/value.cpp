@@ -311,7 +311,7 @@ Value subscript(const Value& container, const Value& key, Budget& budget) {
     const int64_t size = length(container);
     const int64_t index = key.as_int() < 0 ? key.as_int() + size : key.as_int();
     if (index >= 0 && index < size) {
-      if (container.is_sequence()) return container.list().items[static_cast<size_t>(index)];
+      if (container.is_sequence()) return container.list().items[index];
       const Text& text = container.text();
       budget.work(text.size() / 16);
       const std::vector<size_t> offsets = character_offsets(text.bytes);
@@ -355,8 +355,8 @@ Value slice(const Value& container, const SliceBounds& bounds, Budget& budget) {
     budget.allocate(text.size());
     const std::vector<size_t> offsets = character_offsets(text.bytes);
     end = std::max(begin, end);
-    const size_t from = offsets[static_cast<size_t>(begin)];
-    return text.substr(from, offsets[static_cast<size_t>(end)] - from);
+    const size_t from = offsets[begin];
+    return text.substr(from, offsets[end] - from);
   }
   for (int64_t i = begin; step > 0 ? i < end : i > end;) {
     picked.push_back(i);
@@ -369,13 +369,13 @@ Value slice(const Value& container, const SliceBounds& bounds, Budget& budget) {
     Text out;
     out.is_markup = text.is_markup;
     for (const int64_t i : picked) {
-      const size_t from = offsets[static_cast<size_t>(i)];
+      const size_t from = offsets[i];
       out.append(text, from, offsets[static_cast<size_t>(i) + 1] - from);
     }
     return out;
   }
   std::vector<Value> items;
-  for (const int64_t i : picked) items.push_back(container.list().items[static_cast<size_t>(i)]);
+  for (const int64_t i : picked) items.push_back(container.list().items[i]);
   return Value::list(std::move(items), container.list().kind);
 }
 

@@ -47,11 +47,11 @@ void softmax(std::vector<double>& x) {
 }  // namespace
 
 std::span<const double> ReferenceResult::logits_row(int64_t row) const {
-  return std::span(logits).subspan(static_cast<size_t>(row * vocab_size), static_cast<size_t>(vocab_size));
+  return std::span(logits).subspan(row * vocab_size, static_cast<size_t>(vocab_size));
 }
 
 std::span<const double> ReferenceResult::mtp_logits_row(int64_t row) const {
-  return std::span(mtp_logits).subspan(static_cast<size_t>(row * vocab_size), static_cast<size_t>(vocab_size));
+  return std::span(mtp_logits).subspan(row * vocab_size, static_cast<size_t>(vocab_size));
 }
 
 ReferenceModel::ReferenceModel(const std::string& path, const ReferenceOptions& options)
@@ -74,7 +74,7 @@ ReferenceModel::ReferenceModel(const std::string& path, const ReferenceOptions& 
   rope_context_ = static_cast<double>(key("rope.scaling.original_context_length", 1));
   num_experts_ = key("expert_count", 0);
   top_k_ = key("expert_used_count", 0);
-  recurrent_.assign(static_cast<size_t>(num_layers_), false);
+  recurrent_.assign(num_layers_, false);
   if (hybrid_) {
     state_size_ = key("ssm.state_size", -1);
     num_key_heads_ = key("ssm.group_count", -1);
@@ -108,12 +108,12 @@ const ReferenceModel::Weight& ReferenceModel::weight(const std::string& name) {
   w.num_cols = tensor->shape[0];
   w.num_rows = tensor->num_values() / w.num_cols;
   w.activation_block = weight_type_info(*tensor->type()).activation_block;
-  w.values.resize(static_cast<size_t>(tensor->num_values()));
+  w.values.resize(tensor->num_values());
   decode_row(*tensor->type(), tensor->data, tensor->num_values(), w.values.data());
   const std::string scale =
       name == "token_embd.weight" ? "output.scale" : name.substr(0, name.find_last_of('.') + 1) + "scale";
   if (const GgufTensor* scales = file_.find_tensor(scale); scales != nullptr) {
-    w.scales.resize(static_cast<size_t>(scales->num_values()));
+    w.scales.resize(scales->num_values());
     decode_row(*scales->type(), scales->data, scales->num_values(), w.scales.data());
   }
   return weights_.emplace(name, std::move(w)).first->second;
@@ -125,7 +125,7 @@ ReferenceModel::Rows ReferenceModel::embed(const std::string& name, std::span<co
   Rows x(static_cast<int64_t>(ids.size()), hidden_dim_);
   std::vector<float> decoded(static_cast<size_t>(hidden_dim_));
   for (int64_t r = 0; r < x.num_rows; ++r) {
-    const auto id = static_cast<size_t>(ids[static_cast<size_t>(r)]);
+    const auto id = static_cast<size_t>(ids[r]);
     decode_row(*tensor->type(), tensor->data + id * row_bytes, hidden_dim_, decoded.data());
     std::copy(decoded.begin(), decoded.end(), x.row(r));
   }
@@ -145,7 +145,7 @@ std::vector<double> ReferenceModel::seen_by(const Weight& w, const double* x) {
     for (int64_t i = begin; i < begin + w.activation_block; ++i) {
       const double steps = x[i] * double{inverse};
       margins_.rounding = std::min(margins_.rounding, 0.5 - std::abs(steps - std::nearbyint(steps)));
-      seen[static_cast<size_t>(i)] = double{std::nearbyint(static_cast<float>(x[i]) * inverse)} * double{d};
+      seen[i] = double{std::nearbyint(static_cast<float>(x[i]) * inverse)} * double{d};
     }
   }
   return seen;
@@ -158,7 +158,7 @@ void ReferenceModel::multiply(const Weight& w, int64_t row_begin, int64_t row_en
     y[o - row_begin] = dot(w.values.data() + o * w.num_cols, seen.data(), w.num_cols);
     if (w.scales.empty()) continue;
     const int64_t share = w.num_rows / static_cast<int64_t>(w.scales.size());
-    y[o - row_begin] *= double{w.scales[static_cast<size_t>(o / share)]};
+    y[o - row_begin] *= double{w.scales[o / share]};
   }
 }
 
@@ -173,7 +173,7 @@ ReferenceModel::Rows ReferenceModel::multiply(const std::string& name, const Row
 void ReferenceModel::norm_in_place(const Weight& w, double* x) const {
   const auto n = static_cast<int64_t>(w.values.size());
   const double scale = 1 / std::sqrt(dot(x, x, n) / static_cast<double>(n) + eps_);
-  for (int64_t i = 0; i < n; ++i) x[i] *= scale * double{w.values[static_cast<size_t>(i)]};
+  for (int64_t i = 0; i < n; ++i) x[i] *= scale * double{w.values[i]};
 }
 
 ReferenceModel::Rows ReferenceModel::norm(const std::string& name, const Rows& x) {
@@ -223,7 +223,7 @@ void ReferenceModel::add_bias(const std::string& name, int64_t begin, Rows& x) {
   if (!has(name)) return;
   const Weight& bias = weight(name);
   for (int64_t r = 0; r < x.num_rows; ++r) {
-    for (int64_t i = 0; i < x.num_cols; ++i) x.row(r)[i] += double{bias.values[static_cast<size_t>(begin + i)]};
+    for (int64_t i = 0; i < x.num_cols; ++i) x.row(r)[i] += double{bias.values[begin + i]};
   }
 }
 
@@ -270,13 +270,12 @@ ReferenceModel::Rows ReferenceModel::attention(const std::string& block, const R
       const double* query = q.row(r) + h * q_stride;
       std::vector<double> p(static_cast<size_t>(r + 1));
       for (int64_t j = 0; j <= r; ++j) {
-        p[static_cast<size_t>(j)] =
-            dot(query, k.row(j) + kv_begin, head_dim_) / std::sqrt(static_cast<double>(head_dim_));
+        p[j] = dot(query, k.row(j) + kv_begin, head_dim_) / std::sqrt(static_cast<double>(head_dim_));
       }
       softmax(p);
       for (int64_t i = 0; i < head_dim_; ++i) {
         double sum = 0;
-        for (int64_t j = 0; j <= r; ++j) sum += p[static_cast<size_t>(j)] * v.row(j)[kv_begin + i];
+        for (int64_t j = 0; j <= r; ++j) sum += p[j] * v.row(j)[kv_begin + i];
         attended.row(r)[h * head_dim_ + i] = hybrid_ ? sum * sigmoid(query[head_dim_ + i]) : sum;
       }
     }
@@ -332,7 +331,7 @@ ReferenceModel::Rows ReferenceModel::delta_net(const std::string& block, const R
       double sum = 0;
       for (int64_t j = 0; j < conv_taps_; ++j) {
         const int64_t from = r - conv_taps_ + 1 + j;
-        if (from >= 0) sum += double{taps.values[static_cast<size_t>(c * conv_taps_ + j)]} * u.row(from)[c];
+        if (from >= 0) sum += double{taps.values[c * conv_taps_ + j]} * u.row(from)[c];
       }
       y.row(r)[c] = silu(sum);
     }
@@ -357,10 +356,10 @@ ReferenceModel::Rows ReferenceModel::delta_net(const std::string& block, const R
       for (double& s : state) s *= decay;
       for (int64_t c = 0; c < S; ++c) {
         double memory = 0;
-        for (int64_t i = 0; i < S; ++i) memory += state[static_cast<size_t>(i * S + c)] * k[i];
+        for (int64_t i = 0; i < S; ++i) memory += state[i * S + c] * k[i];
         const double delta = beta * (v[c] - memory);
         double o = 0;
-        for (int64_t i = 0; i < S; ++i) o += (state[static_cast<size_t>(i * S + c)] += k[i] * delta) * q[i];
+        for (int64_t i = 0; i < S; ++i) o += (state[i * S + c] += k[i] * delta) * q[i];
         out.row(r)[h * S + c] = o / std::sqrt(static_cast<double>(S));
       }
       norm_in_place(weight(block + "ssm_norm.weight"), out.row(r) + h * S);
@@ -389,10 +388,9 @@ void ReferenceModel::add_routed_experts(const std::string& block, const Rows& x,
     std::iota(order.begin(), order.end(), int64_t{0});
     std::stable_sort(order.begin(), order.end(), [&](int64_t i, int64_t j) { return score[i] > score[j]; });
     if (top_k_ < num_experts_) {
-      margins_.router = std::min(
-          margins_.router, score[order[static_cast<size_t>(top_k_ - 1)]] - score[order[static_cast<size_t>(top_k_)]]);
+      margins_.router = std::min(margins_.router, score[order[top_k_ - 1]] - score[order[top_k_]]);
     }
-    order.resize(static_cast<size_t>(top_k_));
+    order.resize(top_k_);
     // The softmax over all experts, renormalised over the chosen ones, is the softmax over the chosen ones.
     std::vector<double> share;
     for (int64_t e : order) share.push_back(score[e]);
@@ -403,7 +401,7 @@ void ReferenceModel::add_routed_experts(const std::string& block, const Rows& x,
       multiply(up, e * stride + up_begin, e * stride + up_begin + expert_dim, x.row(r), upped.data());
       for (size_t i = 0; i < gated.size(); ++i) gated[i] = silu(gated[i]) * upped[i];
       multiply(down, e * hidden_dim_, (e + 1) * hidden_dim_, gated.data(), part.data());
-      for (int64_t i = 0; i < hidden_dim_; ++i) y.row(r)[i] += share[rank] * part[static_cast<size_t>(i)];
+      for (int64_t i = 0; i < hidden_dim_; ++i) y.row(r)[i] += share[rank] * part[i];
     }
   }
 }
@@ -441,7 +439,7 @@ ReferenceResult ReferenceModel::forward(std::span<const TokenId> ids) {
   margins_ = {};
   const std::string head = has("output.weight") ? "output.weight" : "token_embd.weight";
   Rows x = embed("token_embd.weight", ids);
-  for (int64_t i = 0; i < num_layers_; ++i) x = layer(i, std::move(x), recurrent_[static_cast<size_t>(i)]);
+  for (int64_t i = 0; i < num_layers_; ++i) x = layer(i, std::move(x), recurrent_[i]);
   const Rows hidden = norm("output_norm.weight", x);
 
   ReferenceResult result;

@@ -51,7 +51,7 @@ std::vector<float> run(Engine& engine, Sequence& sequence, std::span<const Token
     engine.compute_logits({&last, 1});
     logits.assign(engine.logits(0), engine.logits(0) + engine.model().config().vocab_size);
     sequence.commit(rows);
-    ids = ids.subspan(static_cast<size_t>(rows));
+    ids = ids.subspan(rows);
   }
   return logits;
 }
@@ -192,7 +192,7 @@ TEST_CASE("The MTP layer's row ahead of the trunk is saved and copied, also wher
   for (int r = 0; r < 64; ++r) hidden_rows.emplace_back(num_hidden, static_cast<float>(r + 1));
   for (const std::vector<float>& row : hidden_rows) hidden.push_back(row.data());
   const auto follow = [&](Engine& engine, Sequence& sequence, int64_t position, size_t count, int first_output) {
-    const Engine::MtpInput input{&sequence, position, std::span(ids).subspan(static_cast<size_t>(position), count),
+    const Engine::MtpInput input{&sequence, position, std::span(ids).subspan(position, count),
                                  std::span(hidden).first(count), first_output};
     engine.mtp_forward({&input, 1});
   };

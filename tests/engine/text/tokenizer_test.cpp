@@ -214,7 +214,7 @@ TEST_CASE("Merges lead through pieces that are no tokens, and such a piece alone
     const std::string text = reference_nfc(random_text(random, 40));
     std::vector<TokenId> expected;
     for (TokenId id : demo_tokenizer().encode(text, false)) {
-      const std::string_view name = file.get_string_array("tokenizer.ggml.tokens")[static_cast<size_t>(id)];
+      const std::string_view name = file.get_string_array("tokenizer.ggml.tokens")[id];
       if (!gone(name)) {
         expected.push_back(id);
       } else {

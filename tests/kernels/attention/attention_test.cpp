@@ -54,14 +54,8 @@ struct Cache {
   std::vector<uint16_t> half_keys, half_values;
   std::vector<float> float_keys, float_values;
   ContiguousKv head;
-  double key(int64_t i) const {
-    return head.type == KvType::kF16 ? half_to_float(half_keys[static_cast<size_t>(i)])
-                                     : float_keys[static_cast<size_t>(i)];
-  }
-  double value(int64_t i) const {
-    return head.type == KvType::kF16 ? half_to_float(half_values[static_cast<size_t>(i)])
-                                     : float_values[static_cast<size_t>(i)];
-  }
+  double key(int64_t i) const { return head.type == KvType::kF16 ? half_to_float(half_keys[i]) : float_keys[i]; }
+  double value(int64_t i) const { return head.type == KvType::kF16 ? half_to_float(half_values[i]) : float_values[i]; }
 };
 
 std::unique_ptr<Cache> random_cache(Random& random, KvType type, int64_t kv_len, int head_dim) {
@@ -213,9 +207,9 @@ TEST_CASE("positions beyond kv_len do not matter") {
     Cache& cache = *problem.cache;
     for (int64_t i = 11 * 64; i < 40 * 64; ++i) {
       if (type == KvType::kF16) {
-        cache.half_values[static_cast<size_t>(i)] = 0x7e00;
+        cache.half_values[i] = 0x7e00;
       } else {
-        cache.float_values[static_cast<size_t>(i)] = std::nanf("");
+        cache.float_values[i] = std::nanf("");
       }
     }
     std::vector<Variant> variants = fast_variants();
@@ -301,8 +295,8 @@ TEST_CASE("scalar attention matches double arithmetic") {
         for (int i = 0; i < head_dim; ++i) {
           double want = 0.0, magnitude = 0.0;
           for (int64_t j = 0; j < kv_len; ++j) {
-            want += p[static_cast<size_t>(j)] * problem.cache->value(j * head_dim + i) / sum;
-            magnitude += p[static_cast<size_t>(j)] * std::fabs(problem.cache->value(j * head_dim + i)) / sum;
+            want += p[j] * problem.cache->value(j * head_dim + i) / sum;
+            magnitude += p[j] * std::fabs(problem.cache->value(j * head_dim + i)) / sum;
           }
           CHECK(std::fabs(got.out[r][i] - want) <= error * magnitude);
         }

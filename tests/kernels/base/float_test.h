@@ -43,7 +43,7 @@ class Floats {
   int64_t size() const { return n_; }
   bool guard_is_intact() const {
     for (int i = 0; i < offset_; ++i) {
-      if (values_[static_cast<size_t>(i)] != kMark) return false;
+      if (values_[i] != kMark) return false;
     }
     for (size_t i = static_cast<size_t>(offset_ + n_); i < values_.size(); ++i) {
       if (values_[i] != kMark) return false;

@@ -133,8 +133,8 @@ TEST_CASE("a window of the delta net is the same as its rows one by one") {
       INFO(variant.name << ", committed " << num_committed);
       Window window = inputs;
       const Floats after = run(variant, state, state_size, window, num_committed);
-      window.require_same(steps);  // rows that may be taken back see those before them
-      REQUIRE(after == states[static_cast<size_t>(num_committed)]);  // and the state has the committed ones alone
+      window.require_same(steps);               // rows that may be taken back see those before them
+      REQUIRE(after == states[num_committed]);  // and the state has the committed ones alone
     }
   }
 }
@@ -203,13 +203,13 @@ TEST_CASE("causal_conv gives the scalar bits and matches double arithmetic") {
       for (int64_t c = 0; c < n; ++c) {
         double y = 0.0, magnitude = 0.0;
         for (int j = 0; j < taps; ++j) {
-          const double product = double{weight[c * taps + j]} * u[static_cast<size_t>(j)][c];
+          const double product = double{weight[c * taps + j]} * u[j][c];
           y += product;
           magnitude += std::fabs(product);
         }
         const double silu = y / (1.0 + std::exp(-y));
         float exact = 0.0f;
-        for (int j = 0; j < taps; ++j) exact = std::fma(weight[c * taps + j], u[static_cast<size_t>(j)][c], exact);
+        for (int j = 0; j < taps; ++j) exact = std::fma(weight[c * taps + j], u[j][c], exact);
         REQUIRE(same_bits(want[c], math::silu(exact)));
         // `taps` roundings through silu, whose slope is at most 1.1, and silu's own 5 units.
         REQUIRE(std::fabs(want[c] - silu) <= 1.05 * kUnit * (1.1 * taps * magnitude + 5 * std::fabs(silu)));

@@ -139,7 +139,7 @@ TEST_CASE("encoding keeps zeros, tiny, huge and one-sided data finite") {
       INFO(info.name << " scale " << scale);
       if (info.type == WeightType::kF16 && std::fabs(scale) > 6e4f) continue;  // an infinity, as it should be
       std::vector<float> values(512), decoded(512);
-      for (int i = 0; i < 512; ++i) values[static_cast<size_t>(i)] = scale * (static_cast<float>(i % 37) / 37);
+      for (int i = 0; i < 512; ++i) values[i] = scale * (static_cast<float>(i % 37) / 37);
       std::vector<std::byte> blocks(static_cast<size_t>(512 / info.block_size * info.block_bytes));
       encode_row(info.type, values.data(), 512, blocks.data());
       CHECK(row_is_finite(info.type, blocks.data(), 512));
@@ -170,7 +170,7 @@ TEST_CASE("a scale that is not a number or infinite is found wherever it stands"
           INFO(info.name << " block " << b << " byte " << place << " bits " << bad);
           std::vector<std::byte> blocks(static_cast<size_t>(num_blocks * info.block_bytes));
           REQUIRE(row_is_finite(type, blocks.data(), num_blocks * info.block_size));
-          std::memcpy(&blocks[static_cast<size_t>(b * info.block_bytes + place)], &bad, 2);
+          std::memcpy(&blocks[b * info.block_bytes + place], &bad, 2);
           CHECK_FALSE(row_is_finite(type, blocks.data(), num_blocks * info.block_size));
         }
       }

@@ -60,7 +60,7 @@ Rows random_rows(Random& random, int num_rows, int64_t num_cols, int64_t num_out
     rows.x.push_back(random_floats(random, num_cols, r % 5));
     rows.y.emplace_back(num_outputs, r % 3);
   }
-  rows.views.resize(static_cast<size_t>(num_rows));
+  rows.views.resize(num_rows);
   for (size_t r = 0; r < rows.x.size(); ++r) {
     rows.views[r].values = rows.x[r].data();
     rows.outputs.push_back(rows.y[r].data());
@@ -169,7 +169,7 @@ TEST_CASE("scalar float matrix products match double arithmetic") {
         for (int64_t o = 0; o < 9; ++o) {
           double want = 0.0, magnitude = 0.0;
           for (int64_t i = 0; i < num_cols; ++i) {
-            const double product = w.values[static_cast<size_t>(o * num_cols + i)] * rows.x[r][i];
+            const double product = w.values[o * num_cols + i] * rows.x[r][i];
             want += product;
             magnitude += std::fabs(product);
           }

@@ -293,7 +293,7 @@ TEST_CASE("extreme quants, scales and activations neither saturate nor overflow"
           for (int half = 4; half > 0; half /= 2) {
             for (int i = 0; i < half; ++i) partials[i] += partials[i + half];
           }
-          expected[r][static_cast<size_t>(o)] = partials[0];
+          expected[r][o] = partials[0];
         }
       }
       for (const Layout layout : {Layout::kRows, Layout::kInterleaved}) {
@@ -331,7 +331,7 @@ TEST_CASE("the scalar product is that of the decoded weights and rows") {
         double exact = 0, exact_float = 0, magnitude = 0, row_error = 0, largest = 0;
         for (float v : decoded) largest = std::max(largest, std::fabs(double{v}));
         for (int64_t i = 0; i < num_cols; ++i) {
-          const double weight = decoded[static_cast<size_t>(i)];
+          const double weight = decoded[i];
           const double d = row.d[i / info.activation_block];
           exact += weight * row.q[i] * d;
           exact_float += weight * x[r].values[i];
@@ -341,7 +341,7 @@ TEST_CASE("the scalar product is that of the decoded weights and rows") {
         }
         const double num_blocks = static_cast<double>(num_cols / info.block_size);
         const double tolerance = magnitude * std::ldexp(3 + 4 + num_blocks / kPartialSums + 3, -24);
-        const double found = y[r][static_cast<size_t>(o)];
+        const double found = y[r][o];
         INFO(info.name << " row " << r << " output " << o << ": " << found << " exact " << exact << " of the float row "
                        << exact_float);
         REQUIRE(std::fabs(found - exact) <= tolerance);

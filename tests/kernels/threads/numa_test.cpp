@@ -156,8 +156,8 @@ TEST_CASE("A matrix's rows are shared out over the nodes, and items read one sha
             CHECK(rows.begin % kInterleave == 0);
             last = rows.end;
             for (int64_t r = rows.begin; r < rows.end; ++r) {
-              CHECK(owner[static_cast<size_t>(r)] == -1);
-              owner[static_cast<size_t>(r)] = node;
+              CHECK(owner[r] == -1);
+              owner[r] = node;
             }
           }
         }
@@ -175,7 +175,7 @@ TEST_CASE("A matrix's rows are shared out over the nodes, and items read one sha
     std::vector<int64_t> seen(matrices.size(), 0);
     for (int node = 0; node < nodes.count(); ++node) {
       std::vector<std::vector<RowRange>> read(matrices.size());
-      for (; item < items.node_ends()[static_cast<size_t>(node)]; ++item) {
+      for (; item < items.node_ends()[node]; ++item) {
         const RowItem at = items.find(item);
         CHECK(at.row_end - at.row_begin <= matrices[at.matrix].rows_per_item);
         ++seen[at.matrix];
@@ -211,7 +211,7 @@ TEST_CASE("Members begin with their own node's items", "[numa][thread_team]") {
       std::vector<int64_t> first(4, -1);
       std::atomic<int> inside{0};
       team.parallel_for(c.ends, [&](int64_t item, int thread_idx) {
-        int64_t& mine = first[static_cast<size_t>(thread_idx)];
+        int64_t& mine = first[thread_idx];
         if (mine != -1) return;
         mine = item;
         ++inside;
@@ -262,9 +262,9 @@ TEST_CASE("Every item runs once over any nodes and team", "[numa][thread_team]")
           std::vector<int64_t> ends(static_cast<size_t>(team.nodes().count()), first);
           ends.back() = num_items;
           std::vector<int> count(static_cast<size_t>(num_items), 0);
-          team.parallel_for(ends, [&](int64_t item, int) { ++count[static_cast<size_t>(item)]; });
+          team.parallel_for(ends, [&](int64_t item, int) { ++count[item]; });
           CHECK(std::all_of(count.begin(), count.end(), [](int c) { return c == 1; }));
-          team.parallel_for(num_items, [&](int64_t item, int) { ++count[static_cast<size_t>(item)]; });
+          team.parallel_for(num_items, [&](int64_t item, int) { ++count[item]; });
           CHECK(std::all_of(count.begin(), count.end(), [](int c) { return c == 2; }));
         }
       }
@@ -287,7 +287,7 @@ TEST_CASE("Members stay on their node, and the caller gets its processors back",
     std::vector<std::vector<int>> on(static_cast<size_t>(threads));
     std::atomic<int> inside{0};
     team.parallel_for(threads, [&](int64_t, int thread_idx) {
-      on[static_cast<size_t>(thread_idx)] = running_on();
+      on[thread_idx] = running_on();
       ++inside;
       while (inside < threads) std::this_thread::yield();
     });

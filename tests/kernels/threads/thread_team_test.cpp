@@ -33,8 +33,8 @@ TEST_CASE("Every item runs once, whatever the team's size", "[thread_team]") {
       std::vector<int> count(static_cast<size_t>(items), 0);  // plain: what bodies wrote must be visible after the loop
       std::vector<std::atomic<int>> by_thread(static_cast<size_t>(threads));
       team.parallel_for(items, [&](int64_t item, int thread_idx) {
-        ++count[static_cast<size_t>(item)];
-        ++by_thread.at(static_cast<size_t>(thread_idx));
+        ++count[item];
+        ++by_thread.at(thread_idx);
       });
       CAPTURE(threads, items);
       CHECK(std::all_of(count.begin(), count.end(), [](int c) { return c == 1; }));
@@ -65,10 +65,10 @@ TEST_CASE("A worker that comes late runs only the loop that is open", "[thread_t
       std::vector<int64_t> stamp(static_cast<size_t>(items), -1);
       const uint32_t work = (random >> 8) % 400;
       team.parallel_for(items, [&stamp, &wrong, loop, items, work](int64_t item, int) {
-        if (item >= items || stamp[static_cast<size_t>(item)] != -1) ++wrong;
+        if (item >= items || stamp[item] != -1) ++wrong;
         volatile uint32_t spin = 0;
         while (spin < work) spin = spin + 1;
-        stamp[static_cast<size_t>(item)] = loop;
+        stamp[item] = loop;
       });
       for (int64_t s : stamp) wrong += s != loop;
       dawdle(loop % 50 == 0 ? 200000 : 500);

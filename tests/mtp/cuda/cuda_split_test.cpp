@@ -85,7 +85,7 @@ class SplitModel {
 
   /// The device's own cycle, three times over in one session: launched, recorded, replayed. Returns where the experts
   /// were read.
-  ExpertPlaces check_cycle(const Case& at) {
+  ReadsByPlace check_cycle(const Case& at) {
     SessionOptions options = session_options(at);
     options.with_mtp = at.k > 0;
     options.max_window = at.k + 1;
@@ -96,7 +96,7 @@ class SplitModel {
       const DecodeResult got = decode(session, prompt_, decode_options(at));
       CHECK(got.ids == references_[at.sampled ? 1 : 0].result.ids);
     }
-    return session.engine().expert_places();
+    return session.engine().reads_by_place();
   }
 
   const Model& model() const { return *model_; }
@@ -138,18 +138,18 @@ TEST_CASE("split: the device's own cycle") {
   const std::string architecture = GENERATE("qwen35moe", "qwen3moe");
   SplitModel model(small_model(architecture), /*prompt_tokens=*/9, /*new_tokens=*/12);
   const int k = model.model().has_mtp() ? 3 : 0;
-  const ExpertPlaces none = model.check_cycle({{0, 0}, 0, k});
+  const ReadsByPlace none = model.check_cycle({{0, 0}, 0, k});
   CHECK(none.placed + none.hot == 0);
   CHECK(none.host > 0);
-  const ExpertPlaces some = model.check_cycle({{3, 0}, 2, k});
+  const ReadsByPlace some = model.check_cycle({{3, 0}, 2, k});
   CHECK(some.placed > 0);
   CHECK(some.hot > 0);
   CHECK(some.host > 0);
   // Slots for all: the experts settle there.
-  const ExpertPlaces hot = model.check_cycle({{0, 0}, kExperts, 0});
+  const ReadsByPlace hot = model.check_cycle({{0, 0}, kExperts, 0});
   CHECK(hot.placed == 0);
   CHECK(hot.hit_rate() > 0.3);
-  const ExpertPlaces all = model.check_cycle({{kExperts, kExperts}, 0, k});
+  const ReadsByPlace all = model.check_cycle({{kExperts, kExperts}, 0, k});
   CHECK(all.total() == 0);  // nothing is split
 }
 
