@@ -1,6 +1,7 @@
 #include "engine/text/grammar/matcher.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "kernels/base/error.h"
 
@@ -14,6 +15,10 @@ constexpr size_t kMostMasks = 512;
 constexpr size_t kMostLocalMasks = 512;
 // A subtree of fewer nodes is walked: to look a state's run up takes longer.
 constexpr int32_t kFewestNodes = 4;
+// A run is looked at so far ahead; the few tokens that are longer are walked.
+constexpr int kFarthest = 48;
+// Within a text most letters lead to one state.
+constexpr char kLikelyCharacters[] = {'e', '0', ' ', 'E', '_'};
 // Of one place; a place with more is walked with what is around it.
 constexpr size_t kMostExits = 16384;
 
@@ -150,6 +155,18 @@ void GrammarMatcher::allow_tokens(int32_t begin, int32_t end, std::vector<uint64
   }
 }
 
+void GrammarMatcher::allow_short_tokens(int32_t node, int length, std::vector<uint64_t>& allowed) const {
+  const TokenTrie::Node& top = tokens_->nodes()[static_cast<size_t>(node)];
+  const int32_t last = tokens_->nodes()[static_cast<size_t>(top.end)].tokens_begin;
+  const int before =
+      count_characters(tokens_->bytes(tokens_->tokens()[static_cast<size_t>(top.tokens_begin)]).substr(0, top.depth));
+  for (int32_t t = top.tokens_begin; t < last; ++t) {
+    if (tokens_->num_chars(t) > before + length) continue;
+    const auto id = static_cast<size_t>(tokens_->tokens()[static_cast<size_t>(t)]);
+    allowed[id / 64] |= uint64_t{1} << (id % 64);
+  }
+}
+
 // Whether every way on with a character of several bytes, of which `left` bytes are missing, ends in `to`.
 bool GrammarMatcher::leads_to(State to, State from, Utf8Range range, int left) {
   State known = kDead;
@@ -163,34 +180,133 @@ bool GrammarMatcher::leads_to(State to, State from, Utf8Range range, int left) {
   return true;
 }
 
-GrammarMatcher::Step GrammarMatcher::find_step(State state) {
-  if (const auto found = next_.find(state); found != next_.end()) return found->second;
+// The same within the network: there is one way on for every such byte, and nothing else.
+bool GrammarMatcher::node_leads_to(int32_t to, int32_t from, Utf8Range range, int left) const {
+  const Grammar::Node& node = grammar_->nodes()[static_cast<size_t>(from)];
+  if (!node.silent.empty() || !node.calls.empty() || node.is_end) return false;
+  int next_byte = range.first;
+  // Edges of a class of characters rise, so one walk finds gaps and overlaps; in another order they count as a gap.
+  for (const Grammar::Edge& edge : node.edges) {
+    if (edge.first > next_byte || edge.last < next_byte) return false;
+    if (left == 1 ? edge.to != to : !node_leads_to(to, edge.to, {0x80, 0xbf}, left - 1)) return false;
+    next_byte = edge.last + 1;
+  }
+  return next_byte > range.last;
+}
+
+const GrammarMatcher::NodeStep& GrammarMatcher::node_step(int32_t node) {
+  const auto [known, is_new] = node_step_indices_.try_emplace(node, static_cast<int32_t>(node_steps_.size()));
+  if (!is_new) return node_steps_[static_cast<size_t>(known->second)];
+  NodeStep& found = node_steps_.emplace_back();
+  const std::vector<Grammar::Edge>& edges = grammar_->nodes()[static_cast<size_t>(node)].edges;
+  std::array<int32_t, 256> to{};
+  constexpr int32_t kNowhere = -1, kSeveral = -2;
+  to.fill(kNowhere);
+  for (const Grammar::Edge& edge : edges) {
+    for (size_t byte = edge.first; byte <= edge.last; ++byte)
+      to[byte] = to[byte] == kNowhere || to[byte] == edge.to ? edge.to : kSeveral;
+  }
+  for (const char c : kLikelyCharacters) {
+    if (found.to < 0) found.to = to[static_cast<size_t>(c)];
+  }
+  const auto bit = [](size_t c) { return uint64_t{1} << (c % 64); };
+  for (size_t c = 0; c < 128; ++c) {
+    if (to[c] != kNowhere) found.any_ascii[c / 64] |= bit(c);
+    if (found.to >= 0 && to[c] == found.to) found.ascii[c / 64] |= bit(c);
+  }
+  found.any_multibyte = std::any_of(to.begin() + 128, to.end(), [](int32_t next) { return next != kNowhere; });
+  found.has_multibyte = found.to >= 0;
+  int32_t leads_there = kNowhere;
+  for (int lead = 0xc2; lead <= 0xf4 && found.has_multibyte; ++lead) {
+    int left = 0;
+    const Utf8Range range = utf8_after(static_cast<uint8_t>(lead), left);
+    const int32_t next = to[static_cast<size_t>(lead)];
+    const bool is_plain = range.first == 0x80 && range.last == 0xbf;
+    if (next >= 0 && next == leads_there && is_plain) continue;
+    leads_there = is_plain ? next : kNowhere;
+    found.has_multibyte = next >= 0 && node_leads_to(found.to, next, range, left);
+  }
+  return found;
+}
+
+bool GrammarMatcher::step_of_one_place(State state, Step& found) {
+  const std::vector<Place>& places = states_[static_cast<size_t>(state)].places;
+  constexpr size_t kFewPlaces = 8;
+  if (places.size() > kFewPlaces) return false;
+  const Place* main = nullptr;
+  size_t num_characters = 0;
+  for (const Place& place : places) {
+    const NodeStep& step = node_step(place.node);
+    const auto count = static_cast<size_t>(std::popcount(step.ascii[0]) + std::popcount(step.ascii[1]));
+    if (count <= num_characters) continue;
+    num_characters = count;
+    main = &place;
+  }
+  if (main == nullptr) return false;
+  found.ascii = node_step(main->node).ascii;
+  found.has_multibyte = node_step(main->node).has_multibyte;
+  for (const Place& place : places) {
+    if (&place == main) continue;
+    const NodeStep& other = node_step(place.node);
+    const bool same_ascii = (found.ascii[0] & other.any_ascii[0]) != 0 || (found.ascii[1] & other.any_ascii[1]) != 0;
+    if (same_ascii || (found.has_multibyte && other.any_multibyte)) return false;
+  }
+  found.to = close(Place{node_step(main->node).to, main->stack});
+  if (found.to == kDead) return false;
+  const size_t row = static_cast<size_t>(state) * static_cast<size_t>(grammar_->num_byte_classes());
+  for (size_t c = 0; c < 128; ++c) {
+    if ((found.ascii[c / 64] >> (c % 64) & 1) != 0) steps_[row + grammar_->byte_classes()[c]] = found.to;
+  }
+  return true;
+}
+
+GrammarMatcher::Step GrammarMatcher::try_every_character(State state) {
   Step found;
-  // Within a text most letters lead to one state.
-  for (const char c : {'e', '0', ' ', 'E', '_'}) {
+  for (const char c : kLikelyCharacters) {
     found.to = step(state, static_cast<uint8_t>(c));
     if (found.to != kDead) break;
   }
-  if (found.to != kDead) {
-    for (int c = 0; c < 128; ++c) {
-      if (step(state, static_cast<uint8_t>(c)) == found.to)
-        found.ascii[static_cast<size_t>(c) / 64] |= uint64_t{1} << (c % 64);
-    }
-    found.has_multibyte = true;
-    State known = kDead;
-    for (int lead = 0xc2; lead <= 0xf4 && found.has_multibyte; ++lead) {
-      int left = 0;
-      const Utf8Range range = utf8_after(static_cast<uint8_t>(lead), left);
-      const State next = step(state, static_cast<uint8_t>(lead));
-      // Neighbours that the grammar does not tell apart, and that are followed by the same bytes, are one case.
-      const bool is_plain = range.first == 0x80 && range.last == 0xbf;
-      if (next != kDead && next == known && is_plain) continue;
-      known = is_plain ? next : kDead;
-      found.has_multibyte = next != kDead && leads_to(found.to, next, range, left);
-    }
+  if (found.to == kDead) return found;
+  for (int c = 0; c < 128; ++c) {
+    if (step(state, static_cast<uint8_t>(c)) == found.to)
+      found.ascii[static_cast<size_t>(c) / 64] |= uint64_t{1} << (c % 64);
   }
-  next_.emplace(state, found);
+  found.has_multibyte = true;
+  State known = kDead;
+  for (int lead = 0xc2; lead <= 0xf4 && found.has_multibyte; ++lead) {
+    int left = 0;
+    const Utf8Range range = utf8_after(static_cast<uint8_t>(lead), left);
+    const State next = step(state, static_cast<uint8_t>(lead));
+    // Neighbours that the grammar does not tell apart, and that are followed by the same bytes, are one case.
+    const bool is_plain = range.first == 0x80 && range.last == 0xbf;
+    if (next != kDead && next == known && is_plain) continue;
+    known = is_plain ? next : kDead;
+    found.has_multibyte = next != kDead && leads_to(found.to, next, range, left);
+  }
   return found;
+}
+
+GrammarMatcher::Step GrammarMatcher::find_step(State state) {
+  const auto index = static_cast<size_t>(state);
+  if (index < next_indices_.size() && next_indices_[index] >= 0)
+    return next_[static_cast<size_t>(next_indices_[index])];
+  Step found;
+  if (!step_of_one_place(state, found)) found = try_every_character(state);
+  if (index >= next_indices_.size()) next_indices_.resize(states_.size(), -1);
+  next_indices_[index] = static_cast<int32_t>(next_.size());
+  next_.push_back(found);
+  return found;
+}
+
+// No character of the run's set follows this state.
+bool GrammarMatcher::ends_strictly(State state, const Run& run) {
+  for (size_t c = 0; c < 128; ++c) {
+    if ((run.ascii[c / 64] >> (c % 64) & 1) != 0 && step(state, static_cast<uint8_t>(c)) != kDead) return false;
+  }
+  for (int lead = 0xc2; lead <= 0xf4 && run.has_multibyte; ++lead) {
+    if (step(state, static_cast<uint8_t>(lead)) != kDead) return false;
+  }
+  return true;
 }
 
 const GrammarMatcher::Run& GrammarMatcher::run_of(State state) {
@@ -206,8 +322,12 @@ const GrammarMatcher::Run& GrammarMatcher::run_of(State state) {
            (next.has_multibyte || !run.has_multibyte);
   };
   State at = state;
-  for (Step next = first; goes_on(next) && run.length < tokens_->most_depth(); next = find_step(at)) {
+  bool is_over = first.to == kDead;
+  for (Step next = first; run.length < kFarthest; next = find_step(at)) {
+    is_over = !goes_on(next);
+    if (is_over) break;
     const StateData& data = states_[static_cast<size_t>(next.to)];
+    // Behind this character nothing but the rule's end: whether the text goes on is not known here.
     if (data.places.empty() && !data.is_complete) break;
     run.may_leave = run.may_leave || data.is_left;
     ++run.length;
@@ -215,13 +335,14 @@ const GrammarMatcher::Run& GrammarMatcher::run_of(State state) {
     if (next.to == at) break;
     at = next.to;
   }
+  run.is_strict = is_over && ends_strictly(at, run);
   run_indices_[index] = static_cast<int32_t>(runs_.size());
   return runs_.emplace_back(run);
 }
 
-bool GrammarMatcher::covers(const Run& run, const TokenTrie::Texts& texts) const {
-  return texts.most_chars <= run.length && (texts.ascii[0] & ~run.ascii[0]) == 0 &&
-         (texts.ascii[1] & ~run.ascii[1]) == 0 && (run.has_multibyte || !texts.has_multibyte);
+bool GrammarMatcher::has_characters_of(const Run& run, const TokenTrie::Texts& texts) {
+  return (texts.ascii[0] & ~run.ascii[0]) == 0 && (texts.ascii[1] & ~run.ascii[1]) == 0 &&
+         (run.has_multibyte || !texts.has_multibyte);
 }
 
 bool GrammarMatcher::walk(State state, int32_t begin, int32_t end, int depth, std::vector<uint64_t>& allowed,
@@ -232,19 +353,26 @@ bool GrammarMatcher::walk(State state, int32_t begin, int32_t end, int depth, st
     const TokenTrie::Node& node = nodes[static_cast<size_t>(i)];
     const auto level = static_cast<size_t>(node.depth - depth);
     PathNode& before = path_[level];
+    if (node.texts >= 0 && node.end - i >= kFewestNodes) {
+      if (before.run == nullptr) before.run = &run_of(before.state);
+      const Run& run = *before.run;
+      const TokenTrie::Texts& texts = tokens_->texts(node.texts);
+      const bool is_covered = texts.most_chars <= run.length;
+      if ((is_covered || run.is_strict) && has_characters_of(run, texts)) {
+        if (exits != nullptr && run.may_leave) return false;
+        if (is_covered) {
+          allow_tokens(i, node.end, allowed);
+        } else {
+          allow_short_tokens(i, run.length, allowed);
+        }
+        i = node.end;
+        continue;
+      }
+    }
     const State next = step(before.state, node.byte);
     if (next == kDead) {
       i = node.end;
       continue;
-    }
-    if (node.texts >= 0 && node.end - i >= kFewestNodes) {
-      if (before.run == nullptr) before.run = &run_of(before.state);
-      if (covers(*before.run, tokens_->texts(node.texts))) {
-        if (exits != nullptr && before.run->may_leave) return false;
-        allow_tokens(i, node.end, allowed);
-        i = node.end;
-        continue;
-      }
     }
     path_[level + 1] = {next, nullptr};
     const StateData& data = states_[static_cast<size_t>(next)];

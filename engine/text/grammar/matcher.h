@@ -93,11 +93,20 @@ class GrammarMatcher {
     bool has_multibyte = false;       // all characters of several bytes are in it
     State to = kDead;                 // behind each of them
   };
+  // The same of one node of the grammar's network, whatever is around its rule.
+  struct NodeStep {
+    std::array<uint64_t, 2> ascii{};      // characters that lead to `to` and nowhere else
+    std::array<uint64_t, 2> any_ascii{};  // characters that lead anywhere
+    bool has_multibyte = false;           // all characters of several bytes lead to `to`
+    bool any_multibyte = false;           // one of them leads anywhere
+    int32_t to = -1;                      // a node
+  };
   // Texts of at most `length` characters of the set lead to states where a text may go on.
   struct Run {
     std::array<uint64_t, 2> ascii{};
     bool has_multibyte = false;
     bool may_leave = false;  // the rule may be over on the way
+    bool is_strict = false;  // no longer text of such characters is allowed
     int length = 0;
   };
   static constexpr int kLongestRun = 1024;
@@ -109,15 +118,24 @@ class GrammarMatcher {
   [[nodiscard]] const LocalMask& local_mask(int32_t node);
   [[nodiscard]] bool join_local_masks(const std::vector<Place>& places, std::vector<uint64_t>& allowed);
   [[nodiscard]] Step find_step(State state);
+  [[nodiscard]] Step try_every_character(State state);
+  // The step where one place alone knows the characters; what it is otherwise has to be tried.
+  [[nodiscard]] bool step_of_one_place(State state, Step& found);
+  [[nodiscard]] const NodeStep& node_step(int32_t node);
+  [[nodiscard]] bool node_leads_to(int32_t to, int32_t from, Utf8Range range, int left) const;
+  [[nodiscard]] bool ends_strictly(State state, const Run& run);
   [[nodiscard]] bool leads_to(State to, State from, Utf8Range range, int left);
   [[nodiscard]] const Run& run_of(State state);
-  [[nodiscard]] bool covers(const Run& run, const TokenTrie::Texts& texts) const;
+  // The run's characters are all that these texts have.
+  [[nodiscard]] static bool has_characters_of(const Run& run, const TokenTrie::Texts& texts);
   // Marks the tokens in nodes [begin, end) of the tree that `state` allows, whose depth is counted from `depth`. False:
   // there are more exits than are worth a list.
   [[nodiscard]] bool walk(State state, int32_t begin, int32_t end, int depth, std::vector<uint64_t>& allowed,
                           std::vector<int32_t>* exits);
   // The tokens of nodes [begin, end).
   void allow_tokens(int32_t begin, int32_t end, std::vector<uint64_t>& allowed) const;
+  // Those of the subtree at `node` that have at most `length` characters from its byte on.
+  void allow_short_tokens(int32_t node, int length, std::vector<uint64_t>& allowed) const;
 
   std::shared_ptr<const Grammar> grammar_;
   std::shared_ptr<const TokenTrie> tokens_;
@@ -129,7 +147,10 @@ class GrammarMatcher {
   std::vector<char> tail_;  // nodes from which nothing but the rule's end follows
   std::unordered_map<int32_t, LocalMask> local_masks_;
   std::unordered_map<State, std::vector<uint64_t>> masks_;
-  std::unordered_map<State, Step> next_;
+  std::vector<Step> next_;             // of states that were asked for
+  std::vector<int32_t> next_indices_;  // [states or fewer] -1: not found yet
+  std::vector<NodeStep> node_steps_;
+  std::unordered_map<int32_t, int32_t> node_step_indices_;
   std::deque<Run> runs_;              // of states that were asked for
   std::vector<int32_t> run_indices_;  // [states or fewer] -1: not found yet
   struct PathNode {

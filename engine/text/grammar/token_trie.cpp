@@ -7,6 +7,10 @@
 
 namespace foretoken {
 
+int count_characters(std::string_view bytes) {
+  return static_cast<int>(std::count_if(bytes.begin(), bytes.end(), [](char c) { return (c & 0xc0) != 0x80; }));
+}
+
 std::shared_ptr<const TokenTrie> TokenTrie::build(const Tokenizer& tokenizer, std::span<const TokenId> marks) {
   std::vector<std::string_view> pieces;
   std::vector<TokenId> end_ids;
@@ -53,6 +57,7 @@ TokenTrie::TokenTrie(const std::vector<std::string_view>& pieces, std::vector<To
       node.tokens_begin = static_cast<int32_t>(tokens_.size());
     }
     tokens_.push_back(id);
+    num_chars_.push_back(static_cast<uint16_t>(count_characters(text)));
     last = text;
   }
   close(0);

@@ -11,6 +11,9 @@
 
 namespace foretoken {
 
+/// Bytes that begin a character of UTF-8: all but 0x80 to 0xBF.
+[[nodiscard]] int count_characters(std::string_view bytes);
+
 /// The bytes of a vocabulary's tokens as a tree, in preorder: what begins alike is looked at once. Control tokens are
 /// not in it. Immutable.
 class TokenTrie {
@@ -40,6 +43,8 @@ class TokenTrie {
   [[nodiscard]] const std::vector<Node>& nodes() const { return nodes_; }
   [[nodiscard]] int32_t num_nodes() const { return static_cast<int32_t>(nodes_.size()) - 1; }
   [[nodiscard]] const std::vector<TokenId>& tokens() const { return tokens_; }
+  /// Characters of tokens()[t]: bytes that begin one, also where the token's end cuts it off.
+  [[nodiscard]] int num_chars(int32_t t) const { return num_chars_[static_cast<size_t>(t)]; }
   [[nodiscard]] int64_t vocab_size() const { return static_cast<int64_t>(bytes_begin_.size()) - 1; }
   [[nodiscard]] std::string_view bytes(TokenId id) const {
     const auto i = static_cast<size_t>(id);
@@ -54,6 +59,7 @@ class TokenTrie {
   std::vector<Node> nodes_;
   std::vector<Texts> texts_;
   std::vector<TokenId> tokens_;
+  std::vector<uint16_t> num_chars_;
   std::string bytes_;
   std::vector<size_t> bytes_begin_;
   std::vector<TokenId> end_ids_;

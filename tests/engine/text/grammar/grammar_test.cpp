@@ -197,7 +197,12 @@ TEST_CASE("Subtrees that are allowed as a whole are allowed token by token", "[g
        {"root ::= \"\\\"\" [^\"\\\\]* \"\\\"\"", "root ::= [^<]* \"</think>\" [ab]{3}",
         "root ::= [a-z]{0,3} [^a]{2} \"!\"", "root ::= .{2,5}", "root ::= [\\u00e9-\\uffff]* \"a\"",
         "root ::= text \"<\"\ntext ::= ([^<] | \"<\" [^/])*", "root ::= (\"a\" | \"b\" | [^ab])* \"0\"{3}",
-        "root ::= [^\\U0001f600]*", "root ::= [^\\x00-\\x7f]* \"a\"? [^\\u0080-\\u07ff]{1,4}"}) {
+        // Texts of counted length, and what may follow them; two ways on for the same characters.
+        "root ::= \"\\\"\" [^\"\\\\]{0,4} \"\\\"\"", "root ::= char{2,5} [<\\n]\nchar ::= [^\"\\\\] | \"\\\\\" [\"n0]",
+        "root ::= [a-z]{0,3} [a-z0-9]{0,2} \"!\"", "root ::= ([ab]{1,2} \" \"){1,3} \"<\"", "root ::= [ab]{0,3}",
+        "root ::= .{1,2}", "root ::= ([ab] | [b-zZ]){1,4} \"0\"", "root ::= [^<]{0,3} ([^a<] | \"<\")",
+        "root ::= tag{1,2} \"a\"\ntag ::= \"<\" [^<]{1,2}", "root ::= [^\\U0001f600]*",
+        "root ::= [^\\x00-\\x7f]* \"a\"? [^\\u0080-\\u07ff]{1,4}"}) {
     for (uint32_t seed = 0; seed < 4; ++seed) check_masks(gbnf, trie, seed, 6);
   }
 }
