@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #define FT_UNROLL _Pragma("unroll")
+#define FT_NO_UNROLL _Pragma("unroll 1")
 #define FT_SHARED(type, name, count) __shared__ type name[count]
 #define FT_DYNAMIC_SHARED(type, name)                                \
   extern __shared__ __align__(16) unsigned char ft_dynamic_shared[]; \
@@ -29,6 +30,29 @@ __device__ __forceinline__ uint16_t float_to_half_bits(float x) {
 template <class T>
 __device__ __forceinline__ T load_constant(const T* p) {
   return __ldg(p);
+}
+
+/// Starts to bring 16 bytes from device memory to shared memory (cp.async): no register holds them, so that many are
+/// under way. `to` is not to be touched until wait_for_copies() and a barrier of those who read it, nor are those bytes
+/// to be read any more. Both are aligned to 16 bytes. kOnce: no other warp of the block asks for them, so that the L1
+/// cache is passed by.
+template <bool kOnce>
+__device__ __forceinline__ void start_copy_16(void* to, const void* from) {
+  const auto shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  if constexpr (kOnce) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
+  }
+}
+/// The thread's copies since the last call become a group, which may be empty.
+__device__ __forceinline__ void end_copy_group() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+/// Waits for this thread's groups but for the newest kUnderWay.
+template <int kUnderWay>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kUnderWay) : "memory");
 }
 
 /// C += A B over int8 fragments of a warp; see emulated_mma for the layout of the registers.

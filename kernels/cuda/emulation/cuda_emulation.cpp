@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <boost/context/detail/fcontext.hpp>
 #include <cstdlib>
+#include <deque>
 #include <mutex>
 #include <numeric>
 #include <random>
@@ -54,7 +55,10 @@ struct Thread {
   Indices indices{};
   State state = State::kDone;
   Site site;
-  int number = 0;  // in its block
+  int number = 0;                  // in its block
+  std::deque<AsyncCopy> copies;    // under way, oldest first
+  std::deque<size_t> copy_groups;  // how many each closed group has, oldest first
+  size_t copies_in_open_group = 0;
   void* fake_stack = nullptr;
   void* tsan_fiber = nullptr;
 };
@@ -128,6 +132,9 @@ class Machine {
         const auto u = static_cast<unsigned>(i);
         t.indices = {{u % block.x, u / block.x % block.y, u / block.x / block.y}, block_idx, block, grid};
         t.state = State::kReady;
+        t.copies.clear();
+        t.copy_groups.clear();
+        t.copies_in_open_group = 0;
       }
       begin_block();
       run_block(warp_order, lane_order);
@@ -179,6 +186,25 @@ class Machine {
     if (is_last) ++warp.barriers;
     exchange(mask, "", 1, site);
     tell_checker();
+  }
+
+  void add_copy(AsyncCopy copy) {
+    current_->copies.push_back(copy);
+    ++current_->copies_in_open_group;
+  }
+  void end_copy_group() { current_->copy_groups.push_back(std::exchange(current_->copies_in_open_group, 0)); }
+  [[nodiscard]] bool take_copy(size_t groups_under_way, AsyncCopy& copy) {
+    Thread& t = *current_;
+    while (t.copy_groups.size() > groups_under_way) {
+      if (t.copy_groups.front() > 0) {
+        --t.copy_groups.front();
+        copy = t.copies.front();
+        t.copies.pop_front();
+        return true;
+      }
+      t.copy_groups.pop_front();
+    }
+    return false;
   }
 
   void set_preemption(uint32_t seed, int one_in) {
@@ -507,6 +533,15 @@ const std::byte (*exchange(uint32_t mask, const void* value, size_t size_bytes, 
 }
 int lane() {
   return machine().lane();
+}
+void add_copy(AsyncCopy copy) {
+  machine().add_copy(copy);
+}
+void end_copy_group() {
+  machine().end_copy_group();
+}
+bool take_copy(int groups_under_way, AsyncCopy& copy) {
+  return machine().take_copy(static_cast<size_t>(groups_under_way), copy);
 }
 std::byte* shared_array(size_t size_bytes, Site site) {
   return machine().shared_array(size_bytes, site);

@@ -102,6 +102,15 @@ void preempt();
 /// lane's next collective.
 const std::byte (*exchange(uint32_t mask, const void* value, size_t size_bytes, Site site))[64];
 [[nodiscard]] int lane();
+/// Copies of the running thread that are under way (start_copy_16): one more; the end of a group; the oldest one of a
+/// group beyond the newest `groups_under_way`, if there is one.
+struct AsyncCopy {
+  void* to = nullptr;
+  const void* from = nullptr;
+};
+void add_copy(AsyncCopy copy);
+void end_copy_group();
+[[nodiscard]] bool take_copy(int groups_under_way, AsyncCopy& copy);
 [[nodiscard]] std::byte* shared_array(size_t size_bytes, Site site);
 [[nodiscard]] std::byte* dynamic_shared();
 
@@ -126,6 +135,7 @@ T read_lane(const std::byte (*values)[64], int from) {
 #define gridDim (::foretoken::cuda::emulation::indices->grid_dim)
 
 #define FT_UNROLL
+#define FT_NO_UNROLL
 
 /// FT_SHARED(float, sums, 32): __shared__ float sums[32].
 #define FT_SHARED(type, name, count)                                                     \
@@ -224,6 +234,23 @@ inline float half_bits_to_float(uint16_t h) {
 }
 inline uint16_t float_to_half_bits(float x) {
   return float_to_half(x);
+}
+
+// cp.async as late as it may be: the bytes arrive when they are waited for. But they may also arrive at once, so the place
+// is overwritten when the copy is started: who reads it before finds NaN, and who still reads what was there has a race.
+template <bool kOnce>
+void start_copy_16(void* to, const void* from) {
+  constexpr unsigned kNaN = 0x7fc0dead;
+  *static_cast<uint4*>(to) = uint4{kNaN, kNaN, kNaN, kNaN};
+  emulation::add_copy({to, from});
+}
+inline void end_copy_group() {
+  emulation::end_copy_group();
+}
+template <int kUnderWay>
+void wait_for_copies() {
+  emulation::AsyncCopy copy;
+  while (emulation::take_copy(kUnderWay, copy)) *static_cast<uint4*>(copy.to) = *static_cast<const uint4*>(copy.from);
 }
 
 // mma.sync.aligned.{m16n8k32,m16n8k16}.row.col.s32.s8.s8.s32, with the register layout that the PTX manual gives: lane

@@ -11,6 +11,7 @@
 #include "kernels/cuda/emulation/access_checker.h"
 #include "kernels/cuda/emulation/cuda_emulation.h"
 #include "kernels/cuda/emulation/warp_traffic.h"
+#include "tests/kernels/cuda/cuda_test_support.h"
 
 // What the emulation finds, each shown by a kernel or by host code with that mistake, and by its neighbour without it.
 // This file is compiled as the kernels are: its loads and stores are looked at.
@@ -53,6 +54,33 @@ __global__ void reuse_shared(int* out, bool with_second_barrier) {
     out[2 * threadIdx.x + static_cast<unsigned>(round)] = value[0];
     if (with_second_barrier) __syncthreads();
   }
+}
+
+// A ring of two slots of shared memory, which copies fill: a lane copies 16 bytes and adds up those of another lane.
+enum class CopyMistake { kNone, kNoWait, kWaitsForOneTooFew, kNoBarrierBehindWait, kNoBarrierBeforeReuse };
+__global__ void sum_by_copies(const int* from, int num_rounds, int* out, CopyMistake mistake) {
+  FT_SHARED(uint4, ring, 2 * 32);
+  const unsigned lane = threadIdx.x;
+  const auto start = [&](int round) {
+    if (round < num_rounds)
+      start_copy_16<true>(ring + round % 2 * 32 + lane, from + (round * 32 + static_cast<int>(lane)) * 4);
+    end_copy_group();
+  };
+  start(0);
+  start(1);
+  int sum = 0;
+  for (int round = 0; round < num_rounds; ++round) {
+    if (mistake == CopyMistake::kWaitsForOneTooFew) {
+      wait_for_copies<2>();
+    } else if (mistake != CopyMistake::kNoWait) {
+      wait_for_copies<1>();
+    }
+    if (mistake != CopyMistake::kNoBarrierBehindWait) __syncwarp();
+    sum += static_cast<int>(ring[round % 2 * 32 + (lane ^ 1u)].x);
+    if (mistake != CopyMistake::kNoBarrierBeforeReuse) __syncwarp();
+    start(round + 2);
+  }
+  out[lane] = sum;
 }
 
 __global__ void store_by_block(int* out, unsigned stride) {
@@ -388,6 +416,29 @@ __global__ void load_shared_with_stride(int* out, unsigned stride) {
   for (unsigned i = threadIdx.x; i < 32 * 32; i += 32) values[i] = static_cast<int>(i);
   __syncthreads();
   out[threadIdx.x] = values[threadIdx.x * stride];
+}
+
+TEST_CASE("Copies to shared memory: not read before they are waited for, nor started over what is read") {
+  constexpr int kRounds = 5;
+  const Stream stream;
+  std::vector<int> values(kRounds * 32 * 4);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<int>(i * i % 1001);
+  const DeviceBuffer from = test::upload(stream, values), out = zeros(128);
+  std::vector<int> sums(32, 0);
+  for (size_t i = 0; i < kRounds * 32; ++i) sums[i % 32 ^ 1] += values[4 * i];
+  const auto said = [&](CopyMistake mistake) {
+    return run(1, 32, sum_by_copies, from.data<int>(), kRounds, out.data<int>(), mistake);
+  };
+  const auto is_right = [&](CopyMistake mistake) {
+    CHECK(said(mistake).empty());
+    return test::download<int>(stream, out.data(), 32) == sums;
+  };
+  CHECK(is_right(CopyMistake::kNone));
+  CHECK_FALSE(is_right(CopyMistake::kNoWait));
+  CHECK_FALSE(is_right(CopyMistake::kWaitsForOneTooFew));
+  // The order of lanes decides what is met first: bytes that nobody has written yet, or the race.
+  CHECK_THAT(said(CopyMistake::kNoBarrierBehindWait), Contains("shared memory"));
+  CHECK_THAT(said(CopyMistake::kNoBarrierBeforeReuse), Contains("a race in shared memory"));
 }
 
 TEST_CASE("Traffic: sectors of device memory and passes over the banks of shared memory") {

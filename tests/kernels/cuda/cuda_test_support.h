@@ -125,11 +125,12 @@ inline DeviceMatrixMemory to_device(const Stream& stream, const MatrixView& view
   return memory;
 }
 
-/// True if the two are the same bits. A failing test says where.
+/// True if the two are the same bits; every NaN counts as the same one. A failing test says where.
 inline bool same_bits(const std::vector<float>& got, const std::vector<float>& wanted) {
   REQUIRE(got.size() == wanted.size());
   for (size_t i = 0; i < got.size(); ++i) {
-    if (std::memcmp(&got[i], &wanted[i], sizeof(float)) != 0) {
+    const bool both_nan = got[i] != got[i] && wanted[i] != wanted[i];
+    if (!both_nan && std::memcmp(&got[i], &wanted[i], sizeof(float)) != 0) {
       UNSCOPED_INFO("value " << i << " of " << got.size() << " is " << got[i] << ", not " << wanted[i]);
       return false;
     }
