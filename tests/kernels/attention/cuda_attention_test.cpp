@@ -292,6 +292,11 @@ TEST_CASE("attention: norm, rotation, cache and splits for windows anywhere in t
   check_pass({2, 2, 128, 128, 64, KvType::kF16, false}, {{3, 4}}, false);
   check_pass({4, 1, 256, 64, 600, KvType::kF16, true}, {{511, 3}}, true);
   check_pass({3, 3, 48, 24, 300, KvType::kF16, true}, {{260, 2}}, false);  // a head that is no power of two
+  check_pass({3, 3, 100, 20, 300, KvType::kF16, true}, {{260, 2}}, true);  // rows of 200 bytes
+  check_pass({2, 1, 50, 20, 300, KvType::kF32, true}, {{258, 3}}, false);
+  check_pass({2, 1, 160, 32, 600, KvType::kF32, true}, {{520, 3}}, true);  // warps without dimensions
+  check_pass({16, 2, 256, 64, 900, KvType::kF16, true}, {{800, 4}, {40, 20, false}}, true);
+  check_pass({8, 2, 128, 64, 600, KvType::kF32, false}, {{511, 4}, {300, 20, false}}, false);
   check_pass({2, 1, 16, 16, 40, KvType::kF16, false}, {{20, 2}}, true);
   check_pass({6, 2, 64, 64, 300, KvType::kF16, false, /*plain=*/true}, {{254, 5}}, true);
   check_pass({5, 5, 64, 64, 1400, KvType::kF16, false}, {{1300, 2}}, true);  // 320 values: a block and a quarter
