@@ -101,13 +101,15 @@ TEST_CASE("norm of rows: addition, norm and the int8 forms in one step") {
   }
 }
 
-TEST_CASE("norm of rows: experts join the residual in rank order, then the shared one") {
+void check_experts_join(int top_k, int64_t num_cols, bool has_shared) {
+  INFO(top_k << " experts, " << num_cols << " values" << (has_shared ? ", a shared expert" : ""));
   const Stream stream;
-  const int num_rows = 2, top_k = 3;
-  const int64_t num_cols = 100;
+  const int num_rows = 2;
   const auto count = static_cast<size_t>(num_rows * num_cols);
-  const std::vector<float> x = random_values(count, 1), slots = random_values(count * top_k, 2),
-                           weights = random_values(num_rows * top_k, 3), shared = random_values(count, 4),
+  const auto num_slots = static_cast<size_t>(num_rows * top_k);
+  const std::vector<float> x = random_values(count, 1),
+                           slots = random_values(num_slots * static_cast<size_t>(num_cols), 2),
+                           weights = random_values(num_slots, 3), shared = random_values(count, 4),
                            shared_weight = random_values(num_rows, 5);
   const DeviceBuffer device_slots = test::upload(stream, slots), device_weights = test::upload(stream, weights),
                      device_shared = test::upload(stream, shared),
@@ -116,8 +118,8 @@ TEST_CASE("norm of rows: experts join the residual in rank order, then the share
   NormRowsDesc desc;
   desc.residual = residual.data<float>();
   desc.num_cols = num_cols;
-  desc.experts = {device_slots.data<float>(), device_weights.data<float>(), top_k, device_shared.data<float>(),
-                  device_shared_weight.data<float>()};
+  desc.experts = {device_slots.data<float>(), device_weights.data<float>(), top_k,
+                  has_shared ? device_shared.data<float>() : nullptr, device_shared_weight.data<float>()};
   desc.max_rows = num_rows;
   launch(desc, choose_config(desc), stream);
 
@@ -128,11 +130,55 @@ TEST_CASE("norm of rows: experts join the residual in rank order, then the share
       const auto slot = static_cast<size_t>(r * top_k + rank);
       add_scaled(Isa::kScalar, weights[slot], &slots[slot * static_cast<size_t>(num_cols)], num_cols, sum.data());
     }
-    add_scaled(Isa::kScalar, shared_weight[static_cast<size_t>(r)], &shared[static_cast<size_t>(r * num_cols)],
-               num_cols, sum.data());
+    if (has_shared) {
+      add_scaled(Isa::kScalar, shared_weight[static_cast<size_t>(r)], &shared[static_cast<size_t>(r * num_cols)],
+                 num_cols, sum.data());
+    }
     add(Isa::kScalar, sum.data(), num_cols, &wanted[static_cast<size_t>(r * num_cols)]);
   }
   CHECK(same_bits(test::download<float>(stream, residual.data(), count), wanted));
+}
+
+TEST_CASE("norm of rows: experts join the residual in rank order, then the shared one") {
+  for (const int top_k : {1, 2, 3, 4, 6, 8, 10, 17}) {
+    // Rows that are whole pieces of four values, and not; shorter than a block of threads, and longer.
+    for (const int64_t num_cols : {100, 70, 2049}) check_experts_join(top_k, num_cols, top_k % 2 == 1);
+    check_experts_join(top_k, 2112, true);
+  }
+}
+
+TEST_CASE("norm of rows: rows of any length, with and without an addition") {
+  const Stream stream;
+  // 12,288 values take 48 KiB of shared memory: with the kernel's own a little more than a launch gets without asking.
+  for (const int64_t num_cols : {3, 64, 130, 2050, 4100, 12288}) {
+    for (const bool adds : {false, true}) {
+      INFO(num_cols << " values" << (adds ? ", an addition" : ""));
+      const int num_rows = 2;
+      const auto count = static_cast<size_t>(num_rows * num_cols);
+      const std::vector<float> x = random_values(count, 1), y = random_values(count, 2),
+                               weight = random_values(static_cast<size_t>(num_cols), 3);
+      const DeviceBuffer residual = test::upload(stream, x), device_y = test::upload(stream, y),
+                         device_weight = test::upload(stream, weight), out(count * 4);
+      NormRowsDesc desc;
+      desc.residual = residual.data<float>();
+      desc.num_cols = num_cols;
+      if (adds) desc.add = device_y.data<float>();
+      desc.weight = device_weight.data<float>();
+      desc.eps = kEps;
+      desc.out = out.data<float>();
+      desc.out_stride = num_cols;
+      desc.max_rows = num_rows;
+      launch(desc, choose_config(desc), stream);
+      std::vector<float> wanted(count);
+      for (int r = 0; r < num_rows; ++r) {
+        const auto at = static_cast<size_t>(r * num_cols);
+        std::vector<float> sum(x.begin() + r * num_cols, x.begin() + (r + 1) * num_cols);
+        if (adds) add(Isa::kScalar, &y[at], num_cols, sum.data());
+        rms_norm(Isa::kScalar, sum.data(), weight.data(), num_cols, kEps, &wanted[at]);
+      }
+      CHECK(same_bits(test::download<float>(stream, out.data(), count), wanted));
+    }
+  }
 }
 
 TEST_CASE("norm of rows: rows beyond those of the pass stay untouched") {
@@ -152,13 +198,14 @@ TEST_CASE("norm of rows: rows beyond those of the pass stay untouched") {
   CHECK(same_bits(test::download<float>(stream, residual.data(), x.size()), wanted));
 }
 
-TEST_CASE("gated norm of heads") {
+void check_gated_norm(int num_heads, int head_dim) {
+  INFO(num_heads << " heads of " << head_dim);
   const Stream stream;
-  const int num_rows = 3, num_heads = 6, head_dim = 128;
+  const int num_rows = 3;
   const int64_t num_cols = num_heads * head_dim;
   const auto count = static_cast<size_t>(num_rows * num_cols);
   const std::vector<float> x = random_values(count, 1), z = random_values(count, 2),
-                           weight = random_values(head_dim, 3);
+                           weight = random_values(static_cast<size_t>(head_dim), 3);
   const DeviceBuffer device_x = test::upload(stream, x), device_z = test::upload(stream, z),
                      device_weight = test::upload(stream, weight);
   test::for_each_order([&] {
@@ -184,6 +231,14 @@ TEST_CASE("gated norm of heads") {
     CHECK(same_bits(test::download<float>(stream, out.rows().values, count), values_of(host, num_rows, num_cols)));
     check_forms(stream, host, out.rows(), num_rows);
   });
+}
+
+TEST_CASE("gated norm of heads") {
+  check_gated_norm(6, 128);
+  check_gated_norm(32, 16);
+  check_gated_norm(16, 48);
+  check_gated_norm(8, 32);
+  check_gated_norm(3, 256);
 }
 
 }  // namespace
