@@ -224,7 +224,7 @@ constexpr int kWeightStride = kAttentionSplit + 4;  // eight queries' weights of
 // blockIdx.x: group of queries, those of the first span first; blockIdx.y: key-value head; blockIdx.z: its share of the
 // splits (one block walks all where they are not computed apart). kChunks: head_dim / 32, rounded up to a power of two.
 template <KvType kType, int kChunks, bool kWhole>
-__global__ void __launch_bounds__(kThreads, 2) cuda_attention(AttentionDesc a, bool windows_apart) {
+__global__ void __launch_bounds__(kThreads, kWhole ? 2 : 1) cuda_attention(AttentionDesc a, bool windows_apart) {
   using Ring = KvRing<kType, kChunks, kWhole>;
   FT_SHARED(uint4, rings, kWarps * kRingSlots * kWarpSize);
   FT_SHARED(float4, weights4, kQueries * kWeightStride / 4);  // [query][position] scores, then exp(score - max)
