@@ -26,19 +26,28 @@ Json bytes_of(std::string_view text) {
 
 void AnswerRecord::add_parts(AnswerDelta delta) {
   const auto add = [&](AnswerPart part) {
-    const bool goes_on = part.kind != AnswerPart::Kind::kCall && !parts.empty() && parts.back().kind == part.kind;
+    const bool goes_on = !parts.empty() && parts.back().kind == part.kind &&
+                         (part.kind != AnswerPart::Kind::kCall || parts.back().call_index == part.call_index);
     std::string added = part.text;
     if (goes_on) {
       parts.back().text += part.text;
     } else {
+      if (part.kind == AnswerPart::Kind::kCall) part.id = make_id("call_");
       parts.push_back(std::move(part));
     }
     changes.push_back({parts.size() - 1, !goes_on, std::move(added)});
   };
+  const auto add_call = [&](AnswerDelta::Call& call) {
+    add({AnswerPart::Kind::kCall, std::move(call.arguments), std::move(call.name), "", call.index});
+  };
+  // A call that had begun before ends before what else there is.
+  auto next = delta.calls.begin();
+  if (next != delta.calls.end() && !parts.empty() && parts.back().kind == AnswerPart::Kind::kCall &&
+      parts.back().call_index == next->index)
+    add_call(*next++);
   if (!delta.reasoning.empty()) add({AnswerPart::Kind::kThought, std::move(delta.reasoning), "", "", 0});
   if (!delta.content.empty()) add({AnswerPart::Kind::kText, std::move(delta.content), "", "", 0});
-  for (AnswerDelta::Call& call : delta.calls)
-    add({AnswerPart::Kind::kCall, std::move(call.arguments), std::move(call.name), make_id("call_"), call.index});
+  for (; next != delta.calls.end(); ++next) add_call(*next);
 }
 
 bool AnswerRecord::has_calls() const {

@@ -61,7 +61,8 @@ bool prompt_opens_thought(std::string_view prompt) {
   return end.ends_with(kThinkBegin);
 }
 
-AnswerParser::AnswerParser(Options options) : options_(std::move(options)) {
+AnswerParser::AnswerParser(Options options)
+    : options_(std::move(options)), tools_(std::make_shared<const Json>(std::move(options_.tools))) {
   if (options_.in_thought && options_.parse_reasoning && options_.form != AnswerForm::kHarmony)
     state_ = State::kThought;
 }
@@ -123,11 +124,6 @@ bool AnswerParser::pass_until(std::string_view mark, bool is_end, std::string& o
 // One step; false where nothing more can be decided.
 bool AnswerParser::run_tagged(AnswerDelta& delta, bool is_end) {
   std::string text;
-  const auto begin_part = [&](State state) {
-    state_ = state;
-    blanks_.clear();
-    at_begin_ = true;
-  };
   switch (state_) {
     case State::kStart: {
       // A thought stands at the very beginning or nowhere.
@@ -161,23 +157,105 @@ bool AnswerParser::run_tagged(AnswerDelta& delta, bool is_end) {
       if (is_call) state_ = State::kCall;
       return is_call;
     }
-    case State::kCall: {
-      const size_t end = call_end();
-      if (end == std::string::npos && !is_end) return false;
-      const std::string body = buffer_.substr(0, end);
-      const bool is_closed = end != std::string::npos;
-      buffer_.erase(0, is_closed ? end + kCallEnd.size() : buffer_.size());
-      if (add_call(delta, body)) {
-        begin_part(State::kContent);
-      } else {
-        state_ = State::kContent;
-        add_content(delta, std::string(kCallBegin) + body + std::string(is_closed ? kCallEnd : ""));
-      }
-      return !buffer_.empty();
-    }
+    case State::kCall:
+      return run_call(delta, is_end);
+    case State::kCallTail:
+      return run_call_tail(is_end);
     default:
       return false;
   }
+}
+
+void AnswerParser::begin_part(State state) {
+  state_ = state;
+  blanks_.clear();
+  at_begin_ = true;
+}
+
+bool AnswerParser::tell_call(AnswerDelta& delta) {
+  if (!call_->is_told()) return false;
+  const std::string& arguments = call_->arguments();
+  if (num_told_ == arguments.size()) return true;
+  if (delta.calls.empty() || delta.calls.back().index != num_calls_)
+    delta.calls.push_back({num_calls_, call_->name(), ""});
+  delta.calls.back().arguments += arguments.substr(num_told_);
+  num_told_ = arguments.size();
+  return true;
+}
+
+bool AnswerParser::run_call(AnswerDelta& delta, bool is_end) {
+  if (!call_) {
+    const size_t first = buffer_.find_first_not_of(kSpace);
+    if (first == std::string::npos && !is_end) return false;
+    const bool is_json = first != std::string::npos && buffer_[first] == '{';
+    using Form = CallStream::Form;
+    call_.emplace(is_json || options_.form == AnswerForm::kHermes ? Form::kJsonCall
+                  : options_.form == AnswerForm::kGlm             ? Form::kGlm
+                                                                  : Form::kQwenXml,
+                  is_json && options_.form == AnswerForm::kGlm ? std::make_shared<const Json>() : tools_);
+    num_told_ = 0;
+  }
+  call_->read(buffer_);
+  // What is missing at the end is no part of the content.
+  if (is_end && call_->state() == CallStream::State::kOpen) buffer_.clear();
+  if (is_end) call_->end();
+  if (call_->state() == CallStream::State::kWaiting) return false;
+  if (tell_call(delta)) {
+    if (call_->state() == CallStream::State::kOpen) return false;
+    ++num_calls_;
+    buffer_.erase(0, std::min(buffer_.size(), call_->num_read()));
+    needs_brace_ = call_->form() == CallStream::Form::kJsonCall && call_->state() == CallStream::State::kWhole;
+    call_.reset();
+    begin_part(State::kCallTail);
+    return true;
+  }
+  // Read as a whole.
+  const size_t end = call_end();
+  if (end == std::string::npos && !is_end) return false;
+  const std::string body = buffer_.substr(0, end);
+  const bool is_closed = end != std::string::npos;
+  buffer_.erase(0, is_closed ? end + kCallEnd.size() : buffer_.size());
+  call_.reset();
+  // GLM's name may have been cut off.
+  if ((is_closed || options_.form != AnswerForm::kGlm) && add_call(delta, body)) {
+    begin_part(State::kContent);
+  } else {
+    state_ = State::kContent;
+    add_content(delta, std::string(kCallBegin) + body + std::string(is_closed ? kCallEnd : ""));
+  }
+  return !buffer_.empty();
+}
+
+// Behind the arguments of a call: what closes it. If that is missing, the content goes on here.
+bool AnswerParser::run_call_tail(bool is_end) {
+  buffer_.erase(0, std::min(buffer_.find_first_not_of(kSpace), buffer_.size()));
+  if (buffer_.empty()) return false;
+  if (needs_brace_ && buffer_[0] == '}') {
+    needs_brace_ = false;
+    buffer_.erase(0, 1);
+    return true;
+  }
+  constexpr std::string_view kFunctionEnd = "</function>";
+  for (const std::string_view mark : {kCallEnd, kFunctionEnd}) {
+    if (buffer_.size() < mark.size() && may_begin(buffer_, mark)) {
+      if (is_end) buffer_.clear();
+      return false;
+    }
+    if (!buffer_.starts_with(mark)) continue;
+    buffer_.erase(0, mark.size());
+    if (mark == kCallEnd) begin_part(State::kContent);
+    return true;
+  }
+  // Further members of the object around them say nothing.
+  if (needs_brace_ && buffer_[0] == ',') {
+    const size_t end = buffer_.find(kCallEnd);
+    if (end == std::string::npos && !is_end) return false;
+    buffer_.erase(0, end);
+    needs_brace_ = false;
+    return !buffer_.empty();
+  }
+  begin_part(State::kContent);
+  return true;
 }
 
 // The closing mark of the call in the buffer. In JSON it does not count within a string.
@@ -230,31 +308,6 @@ bool AnswerParser::parse_json_call(AnswerDelta& delta, std::string_view body) {
   return add_call(delta, call["name"].get<std::string>(), arguments);
 }
 
-// A value that stands as bare text: JSON where the tool's schema has no string there, and it is JSON.
-Json AnswerParser::value_of(const std::string& tool, const std::string& key, const std::string& text) const {
-  for (const Json& entry : options_.tools.is_array() ? options_.tools : Json::array()) {
-    if (!entry.is_object()) continue;
-    const Json& function = entry.contains("function") ? entry["function"] : entry;
-    if (!function.is_object() || !function.contains("name") || function["name"] != tool) continue;
-    const char* schema = function.contains("parameters") ? "parameters" : "input_schema";
-    if (!function.contains(schema) || !function[schema].is_object() || !function[schema].contains("properties")) break;
-    const Json& properties = function[schema]["properties"];
-    if (!properties.is_object() || !properties.contains(key) || !properties[key].is_object()) break;
-    const Json& property = properties[key];
-    const bool is_string = property.contains("type") &&
-                           (property["type"] == "string" ||
-                            (property["type"].is_array() && std::find(property["type"].begin(), property["type"].end(),
-                                                                      "string") != property["type"].end()));
-    if (is_string) return text;
-    Json value = Json::parse(trimmed(text), nullptr, /*allow_exceptions=*/false);
-    if (value.is_discarded() && trimmed(text) == "True") return true;
-    if (value.is_discarded() && trimmed(text) == "False") return false;
-    if (value.is_discarded() && trimmed(text) == "None") return nullptr;
-    return value.is_discarded() ? Json(text) : value;
-  }
-  return text;
-}
-
 bool AnswerParser::parse_xml_call(AnswerDelta& delta, std::string_view body) {
   constexpr std::string_view kFunction = "<function=", kFunctionEnd = "</function>";
   constexpr std::string_view kParameter = "<parameter=", kParameterEnd = "</parameter>";
@@ -276,7 +329,7 @@ bool AnswerParser::parse_xml_call(AnswerDelta& delta, std::string_view body) {
     std::string_view value = body.substr(key_end + 1, end - key_end - 1);
     if (value.starts_with('\n')) value.remove_prefix(1);
     if (value.ends_with('\n')) value.remove_suffix(1);
-    arguments[key] = value_of(name, key, std::string(value));
+    arguments[key] = value_of_argument(*tools_, name, key, value);
     body.remove_prefix(end + kParameterEnd.size());
   }
   return add_call(delta, name, arguments);
@@ -296,7 +349,7 @@ bool AnswerParser::parse_glm_call(AnswerDelta& delta, std::string_view body) {
     body = trimmed(body.substr(key_end + kKeyEnd.size()));
     const size_t value_end = body.find(kValueEnd);
     if (!body.starts_with(kValue) || value_end == std::string_view::npos || key.empty()) return false;
-    arguments[key] = value_of(name, key, std::string(body.substr(kValue.size(), value_end - kValue.size())));
+    arguments[key] = value_of_argument(*tools_, name, key, body.substr(kValue.size(), value_end - kValue.size()));
     body.remove_prefix(value_end + kValueEnd.size());
   }
   return add_call(delta, name, arguments);
@@ -363,10 +416,32 @@ bool AnswerParser::run_harmony(AnswerDelta& delta, bool is_end) {
       }
       const bool is_over = end != std::string::npos;
       if (!recipient_.empty() && options_.parse_calls) {
+        if (!call_) {
+          call_.emplace(CallStream::Form::kArguments, tools_, recipient_);
+          num_told_ = 0;
+        }
+        call_->read(std::string_view(buffer_).substr(0, is_over ? end : safe));
+        const bool is_open = call_->state() == CallStream::State::kOpen;
+        if (is_over || is_end) call_->end();
+        const bool is_told = tell_call(delta);
         if (!is_over && !is_end) return false;
-        const std::string body = buffer_.substr(0, end);
-        const Json arguments = Json::parse(trimmed(body).empty() ? "{}" : body, nullptr, /*allow_exceptions=*/false);
-        if (!add_call(delta, recipient_, arguments)) add_content(delta, body);
+        // What is missing at the end is no part of the content.
+        const size_t num_read = is_open ? std::min(end, buffer_.size()) : call_->num_read();
+        call_.reset();
+        if (is_told) {
+          ++num_calls_;
+          at_begin_ = true;
+          const std::string_view rest =
+              std::string_view(buffer_).substr(num_read, is_over ? end - num_read : std::string_view::npos);
+          const bool is_cut_mark =
+              !is_over && std::any_of(std::begin(kMessageEnds), std::end(kMessageEnds),
+                                      [&](std::string_view mark) { return may_begin(trimmed(rest), mark); });
+          if (!is_cut_mark) add_content(delta, rest);
+        } else {
+          const std::string body = buffer_.substr(0, end);
+          const Json arguments = Json::parse(trimmed(body).empty() ? "{}" : body, nullptr, /*allow_exceptions=*/false);
+          if (!add_call(delta, recipient_, arguments)) add_content(delta, body);
+        }
         buffer_.erase(0, is_over ? end + length : buffer_.size());
       } else {
         const std::string text = buffer_.substr(0, is_over ? end : safe);

@@ -1,11 +1,15 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "engine/text/chat/call_stream.h"
 
 namespace foretoken {
 
@@ -33,7 +37,7 @@ struct AnswerDelta {
   struct Call {
     int index = 0;  // of the answer's calls
     std::string name;
-    std::string arguments;  // JSON
+    std::string arguments;  // what comes behind those that earlier deltas of this call had; JSON in all
   };
   std::string content, reasoning;
   std::vector<Call> calls;
@@ -42,8 +46,9 @@ struct AnswerDelta {
 };
 
 /// Splits the text of an answer, as it is made, into content, thoughts and calls. However the text is cut into pieces,
-/// the deltas come to the same. Marks that may be beginning are held back until it is known; a call comes in one delta,
-/// when it is whole and its arguments are valid JSON; what looks like a call and is none stays content.
+/// the deltas come to the same. Marks that may be beginning are held back until it is known. A call of one of the tools
+/// comes as it is written (CallStream), any other when it is whole; in all its arguments are valid JSON, of a call that
+/// breaks off or goes wrong as far as they came. What looks like a call and is none stays content.
 ///
 /// Feed it the text with special tokens spelled out (Tokenizer::piece(id, true)), but for those that end the answer.
 /// White space around thoughts and calls is not part of the content.
@@ -64,7 +69,7 @@ class AnswerParser {
   [[nodiscard]] AnswerDelta finish();
 
  private:
-  enum class State { kStart, kThought, kContent, kCall, kHeader, kMessage };
+  enum class State { kStart, kThought, kContent, kCall, kCallTail, kHeader, kMessage };
 
   [[nodiscard]] bool is_done() const { return options_.most_calls > 0 && num_calls_ >= options_.most_calls; }
   void run(AnswerDelta& delta, bool is_end);
@@ -74,11 +79,14 @@ class AnswerParser {
   bool pass_until(std::string_view mark, bool is_end, std::string& out);
   void add_content(AnswerDelta& delta, std::string_view text);
   void add_reasoning(AnswerDelta& delta, std::string_view text);
+  bool run_call(AnswerDelta& delta, bool is_end);
+  bool run_call_tail(bool is_end);
+  // Tells what has become certain of the call that is being read; false: it has to be read as a whole.
+  bool tell_call(AnswerDelta& delta);
+  void begin_part(State state);
   [[nodiscard]] size_t call_end() const;
   bool add_call(AnswerDelta& delta, std::string_view body);
   bool add_call(AnswerDelta& delta, const std::string& name, const nlohmann::ordered_json& arguments);
-  [[nodiscard]] nlohmann::ordered_json value_of(const std::string& tool, const std::string& key,
-                                                const std::string& text) const;
   bool parse_json_call(AnswerDelta& delta, std::string_view body);
   bool parse_xml_call(AnswerDelta& delta, std::string_view body);
   bool parse_glm_call(AnswerDelta& delta, std::string_view body);
@@ -89,6 +97,10 @@ class AnswerParser {
   std::string blanks_;    // white space of the current part that is handed on only if text follows
   bool at_begin_ = true;  // of the current part: white space here goes
   int num_calls_ = 0;
+  std::shared_ptr<const nlohmann::ordered_json> tools_;
+  std::optional<CallStream> call_;   // in kCall, and in a harmony message that is one
+  size_t num_told_ = 0;              // of its arguments
+  bool needs_brace_ = false;         // in kCallTail: the object around the arguments is open
   std::string channel_, recipient_;  // of a harmony message
 };
 

@@ -192,6 +192,55 @@ TEST_CASE("A chat's answer has thoughts and calls apart, at once and as a stream
   }
 }
 
+TEST_CASE("Arguments come as they are written, in each API's events", "[serve]") {
+  const std::string json = R"({"city":"Bern, with a long name that takes a while","days":2})";
+  const std::string bare = "Bern, with a long name that takes a while";
+  const std::vector<std::pair<AnswerForm, std::string>> texts = {
+      {AnswerForm::kHermes, "Well.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": " + json + "}\n</tool_call>"},
+      {AnswerForm::kHarmony,
+       "<|channel|>commentary<|message|>Well.<|end|><|start|>assistant<|channel|>commentary to=functions.weather "
+       "<|constrain|>json<|message|>" +
+           json + "<|call|>"},
+      {AnswerForm::kQwenXml, "Well.\n<tool_call>\n<function=weather>\n<parameter=city>\n" + bare +
+                                 "\n</parameter>\n<parameter=days>\n2\n</parameter>\n</function>\n</tool_call>"},
+      {AnswerForm::kGlm, "Well.\n<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>" + bare +
+                             "</arg_value>\n<arg_key>days</arg_key>\n<arg_value>2</arg_value>\n</tool_call>"}};
+  for (const auto& [form, text] : texts) {
+    INFO(text);
+    for (const size_t piece : {size_t{1}, size_t{4}, size_t{11}}) {
+      Told answer(form, text, piece);
+      std::string finish_reason;
+      int argument_deltas = 0;
+      CHECK(told(gather(answer.stream<ChatFormat>(), finish_reason, argument_deltas)) == "|Well.|weather" + json);
+      CHECK(argument_deltas > 3);
+      CHECK(told(answer.whole<ChatFormat>()["choices"][0]["message"]) == "|Well.|weather" + json);
+      const auto gathered = [](const std::vector<Json>& events, const char* type, int& deltas) {
+        std::string out;
+        deltas = 0;
+        for (const Json& event : events) {
+          const Json& delta = event.contains("delta") ? event["delta"] : Json();
+          const bool is_it = event["type"] == type && (delta.is_string() || delta.contains("partial_json"));
+          if (!is_it) continue;
+          ++deltas;
+          out += (delta.is_string() ? delta : delta["partial_json"]).get<std::string>();
+        }
+        return out;
+      };
+      int deltas = 0;
+      CHECK(gathered(answer.stream<MessagesFormat>(), "content_block_delta", deltas) == json);
+      CHECK(deltas > 3);
+      CHECK(gathered(answer.stream<ResponsesFormat>(), "response.function_call_arguments.delta", deltas) == json);
+      CHECK(deltas > 3);
+      // Cut off: ended, and told as cut off.
+      Told cut(form, text.substr(0, text.find("takes")), piece, false, true);
+      const std::string ended = R"(|Well.|weather{"city":"Bern, with a long name that "})";
+      CHECK(told(gather(cut.stream<ChatFormat>(), finish_reason, argument_deltas)) == ended);
+      CHECK(finish_reason == "length");
+      CHECK(told(cut.whole<ChatFormat>()["choices"][0]["message"]) == ended);
+    }
+  }
+}
+
 TEST_CASE("Thoughts are counted, and an answer that was cut off says so", "[serve]") {
   Told answer(AnswerForm::kPlain, "thinking</think>text", 4, true);
   const Json usage = answer.whole<ChatFormat>()["usage"];

@@ -1,5 +1,6 @@
 #include "engine/text/chat/answer_parser.h"
 
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <random>
 #include <string>
@@ -28,9 +29,11 @@ struct Answer {
     content += delta.content;
     reasoning += delta.reasoning;
     for (const AnswerDelta::Call& call : delta.calls) {
-      CHECK(call.index == static_cast<int>(calls.size()));
-      CHECK(Json::parse(call.arguments).is_object());
-      calls.push_back(call.name + call.arguments);
+      const auto index = static_cast<size_t>(call.index);
+      CHECK(index + 1 >= calls.size());
+      CHECK(index <= calls.size());
+      if (index == calls.size()) calls.push_back(call.name);
+      calls.back() += call.arguments;
     }
   }
   bool operator==(const Answer& other) const = default;
@@ -57,6 +60,7 @@ void check(AnswerForm form, const std::string& text, const Answer& expected, boo
   INFO(text);
   const AnswerParser::Options how = options(form, in_thought);
   const Answer whole = parse(how, {text});
+  for (const std::string& call : whole.calls) CHECK(Json::accept(call.substr(call.find('{'))));
   CHECK(whole.content == expected.content);
   CHECK(whole.reasoning == expected.reasoning);
   CHECK(whole.calls == expected.calls);
@@ -163,6 +167,120 @@ TEST_CASE("Messages of harmony are parsed", "[answer]") {
   check(form, "<|channel|>commentary to=functions.noop<|message|>{broken<|call|>", {"{broken", "", {}});
   check(form, "Just text <|end", {"Just text <|end", "", {}});
   check(form, "<|channel|>final", {"", "", {}});
+}
+
+// Calls of each form, and the arguments that come of them.
+struct CallText {
+  AnswerForm form;
+  std::string text, arguments;
+};
+std::vector<CallText> call_texts() {
+  const std::string json =
+      R"({"city": "B\u00fc\ud83d\ude00\"\n }", "days": -1.5e3, "hours": [1, {"a": [ ]}, "x", true, null], "unit": "c"})";
+  const std::string minified =
+      R"({"city":"B\u00fc\ud83d\ude00\"\n }","days":-1.5e3,"hours":[1,{"a":[]},"x",true,null],"unit":"c"})";
+  const std::string bare = R"({"city":"a </b>\n\"c\"\\ \n","days":3,"hours":[1,2],"other":"x"})";
+  return {{AnswerForm::kHermes, "<tool_call>\n{\"name\": \"weather\", \"arguments\": " + json + "}\n</tool_call>",
+           minified},
+          {AnswerForm::kQwenXml, "<tool_call>{\"name\":\"weather\",\"parameters\":" + json + "}</tool_call>", minified},
+          {AnswerForm::kHarmony,
+           "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>" + json + "<|call|>", minified},
+          {AnswerForm::kQwenXml,
+           "<tool_call>\n<function=weather>\n<parameter=city>\na </b>\n\"c\"\\ "
+           "\n\n</parameter>\n<parameter=days>\n3\n</parameter>\n"
+           "<parameter=hours>\n[1, 2]\n</parameter>\n<parameter=other>\nx\n</parameter>\n</function>\n</tool_call>",
+           bare},
+          {AnswerForm::kGlm,
+           "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>a </b>\n\"c\"\\ "
+           "\n</arg_value>\n<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n"
+           "<arg_key>hours</arg_key>\n<arg_value>[1, "
+           "2]</arg_value>\n<arg_key>other</arg_key>\n<arg_value>x</arg_value>\n</tool_call>",
+           bare}};
+}
+
+TEST_CASE("The arguments of a call are told while they are written", "[answer]") {
+  for (const CallText& call : call_texts()) {
+    check(call.form, call.text, {"", "", {"weather" + call.arguments}});
+    INFO(call.text);
+    // Text that leaves the parser at most some marks and names behind where it is written.
+    AnswerParser parser(options(call.form, false));
+    int deltas = 0;
+    std::string told;
+    for (size_t i = 0; i < call.text.size(); ++i) {
+      const AnswerDelta delta = parser.push(call.text.substr(i, 1));
+      for (const AnswerDelta::Call& part : delta.calls) {
+        ++deltas;
+        told += part.arguments;
+        CHECK(part.name == "weather");
+      }
+    }
+    CHECK(told == call.arguments);
+    CHECK(deltas > 15);
+    // Cut off anywhere, it is text, or arguments that are valid and the beginning of all.
+    int num_calls = 0;
+    for (size_t length = 0; length < call.text.size(); ++length) {
+      const std::string_view cut = std::string_view(call.text).substr(0, length);
+      const Answer answer = parse(options(call.form, false), {cut});
+      std::vector<std::string_view> bytes;
+      for (size_t i = 0; i < cut.size(); ++i) bytes.push_back(cut.substr(i, 1));
+      REQUIRE(parse(options(call.form, false), bytes) == answer);
+      REQUIRE(answer.calls.size() <= 1);
+      num_calls += static_cast<int>(answer.calls.size());
+      if (answer.calls.empty()) continue;
+      const std::string arguments = answer.calls[0].substr(7);
+      REQUIRE(Json::parse(arguments).is_object());
+      REQUIRE(answer.content.empty());
+      const size_t same = static_cast<size_t>(
+          std::mismatch(arguments.begin(), arguments.end(), call.arguments.begin(), call.arguments.end()).first -
+          arguments.begin());
+      REQUIRE(arguments.find_first_not_of("\"]}", same) == std::string::npos);
+    }
+    CHECK(num_calls > 40);
+  }
+}
+
+TEST_CASE("A call that goes wrong has the arguments that were right", "[answer]") {
+  const std::string head = "<tool_call>{\"name\": \"weather\", \"arguments\": ";
+  const std::string city = R"(weather{"city":"B"})";
+  for (const AnswerForm form : {AnswerForm::kHermes, AnswerForm::kQwenXml}) {
+    // Control characters and lone backslashes within strings are what was meant.
+    check(form, head + "{\"city\": \"a\n\tb\\d\"}}</tool_call>", {"", "", {R"(weather{"city":"a\n\tb\\d"})"}});
+    check(form, head + "{\"city\": \"B\"}</tool_call> x", {"x", "", {city}});
+    check(form, head + "{\"city\": \"B\"}, \"id\": [{}]}\n</tool_call>\nx", {"x", "", {city}});
+    check(form, head + "{\"city\": \"B\"}}\nNow x", {"Now x", "", {city}});
+    check(form, head + "{\"city\": \"B\", }}</tool_call> x", {", }}</tool_call> x", "", {city}});
+    check(form, head + "{\"city\": \"B\", \"days\": two}}</tool_call>", {", \"days\": two}}</tool_call>", "", {city}});
+    check(form, head + "{\"city\": \"B\"}}</tool_call>" + head + "{\"days\": 1}}</tool_call>",
+          {"", "", {city, R"(weather{"days":1})"}});
+    // Nothing was told yet: text.
+    for (const std::string rest :
+         {"{\"city\": B}}</tool_call>", "{city: 1}}</tool_call>", "{\"days\": 01}}</tool_call>",
+          "{\"city\"}}</tool_call>", "null}</tool_call>", "{\"days\": 1"})
+      check(form, head + rest, {head + rest, "", {}});
+    // In another order, or of a tool that nobody knows: read as a whole.
+    check(form, "<tool_call>{\"arguments\": {\"city\": \"B\"}, \"name\": \"weather\"}</tool_call>", {"", "", {city}});
+    check(form, "<tool_call>{\"name\": \"x\", \"arguments\": {\"city\": \"B\"}}</tool_call>",
+          {"", "", {R"(x{"city":"B"})"}});
+    check(form, "<tool_call>{\"name\": \"x\", \"arguments\": {\"city\": \"B\"",
+          {"<tool_call>{\"name\": \"x\", \"arguments\": {\"city\": \"B\"", "", {}});
+  }
+  const std::string deep = head + "{\"city\": " + std::string(300, '[') + std::string(300, ']') + "}}</tool_call>";
+  CHECK(parse(options(AnswerForm::kHermes, false), {deep}).calls.size() == 1);
+  const std::string xml = "<tool_call>\n<function=weather>\n<parameter=city>\nB\n</parameter>\n";
+  check(AnswerForm::kQwenXml, xml + "</tool_call>\nx", {"x", "", {city}});
+  check(AnswerForm::kQwenXml, xml + "hm\n</tool_call>", {"hm\n</tool_call>", "", {city}});
+  check(AnswerForm::kQwenXml, xml + "<parameter=city>\nC\n</parameter>\n</function>\n</tool_call>", {"", "", {city}});
+  check(AnswerForm::kQwenXml, xml + "<parameter=days>\n1\n</function></tool_call>",
+        {"<parameter=days>\n1\n</function></tool_call>", "", {city}});
+  check(AnswerForm::kQwenXml, "<tool_call><function=weather><parameter=city></parameter></function></tool_call>",
+        {"", "", {R"(weather{"city":""})"}});
+  check(AnswerForm::kQwenXml, "<tool_call><function=weather><parameter=city>\n</tool_call>",
+        {"<tool_call><function=weather><parameter=city>\n</tool_call>", "", {}});
+  check(AnswerForm::kHarmony, "<|channel|>commentary to=functions.weather<|message|>{\"city\": \"B\", x<|call|>",
+        {", x", "", {city}});
+  check(AnswerForm::kQwenXml,
+        "<tool_call><function=weather><parameter=city>\n</function> B\n</function>\n</tool_call>\nx",
+        {"x", "", {R"(weather{"city":"</function> B"})"}});
 }
 
 TEST_CASE("Calls and thoughts stay text where that is asked for", "[answer]") {
