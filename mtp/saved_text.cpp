@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "kernels/base/error.h"
 #include "mtp/scheduler.h"
 
@@ -15,6 +17,8 @@ std::vector<TokenId>& Scheduler::text_of(int slot) {
 
 std::vector<std::byte> Scheduler::save_text(int slot, int64_t* num_tokens) {
   std::vector<TokenId> text = text_of(slot);
+  // A text that fills the context could not be begun with again.
+  text.resize(std::min(text.size(), static_cast<size_t>(engine_.options().ctx_size) - 2));
   text.push_back(0);
   const TextCheckpoint* from = cache_.find(text, options_.generator.max_drafts > 0);
   if (from == nullptr) from = cache_.find(text, /*with_drafts=*/false);

@@ -136,6 +136,7 @@ bool Scheduler::begin(Request& request) {
   if (missing() && !could_fit(request, from)) return false;
   while (missing()) FT_CHECK(cache_.drop_oldest(from));
   request.sequence_ = std::make_unique<Sequence>(engine_);
+  text_of(request.sequence_->state().slot).clear();  // whoever had it before is over
   if (from != nullptr) {
     request.cached_tokens_ = from->length();
     request.generation_ =

@@ -42,6 +42,7 @@ bool Answer::on_token(TokenId id) {
   event.answer = index_;
   event.prompt_tokens = prompt_tokens_;
   event.cached_tokens = request_->cached_tokens();
+  event.slot = request_->slot();
   event.id = id;
   const bool is_spelled = std::binary_search(asked_.spelled.begin(), asked_.spelled.end(), id);
   event.text = stops_.push(characters_.push(model_.tokenizer().piece(id, is_spelled)));
@@ -70,6 +71,7 @@ void Answer::report_prompt() {
   event.prompt_read = read;
   event.cached_tokens = request_->cached_tokens();
   event.prompt_tokens = prompt_tokens_;
+  event.slot = request_->slot();
   event.prompt_ms = since_arrival_.elapsed_ms() - queue_ms_;
   channel_.push(std::move(event));
 }

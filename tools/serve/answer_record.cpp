@@ -81,6 +81,7 @@ void AnswerRecord::add(const AnswerEvent& event) {
   }
   prompt_tokens = event.prompt_tokens;
   cached_tokens = event.cached_tokens;
+  if (event.slot >= 0) slot = event.slot;
   if (event.kind == AnswerEvent::Kind::kPrompt) {
     prompt_read = event.prompt_read;
     prompt_ms = event.prompt_ms;

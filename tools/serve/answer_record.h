@@ -46,6 +46,7 @@ struct AnswerRecord {
   std::vector<std::string> texts;                   // [ids] what each let out
   std::vector<std::vector<TokenLogprob>> logprobs;  // [ids], or empty
   int64_t prompt_tokens = 0, cached_tokens = 0, prompt_read = 0;
+  int slot = -1;  // of the engine; -1: it never had one
   double prompt_ms = 0;
   int64_t windows = 0, drafted = 0, accepted = 0;
   std::vector<int64_t> accepted_by_position;

@@ -43,6 +43,7 @@ struct AnswerEvent {
   double prompt_ms = 0;
   // kPrompt and kToken.
   int64_t prompt_tokens = 0, cached_tokens = 0;
+  int slot = -1;  // of the engine
   // kToken
   TokenId id = 0;
   std::string text;  // what it lets out: whole characters, nothing that may become a stop string

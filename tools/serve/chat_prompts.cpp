@@ -166,6 +166,7 @@ Json check_messages(const Json& messages) {
     Json message = messages[i];
     message["role"] = *role;
     const Json* content = fields.find("content");
+    if (content == nullptr && *role != "assistant") fields.fail("content", "is missing");
     message["content"] = content == nullptr ? std::string() : text_of_content(*content, name + ".content");
     check_calls(fields, message);
     // Other names for the same: OpenRouter's and gpt-oss' template's.

@@ -143,6 +143,7 @@ std::vector<std::vector<TokenId>> parse_prompts(const Fields& fields, std::strin
 
 GenerationRequest parse_generation(const Fields& fields, const ServedModel& served) {
   refuse_unserved(fields);
+  (void)fields.text("model");  // one model is served, whatever its name is
   GenerationRequest request;
   const std::string_view limit =
       fields.first_of({"n_predict", "max_completion_tokens", "max_output_tokens", "max_tokens"});
@@ -180,8 +181,10 @@ GenerationRequest parse_completion(const Fields& fields, const ServedModel& serv
   const Tokenizer& tokenizer = *served.tokenizer;
   GenerationRequest request = parse_generation(fields, served);
   request.prompts = parse_prompts(fields, "prompt", tokenizer);
-  if (const std::optional<RequestGrammar> grammar = parse_request_grammar(fields))
+  if (const std::optional<RequestGrammar> grammar = parse_request_grammar(fields)) {
     request.rules.grammar = make_matcher(fields, *grammar, served.trie->get(tokenizer, {}));
+    request.grammar = grammar->gbnf;
+  }
   return request;
 }
 

@@ -41,7 +41,8 @@ struct GenerationRequest {
   double max_predict_ms = 0;
   bool ignore_eos = false;
   SamplingOptions sampling;
-  LogitRules rules;  // its grammar is shared by the answers
+  LogitRules rules;     // its grammar is shared by the answers
+  std::string grammar;  // as GBNF; empty: none
   bool with_logprobs = false;
   int num_logprobs = 0;
   int max_drafts = 0;

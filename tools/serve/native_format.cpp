@@ -1,4 +1,4 @@
-#include <array>
+#include <cmath>
 
 #include "tools/serve/answer_format.h"
 
@@ -15,11 +15,22 @@ std::string_view stop_type(const AnswerEnd& end) {
 
 Json describe_settings(const ServedModel& served, const GenerationRequest& request) {
   const SamplingOptions& sampling = request.sampling;
+  const LogitRules& rules = request.rules;
+  Json biases = Json::array();
+  for (const auto& [id, bias] : rules.bias)
+    biases.push_back({{"token", id}, {"bias", std::isfinite(bias) ? Json(bias) : Json(false)}});
   return {{"seed", sampling.seed},
           {"temperature", sampling.temperature},
           {"top_k", sampling.top_k},
           {"top_p", sampling.top_p},
           {"min_p", sampling.min_p},
+          {"typical_p", sampling.typical_p},
+          {"repeat_penalty", rules.repeat_penalty},
+          {"repeat_last_n", rules.repeat_last_n},
+          {"presence_penalty", rules.presence_penalty},
+          {"frequency_penalty", rules.frequency_penalty},
+          {"logit_bias", std::move(biases)},
+          {"grammar", request.grammar},
           {"stop", request.stops},
           {"max_tokens", request.max_tokens},
           {"n_predict", request.max_tokens},
@@ -46,7 +57,7 @@ Json NativeFormat::finished(const AnswerRecord& record, int index, bool with_tex
   object["index"] = index;
   object["content"] = with_text ? record.text : "";
   object["tokens"] = with_text && request_.return_tokens ? Json(record.ids) : Json::array();
-  object["id_slot"] = -1;
+  object["id_slot"] = record.slot;
   object["stop"] = true;
   object["model"] = served_.name;
   object["tokens_predicted"] = record.ids.size();
@@ -90,7 +101,7 @@ std::string NativeFormat::token(const AnswerRecord& record, const AnswerEvent& e
   object["content"] = event.text;
   object["tokens"] = Json::array({event.id});
   object["stop"] = false;
-  object["id_slot"] = -1;
+  object["id_slot"] = record.slot;
   object["tokens_predicted"] = record.ids.size();
   object["tokens_evaluated"] = record.prompt_tokens;
   if (request_.with_logprobs) {

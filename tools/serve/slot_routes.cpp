@@ -46,6 +46,8 @@ Json save(ServeState& state, int slot, const std::string& path, const std::strin
 
 Json restore(ServeState& state, int slot, const std::string& path, const std::string& name) {
   const Stopwatch watch;
+  if (!std::filesystem::is_regular_file(path))
+    throw invalid_request(fmt::format("there is no saved text \"{}\"", name));
   const std::string bytes = read_file(path);
   int64_t num_tokens = 0;
   state.service->between_steps([&](Scheduler& scheduler, const std::vector<const Answer*>&) {

@@ -222,6 +222,15 @@ with open(os.path.join(folder, "writer.slot"), "r+b") as file:
     file.write(b"damage")
 check(server.post("/slots/1?action=restore", {"filename": "writer.slot"})[0] == 400, "a damaged file was restored")
 check(server.post("/slots/1?action=erase", {})[0] == 200, "erase")
+for turn in range(3):  # whatever slots they take: the text before is not theirs to save
+    short = json.loads(server.post("/completion", {"prompt": "x", "n_predict": 2})[1])
+    check(server.post(f"/slots/{short['id_slot']}?action=save", {"filename": "short.slot"})[0] == 400, "a slot was saved with the text of somebody before")
+check(b"/" not in server.post("/slots/1?action=restore", {"filename": "nothing"})[1], "a path of the server's was told")
+server.stop()
+# A text that fills the context is saved as far as it can be begun with again.
+server = Server(program, model, "--parallel", "1", "-c", "300", "--slot-save-path", folder)
+server.post("/completion", {**plain, "n_predict": -1, "ignore_eos": True})
+check(server.post("/slots/0?action=save", {"filename": "full.slot"})[0] == 200 and server.post("/slots/0?action=restore", {"filename": "full.slot"})[0] == 200, "a full slot")
 server.stop()
 shutil.rmtree(folder)
 

@@ -77,6 +77,7 @@ TEST_CASE("Wrong types and ranges are a 400 that names the field", "[serve]") {
   CHECK(refusal(R"({"n_predict": 1e300})") == "400 \"n_predict\": 1e+300 is outside -1 to 2147483647");
   CHECK(refusal(R"({"seed": 18446744073709551615})") ==
         "400 \"seed\": 18446744073709551615 is outside -1 to 9223372036854775807");
+  CHECK(refusal(R"({"model": 1})") == "400 \"model\": expected a string, not number");
   CHECK(refusal(R"({"stream": 1})") == "400 \"stream\": expected true or false, not number");
   CHECK(refusal(R"({"stop": [1]})") == "400 \"stop\": expected an array of strings, not number");
   CHECK(refusal(R"({"stream_options": []})") == "400 \"stream_options\": expected an object, not array");
@@ -160,6 +161,7 @@ TEST_CASE("Messages are checked and their parts joined", "[serve]") {
   };
   CHECK(message("[]") == "400 \"messages\": expected an array of messages");
   CHECK(message(R"([{"content": "x"}])") == "400 \"messages[0].role\": is missing");
+  CHECK(message(R"([{"role": "user"}])") == "400 \"messages[0].content\": is missing");
   CHECK_THAT(message(R"([{"role": "king", "content": "x"}])"), Contains("\"king\" is none of"));
   CHECK_THAT(message(R"([{"role": "user", "content": [{"type": "image_url"}]}])"), Contains("501 "));
 }
