@@ -231,10 +231,19 @@ __device__ __forceinline__ void add_sums(Sums& a, const Sums& b) {
   }
 }
 
-// With `up`, shared memory lets in four blocks at once: told so, the compiler takes the registers that they leave, and
-// spills nothing.
+// Blocks that a multiprocessor is to hold, with `up` and without; shared memory lets in no fewer. Told so, the compiler takes the
+// registers that they leave, and spills nothing. 0: it needs no telling.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
+constexpr int kPairsAtOnce = 3, kTilesAtOnce = 4;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kPairsAtOnce = 2, kTilesAtOnce = 0;
+#else
+constexpr int kPairsAtOnce = 4, kTilesAtOnce = 0;
+#endif
+
 template <WeightType kType, bool kPair>
-__global__ void __launch_bounds__(kThreads, kPair ? 4 : 0) cuda_quant_tiles(const __grid_constant__ MatmulArguments a) {
+__global__ void __launch_bounds__(kThreads, kPair ? kPairsAtOnce : kTilesAtOnce)
+    cuda_quant_tiles(const __grid_constant__ MatmulArguments a) {
   using S = TileShape<kType, kPair>;
   constexpr bool kWide = S::kBlock == 256, kMins = has_lane_mins<kType>();
   constexpr bool kSecondScale = kMins || has_float_runs<kType>();
