@@ -25,6 +25,7 @@ RecurrentState::RecurrentState(std::span<const DeltaNetShape> layers, int max_wi
 void RecurrentState::reset(int sequence_slot) {
   for (int i = 0; i < num_layers_; ++i) {
     Layer& layer = this->layer(i, sequence_slot);
+    if (layer.state.size_bytes() == 0) continue;  // another rank of a cluster has its heads
     std::memset(layer.state.data(), 0, layer.state.size_bytes());
     if (layer.history.size_bytes() > 0) std::memset(layer.history.row(0), 0, layer.history.size_bytes());
   }
@@ -53,6 +54,7 @@ void RecurrentState::write(int sequence_slot, std::span<const std::byte> from) {
   const std::byte* at = from.data();
   for (int i = 0; i < num_layers_; ++i) {
     Layer& layer = this->layer(i, sequence_slot);
+    if (layer.state.size_bytes() == 0) continue;
     std::memcpy(layer.state.data(), at, layer.state.size_bytes());
     at += layer.state.size_bytes();
     if (layer.history.size_bytes() == 0) continue;
