@@ -36,6 +36,10 @@ class Transport {
   virtual void send(int to, std::span<const std::byte> bytes) = 0;
   virtual void receive(int from, std::span<std::byte> bytes) = 0;
 
+  /// Whether rank 0 is at work that the others wait for. Else it may do nothing for as long as it likes, and nobody takes
+  /// it for stalled.
+  virtual void set_busy(bool /*is_busy*/) {}
+
   [[nodiscard]] const TransportTotals& totals() const { return totals_; }
 
  protected:

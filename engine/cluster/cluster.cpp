@@ -14,6 +14,18 @@ namespace foretoken {
 
 namespace {
 
+/// While one lives, rank 0 does what the others wait for.
+class Busy {
+ public:
+  explicit Busy(Transport& transport) : transport_(transport) { transport_.set_busy(true); }
+  ~Busy() { transport_.set_busy(false); }
+  Busy(const Busy&) = delete;
+  Busy& operator=(const Busy&) = delete;
+
+ private:
+  Transport& transport_;
+};
+
 /// Rank 0's end of an engine: every call is told to the followers, then done here with this rank's share.
 class ClusterBackend final : public Backend {
  public:
@@ -27,6 +39,7 @@ class ClusterBackend final : public Backend {
         num_passes_(num_passes),
         hidden_(0, 0),
         mtp_hidden_{FloatRows(0, 0), FloatRows(0, 0)} {
+    const Busy busy(transport_);
     begin(ClusterCommand::kMakeEngine);
     const SessionOptions& o = options_;
     message_.put(o.ctx_size);
@@ -97,6 +110,7 @@ class ClusterBackend final : public Backend {
 
   void forward(std::span<const Span> spans, std::span<const TokenId> ids) override {
     check_stop();
+    const Busy busy(transport_);
     ++num_passes_;
     begin(ClusterCommand::kForward);
     share_->put_spans(message_, spans);
@@ -116,6 +130,7 @@ class ClusterBackend final : public Backend {
   const float* hidden(int row) override {
     if (!share_->by_layers() || share_->is_last()) return own_backend().hidden(row);
     if (!has_hidden_) {
+      const Busy busy(transport_);
       tell(ClusterCommand::kHidden);
       receive_hidden();
     }
@@ -123,6 +138,7 @@ class ClusterBackend final : public Backend {
   }
 
   void compute_logits(std::span<const int32_t> rows) override {
+    const Busy busy(transport_);
     begin(ClusterCommand::kComputeLogits);
     message_.put_all(rows);
     message_.broadcast(transport_);
@@ -135,6 +151,7 @@ class ClusterBackend final : public Backend {
 
   const float* logits(int index) override {
     if (!has_logits_) {
+      const Busy busy(transport_);
       tell(ClusterCommand::kLogits);
       collect_logits(num_logits_, /*is_mtp=*/false, logits_);
       has_logits_ = true;
@@ -147,6 +164,7 @@ class ClusterBackend final : public Backend {
   void mtp_forward(std::span<const MtpSpan> spans, std::span<const TokenId> ids,
                    std::span<const float* const> hidden) override {
     check_stop();
+    const Busy busy(transport_);
     begin(ClusterCommand::kMtpForward);
     share_->put_spans(message_, spans);
     message_.put_all(ids);
@@ -172,6 +190,7 @@ class ClusterBackend final : public Backend {
   }
 
   void mtp_compute_logits(std::span<const int32_t> outputs) override {
+    const Busy busy(transport_);
     begin(ClusterCommand::kMtpComputeLogits);
     message_.put_all(outputs);
     message_.broadcast(transport_);
@@ -183,6 +202,7 @@ class ClusterBackend final : public Backend {
 
   const float* mtp_logits(int index) override {
     if (!has_mtp_logits_) {
+      const Busy busy(transport_);
       tell(ClusterCommand::kMtpLogits);
       collect_logits(num_mtp_logits_, /*is_mtp=*/true, mtp_logits_);
       has_mtp_logits_ = true;
@@ -202,6 +222,7 @@ class ClusterBackend final : public Backend {
   }
 
   void set_draft_groups(std::span<const int32_t> groups) override {
+    const Busy busy(transport_);
     begin(ClusterCommand::kSetDraftGroups);
     message_.put_all(groups);
     message_.broadcast(transport_);
@@ -209,16 +230,19 @@ class ClusterBackend final : public Backend {
   }
 
   void add_draft_group(int32_t group) override {
+    const Busy busy(transport_);
     tell(ClusterCommand::kAddDraftGroup, group);
     own_backend().add_draft_group(group);
   }
 
   void reset(int slot) override {
+    const Busy busy(transport_);
     tell(ClusterCommand::kReset, slot);
     own_backend().reset(slot);
   }
 
   void settle(SequenceState& sequence) override {
+    const Busy busy(transport_);
     begin(ClusterCommand::kSettle);
     EngineShare::put_sequence(message_, sequence);
     message_.broadcast(transport_);
@@ -227,10 +251,12 @@ class ClusterBackend final : public Backend {
 
   size_t state_bytes() const override { return state_bytes_; }
   void read_state(int slot, std::span<std::byte> to) override {
+    const Busy busy(transport_);
     tell(ClusterCommand::kReadState, slot);
     collect(states_, to, [&](std::span<std::byte> own) { own_backend().read_state(slot, own); });
   }
   void write_state(int slot, std::span<const std::byte> from) override {
+    const Busy busy(transport_);
     begin(ClusterCommand::kWriteState);
     message_.put(slot);
     message_.put_bytes(from);
@@ -241,10 +267,12 @@ class ClusterBackend final : public Backend {
   }
   size_t page_bytes() const override { return page_bytes_; }
   void read_page(int32_t page, std::span<std::byte> to) override {
+    const Busy busy(transport_);
     tell(ClusterCommand::kReadPage, page);
     collect(pages_, to, [&](std::span<std::byte> own) { own_backend().read_page(page, own); });
   }
   void write_page(int32_t page, std::span<const std::byte> from) override {
+    const Busy busy(transport_);
     begin(ClusterCommand::kWritePage);
     message_.put(page);
     message_.put_bytes(from);
@@ -376,6 +404,7 @@ Cluster::~Cluster() {
 
 Model Cluster::load(const std::string& path, LoadOptions options, const ClusterOptions& how) {
   FT_CHECK(how.shares.empty() || static_cast<int>(how.shares.size()) == num_ranks());
+  const Busy busy(transport_);
   Message message;
   message.put(ClusterCommand::kLoad);
   message.put_text(path);

@@ -51,6 +51,7 @@ class MpiTransport final : public Transport {
   int rank() const override { return rank_; }
   int num_ranks() const override { return num_ranks_; }
   bool shares_memory() const override { return board_.has_value(); }
+  void set_busy(bool is_busy) override { activity_.is_busy.store(is_busy, std::memory_order_relaxed); }
 
   void broadcast(std::span<std::byte> bytes) override {
     const Call call(*this, rank_ == 0 ? 0 : bytes.size(), board_.has_value());

@@ -7,7 +7,9 @@
 #include <net/if.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,6 +24,7 @@
 #include "engine/cluster/protocol.h"
 #include "engine/cluster/signals_blocked.h"
 #include "kernels/base/error.h"
+#include "kernels/threads/thread_team.h"
 
 namespace foretoken {
 
@@ -54,11 +57,48 @@ enum class Leaving : uint8_t {
   kEndsOthers,  // has said what there is to say; who hears it ends
 };
 
+enum class State : uint8_t {
+  kIdle,  // and may be for as long as it likes
+  kWaits,
+  kWorks,
+};
+
 /// What each end says every half second.
 struct Beat {
   uint64_t steps = 0;
-  uint8_t waits = 0;
+  uint64_t signs = 0;  // of life
+  State state = State::kIdle;
   Leaving leaving = Leaving::kStays;
+};
+
+/// Whether a process does anything at all, but for the thread that asks.
+class SignsOfLife {
+ public:
+  /// Another number than the last time if it did. Who waits for a message uses some 10 ms of a second, threads that sleep
+  /// nothing; pages and blocks from a disk show a process that has to wait for each of them.
+  uint64_t look() {
+    rusage usage{};
+    ::getrusage(RUSAGE_SELF, &usage);
+    const int64_t from_disk = usage.ru_majflt + usage.ru_inblock;
+    const int64_t computed_ns = ns_of(CLOCK_PROCESS_CPUTIME_ID) - ns_of(CLOCK_THREAD_CPUTIME_ID);
+    if (from_disk != from_disk_ || computed_ns - computed_ns_ >= kLeastNs) {
+      from_disk_ = from_disk;
+      computed_ns_ = computed_ns;
+      ++count_;
+    }
+    return count_;
+  }
+
+ private:
+  static constexpr int64_t kLeastNs = 1'000'000;
+  static int64_t ns_of(clockid_t clock) {
+    timespec now{};
+    ::clock_gettime(clock, &now);
+    return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+  }
+
+  int64_t from_disk_ = 0, computed_ns_ = 0;
+  uint64_t count_ = 0;
 };
 
 /// A process that finds that it was stopped for so long may have been given up by the others, and tells for so long
@@ -115,7 +155,8 @@ struct Watchdog::Impl {
     std::string host;
     Clock::time_point heard = Clock::now();
     Beat last;
-    Clock::time_point got_on = Clock::now();
+    Clock::time_point moved = Clock::now();   // by a step or a sign of life, or needed not
+    Clock::time_point got_on = Clock::now();  // by a step, or needed not
     std::vector<char> input;
     bool has_left = false;
   };
@@ -129,7 +170,7 @@ struct Watchdog::Impl {
     }
     for (Peer& peer : peers) {
       ::fcntl(peer.fd, F_SETFL, ::fcntl(peer.fd, F_GETFL) | O_NONBLOCK);
-      peer.heard = peer.got_on = Clock::now();
+      peer.heard = peer.moved = peer.got_on = Clock::now();
     }
     const SignalsBlocked blocked;  // the handler of one may wait for what the thread finds
     thread = std::thread([this] { watch(); });
@@ -252,11 +293,13 @@ struct Watchdog::Impl {
   // This process was stopped, so it is no wonder that it heard nothing.
   void come_to() {
     came_to = Clock::now();
-    for (Peer& peer : peers) peer.heard = peer.got_on = came_to;
+    for (Peer& peer : peers) peer.heard = peer.moved = peer.got_on = came_to;
   }
 
-  void say(Leaving leaving) const {
-    const Beat beat{activity.steps, activity.waits, leaving};
+  void say(Leaving leaving) {
+    const State at_work = activity.waits ? State::kWaits : State::kWorks;
+    const Beat beat{activity.steps + num_loops_done(), signs.look(),
+                    is_root() && !activity.is_busy ? State::kIdle : at_work, leaving};
     // A peer that does not read for long is silent as well.
     for (const Peer& peer : peers) {
       if (!peer.has_left) (void)::send(peer.fd, &beat, sizeof beat, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -287,7 +330,9 @@ struct Watchdog::Impl {
       std::memcpy(&beat, peer.input.data(), sizeof beat);
       peer.input.erase(peer.input.begin(), peer.input.begin() + sizeof beat);
       peer.heard = Clock::now();
-      if (beat.steps != peer.last.steps || beat.waits != 0) peer.got_on = peer.heard;
+      const bool has_stepped = beat.steps != peer.last.steps;
+      if (has_stepped || beat.signs != peer.last.signs || beat.state == State::kIdle) peer.moved = peer.heard;
+      if (has_stepped || beat.state != State::kWorks) peer.got_on = peer.heard;
       peer.last = beat;
       if (beat.leaving != Leaving::kStays) peer.has_left = true;
       if (beat.leaving == Leaving::kEndsOthers && !leaves()) on_loss("");
@@ -297,10 +342,16 @@ struct Watchdog::Impl {
   void judge(const Peer& peer) {
     if (peer.has_left) return;
     // Who does not say so leaves the word to rank 1: mpirun ends all as soon as one has gone.
-    if (seconds_since(peer.heard) > (rank <= 1 ? kSilenceSeconds : kSilenceSeconds + 1)) {
+    const double later = rank <= 1 ? 0 : 1;
+    const double silence = seconds_since(peer.heard);
+    if (silence > kSilenceSeconds + later) {
       lose(peer, fmt::format("has been silent for {:.0f} seconds: it was stopped, or cannot be reached any more",
                              kSilenceSeconds));
-    } else if (is_root() && seconds_since(peer.got_on) > kNoProgressSeconds) {
+    } else if (silence < 3e-3 * kBeatMs && seconds_since(peer.moved) > kSilenceSeconds + later) {
+      lose(peer, fmt::format("has stood still for {:.0f} seconds: its disk or network drive does not answer, or it is "
+                             "being held",
+                             kSilenceSeconds));
+    } else if (seconds_since(peer.got_on) > kNoProgressSeconds + later) {
       lose(peer, fmt::format("has not got on with its work for {:.0f} seconds", kNoProgressSeconds));
     }
   }
@@ -309,6 +360,7 @@ struct Watchdog::Impl {
   const std::function<void(const std::string&)> on_loss;
   const int rank;
   std::vector<Peer> peers;
+  SignsOfLife signs;
   Clock::time_point came_to = Clock::now() - std::chrono::hours(1);
   std::atomic<Leaving> leaving{Leaving::kStays};
   std::thread thread;

@@ -12,14 +12,19 @@ namespace foretoken {
 
 /// What the main thread of a process of a cluster is at; the watchdog's thread reads it.
 struct Activity {
-  std::atomic<uint64_t> steps{0};  // messages, and pieces of a file that were loaded
-  std::atomic<bool> waits{false};  // for another process
+  std::atomic<uint64_t> steps{0};    // messages, and pieces of a file that were loaded
+  std::atomic<bool> waits{false};    // for another process
+  std::atomic<bool> is_busy{false};  // rank 0: with what the others wait for
 };
 
 /// Sees that a process of a cluster is gone or stands still, which who waits for it in a message may never learn. Every
 /// rank has a connection of its own with rank 0, beside those that messages take, and a thread that says twice a
-/// second that it lives and how far it is. A connection that ends, or is silent for kSilenceSeconds, ends everything, and
-/// so does a follower that has had work for kNoProgressSeconds without getting on with it.
+/// second that it lives and how far it is. Three things end everything:
+///   - a connection that ends, or is silent for kSilenceSeconds;
+///   - a process that stands still: for kSilenceSeconds it has taken no step, used no processor time and got nothing
+///     from a disk. A slow one does some of that, and so does one that waits for a message, since it asks for it;
+///     rank 0 may stand still while it is not busy;
+///   - a process that computes for kNoProgressSeconds without coming to the end of a loop over its weights.
 ///
 /// Who finds it says so and tells the others to end without a word. Whoever was stopped for so long that the others have
 /// given it up ends without a word as well, once it goes on.

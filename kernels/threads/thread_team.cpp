@@ -28,6 +28,8 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kPauseTime = std::chrono::microseconds(10);
 constexpr auto kSpinTime = std::chrono::microseconds(60);
 
+std::atomic<uint64_t> loops_done{0};
+
 inline void pause_core() {
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_ia32_pause();
@@ -297,6 +299,11 @@ void ThreadTeam::run(int64_t num_items, std::span<const int64_t> node_ends, void
     state.close_and_wait();
   }
   state.in_loop = false;
+  loops_done.fetch_add(1, std::memory_order_relaxed);
+}
+
+uint64_t num_loops_done() {
+  return loops_done.load(std::memory_order_relaxed);
 }
 
 namespace {

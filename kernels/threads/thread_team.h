@@ -69,6 +69,9 @@ class ThreadTeam {
   std::unique_ptr<State> state_;
 };
 
+/// Loops that the teams of this process have come to the end of. Whoever watches a process sees by it that it gets on.
+[[nodiscard]] uint64_t num_loops_done();
+
 /// Processors that this process may run on (affinity and cgroup quota respected): the default number of threads.
 [[nodiscard]] int available_cores();
 
