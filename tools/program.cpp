@@ -112,6 +112,7 @@ std::span<const Command> all_commands() {
 
 int run_program(int argc, const char* const* argv) {
   occupy_standard_streams();
+  set_quiet_interrupts(processes_of_mpirun() > 1);
   catch_signals();
   signal(SIGPIPE, SIG_IGN);  // a reader that goes away shows as a failed write
   signal(SIGXFSZ, SIG_IGN);  // and so does a file that may not grow

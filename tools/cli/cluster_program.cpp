@@ -2,22 +2,18 @@
 
 #include <fmt/format.h>
 #include <sched.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
-#include <thread>
 
-#include "engine/cluster/signals_blocked.h"
 #include "engine/cluster/watchdog.h"
 #include "engine/part_file.h"
 #include "engine/text/utf8.h"
@@ -25,6 +21,7 @@
 #include "tools/cli/command_line.h"
 #include "tools/cli/interruption.h"
 #include "tools/cli/model_flags.h"
+#include "tools/cli/start_limit.h"
 #include "tools/cli/summary.h"
 #include "tools/cli/terminal.h"
 #include "tools/cli/version.h"
@@ -77,12 +74,6 @@ class OwnError {
 
 OwnError own_error;
 
-[[noreturn]] void end_at_once(int exit_code) {
-  std::fflush(nullptr);
-  remove_part_files();
-  ::_exit(exit_code);
-}
-
 /// line: of the watchdog; empty where another process says it.
 [[noreturn]] void end_on_loss(int rank, const std::string& line) {
   // After Ctrl-C mpirun ends all processes, in no order.
@@ -95,52 +86,6 @@ OwnError own_error;
   print_message("foretoken: {}{}\n", own_error.get(), line);
   end_at_once(kExitInput);
 }
-
-/// Ends this process if the others have not come together with it in time: MPI waits for ever for one that was stopped
-/// while it started.
-class StartLimit {
- public:
-  explicit StartLimit(int rank) : rank_(rank) {
-    const SignalsBlocked blocked;  // the handler of one lets the thread speak first
-    thread_ = std::thread([this] { wait(); });
-  }
-  ~StartLimit() {
-    {
-      const std::lock_guard lock(mutex_);
-      is_over_ = true;
-    }
-    changed_.notify_all();
-    thread_.join();
-  }
-  StartLimit(const StartLimit&) = delete;
-  StartLimit& operator=(const StartLimit&) = delete;
-
- private:
-  static constexpr std::chrono::seconds kLimit{30}, kLaterThanFirst{3};
-
-  void wait() {
-    // The second process speaks where it is the first one that does not come.
-    const auto end = Clock::now() + kLimit + (rank_ == 0 ? std::chrono::seconds(0) : kLaterThanFirst);
-    std::unique_lock lock(mutex_);
-    if (changed_.wait_until(lock, end, [this] { return is_over_; })) return;
-    // Later still: it was this process that was stopped, and others have said so.
-    const bool was_stopped = Clock::now() > end + kLaterThanFirst / 3;
-    if (rank_ <= 1 && !was_stopped) {
-      print_message(
-          "foretoken: {} (rank {} of the cluster) has waited in vain for the other processes to start: one was "
-          "stopped, "
-          "or its host cannot be reached\n",
-          host_name(), rank_);
-    }
-    end_at_once(kExitInput);
-  }
-
-  const int rank_;
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  bool is_over_ = false;
-  std::thread thread_;
-};
 
 // Open MPI keeps each process on one core, as suits programs that have a process a core. One that is alone on its host
 // has it for itself; several share the cores as they were dealt out.
@@ -190,11 +135,6 @@ int processes_of_mpirun() {
 int run_in_cluster(int argc, const char* const* argv, const std::function<int()>& run_command) {
   use_all_cores();
   const int rank = rank_of_mpirun();
-  if (rank == 0) {
-    delay_interrupts(kAfterDeath);
-  } else {
-    only_note_signals();  // the first process hears of it too, and ends the others
-  }
   static Activity activity;
   std::optional<StartLimit> start_limit(rank);
   std::unique_ptr<Transport> transport = start_mpi(activity);
@@ -207,6 +147,12 @@ int run_in_cluster(int argc, const char* const* argv, const std::function<int()>
     throw;
   }
   start_limit.reset();
+  if (rank == 0) {
+    delay_interrupts(kAfterDeath);
+    set_quiet_interrupts(false);
+  } else {
+    only_note_signals();  // the first process hears of it too, and ends the others
+  }
   // Goes before the watchdog does: the end of MPI waits for all ranks, one that stands still too.
   const std::unique_ptr<Transport> watched = std::move(transport);
   if (rank > 0) {

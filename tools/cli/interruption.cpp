@@ -18,6 +18,7 @@ namespace {
 
 std::atomic<bool> interrupt_flag{false};
 std::atomic<bool> is_polled{false};
+std::atomic<bool> is_quiet{false};
 std::atomic<int64_t> signalled_ns{0};  // of the monotonic clock; 0: never
 std::atomic<int64_t> delay_ns{0};
 static_assert(std::atomic<int64_t>::is_always_lock_free && std::atomic<bool>::is_always_lock_free,
@@ -68,6 +69,7 @@ void begin_line() {
 void on_interrupt(int number) {
   note_signal(number);
   if (is_polled && !interrupt_flag.exchange(true)) return;
+  if (is_quiet) end(kExitInterrupted);
   const timespec delay{delay_ns / 1'000'000'000, delay_ns % 1'000'000'000};
   ::nanosleep(&delay, nullptr);
   begin_line();
@@ -120,6 +122,10 @@ void catch_signals() {
   bus_action.sa_flags = SA_SIGINFO;
   sigemptyset(&bus_action.sa_mask);
   ::sigaction(SIGBUS, &bus_action, nullptr);
+}
+
+void set_quiet_interrupts(bool are_quiet) {
+  is_quiet = are_quiet;
 }
 
 void delay_interrupts(std::chrono::milliseconds delay) {

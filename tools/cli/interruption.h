@@ -15,6 +15,9 @@ namespace foretoken {
 /// signal ends the program at once there too.
 void catch_signals();
 
+/// Whether a signal that ends the program at once does so without a word: a process of a cluster that does not know the
+/// others yet, one of which may have something to say.
+void set_quiet_interrupts(bool are_quiet);
 /// In a process of a cluster a signal often follows the end of another one, and who knows which one is to say it: a
 /// signal that ends the program at once waits for so long first.
 void delay_interrupts(std::chrono::milliseconds delay);
