@@ -177,6 +177,19 @@ TEST_CASE("mpirun: another file, instruction set or command line is one line tha
   check({{2, first, {"inspect", "model.gguf"}}}, "runs in one process");
 }
 
+TEST_CASE("mpirun: help, the version and a missing command are answered once, as by one process", "[cluster]") {
+  const TempFolder folder;
+  program_model().write(folder.file("model.gguf"));
+  if (!has_cluster(decode_flags(folder.file("model.gguf")))) return;
+  const auto arguments = GENERATE(std::vector<std::string>{"--version"}, std::vector<std::string>{"--help"},
+                                  std::vector<std::string>{"decode", "--help"}, std::vector<std::string>{});
+  const Outcome alone = test::run(arguments), together = run(mpirun({{3, {}, arguments}}));
+  INFO(together.err);
+  CHECK(together.exit_code == alone.exit_code);
+  CHECK(together.out == alone.out);
+  CHECK(together.err.find(alone.err) != std::string::npos);
+}
+
 TEST_CASE("mpirun: a process that dies or stands still ends all, with one line that names the host", "[cluster]") {
   const TempFolder folder;
   const std::string model = folder.file("model.gguf");

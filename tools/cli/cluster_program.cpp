@@ -165,7 +165,10 @@ int run_in_cluster(int argc, const char* const* argv, const std::function<int()>
   Cluster cluster(*watched, member_of(argc, argv));
   try {
     const std::string_view name = argc > 1 ? argv[1] : "";
-    if (std::find(kCommands.begin(), kCommands.end(), name) == kCommands.end())
+    const bool is_known = std::any_of(all_commands().begin(), all_commands().end(),
+                                      [&](const Command& command) { return command.name == name; });
+    // What is no command is answered as ever.
+    if (is_known && std::find(kCommands.begin(), kCommands.end(), name) == kCommands.end())
       throw UsageError(fmt::format("{}: runs in one process; start it without mpirun", printable(name)));
     current = &cluster;
     const int result = run_command();
