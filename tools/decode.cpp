@@ -1,5 +1,4 @@
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <optional>
@@ -93,7 +92,7 @@ class TokenPrinter {
     write_pending();
     if (!print_ids_) out_.write(rest);
     // A prompt of the shell glued to the last word reads badly; a pipe gets the text alone.
-    if (!print_ids_ && !text_.empty() && text_.back() != '\n' && isatty(STDOUT_FILENO) == 1) out_.write("\n");
+    if (!print_ids_ && !text_.empty() && text_.back() != '\n' && stdout_is_terminal()) out_.write("\n");
   }
 
   [[nodiscard]] const std::string& text() const { return text_; }

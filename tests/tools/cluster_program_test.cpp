@@ -124,6 +124,15 @@ TEST_CASE("mpirun: processes that share rows, experts or layers give the text of
   }
 }
 
+TEST_CASE("mpirun: text that goes to a file is the text of one process to the last byte", "[cluster]") {
+  const std::vector<std::string> decode = {"decode", "-m", test::kDemoModel, "-p", "def main():", "-n", "24",
+                                           "-t",     "1"};
+  if (!has_cluster(decode)) return;
+  const Outcome alone = test::run(decode), together = run(mpirun({{2, {}, with(decode, kEqual)}}));
+  CHECK(!alone.out.empty());
+  CHECK(together.out == alone.out);
+}
+
 TEST_CASE("mpirun: eval and bench find what they find in one process", "[cluster]") {
   const TempFolder folder;
   const std::string text =

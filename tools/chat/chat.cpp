@@ -1,5 +1,4 @@
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 
@@ -72,7 +71,7 @@ class AnswerWriter {
   void finish() { (void)out_.write(is_dim_ ? "\033[0m\n" : "\n"); }
 
  private:
-  static inline const bool kDims = isatty(STDOUT_FILENO) == 1;
+  static inline const bool kDims = stdout_is_terminal();
   ResultStream& out_;
   bool is_dim_ = false;
 };

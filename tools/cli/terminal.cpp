@@ -1,15 +1,28 @@
 #include "tools/cli/terminal.h"
 
+#include <fcntl.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
+#include <cstdlib>
 
 namespace foretoken {
 
 bool stderr_is_terminal() {
   return isatty(STDERR_FILENO) == 1;
+}
+
+bool stdout_is_terminal() {
+  if (isatty(STDOUT_FILENO) != 1) return false;
+  if (std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr) return true;
+  const std::string output_of_mpirun = fmt::format("/proc/{}/fd/{}", ::getppid(), STDOUT_FILENO);
+  const int fd = ::open(output_of_mpirun.c_str(), O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+  if (fd < 0) return false;
+  const bool is_terminal = isatty(fd) == 1;
+  ::close(fd);
+  return is_terminal;
 }
 
 void print_message(std::string_view text) {

@@ -14,6 +14,10 @@ namespace foretoken {
 /// True if stderr is a terminal: only there are progress bars drawn.
 [[nodiscard]] bool stderr_is_terminal();
 
+/// True if somebody reads standard output at a terminal. mpirun gives every process a terminal of its own and passes on
+/// what comes there: then what counts is mpirun's own standard output.
+[[nodiscard]] bool stdout_is_terminal();
+
 /// Writes to stderr. Where stderr is full, closed or a pipe without a reader the text is lost: the result on standard
 /// output is worth more than a message about it.
 void print_message(std::string_view text);
