@@ -370,6 +370,12 @@ Watchdog::Watchdog(Transport& transport, const Activity& activity, std::function
     : impl_(std::make_unique<Impl>(transport, activity, std::move(on_loss))) {}
 Watchdog::~Watchdog() = default;
 
+void Watchdog::end_others_now() const {
+  Beat beat;
+  beat.leaving = Leaving::kEndsOthers;
+  for (const Impl::Peer& peer : impl_->peers) (void)::send(peer.fd, &beat, sizeof beat, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 void Watchdog::end_others() {
   impl_->end(Leaving::kEndsOthers);
 }

@@ -74,6 +74,21 @@ class OwnError {
 
 OwnError own_error;
 
+/// While one lives, a signal that ends this process at once ends the others without a word.
+class OthersEndWithSignal {
+ public:
+  explicit OthersEndWithSignal(const Watchdog& watchdog) {
+    watchdog_ = &watchdog;
+    set_last_act([] { watchdog_->end_others_now(); });
+  }
+  ~OthersEndWithSignal() { set_last_act(nullptr); }
+  OthersEndWithSignal(const OthersEndWithSignal&) = delete;
+  OthersEndWithSignal& operator=(const OthersEndWithSignal&) = delete;
+
+ private:
+  static inline const Watchdog* watchdog_ = nullptr;
+};
+
 /// line: of the watchdog; empty where another process says it.
 [[noreturn]] void end_on_loss(int rank, const std::string& line) {
   // After Ctrl-C mpirun ends all processes, in no order.
@@ -147,8 +162,10 @@ int run_in_cluster(int argc, const char* const* argv, const std::function<int()>
     throw;
   }
   start_limit.reset();
+  std::optional<OthersEndWithSignal> others_end;
   if (rank == 0) {
     delay_interrupts(kAfterDeath);
+    others_end.emplace(*watchdog);
     set_quiet_interrupts(false);
   } else {
     only_note_signals();  // the first process hears of it too, and ends the others

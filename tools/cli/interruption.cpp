@@ -19,9 +19,11 @@ namespace {
 std::atomic<bool> interrupt_flag{false};
 std::atomic<bool> is_polled{false};
 std::atomic<bool> is_quiet{false};
+std::atomic<void (*)()> last_act{nullptr};
 std::atomic<int64_t> signalled_ns{0};  // of the monotonic clock; 0: never
 std::atomic<int64_t> delay_ns{0};
-static_assert(std::atomic<int64_t>::is_always_lock_free && std::atomic<bool>::is_always_lock_free,
+static_assert(std::atomic<int64_t>::is_always_lock_free && std::atomic<bool>::is_always_lock_free &&
+                  std::atomic<void (*)()>::is_always_lock_free,
               "a signal handler may only touch lock-free atomics");
 
 // Handlers may call write, unlink, fstat, clock_gettime, nanosleep and _exit, and nothing that allocates.
@@ -74,6 +76,7 @@ void on_interrupt(int number) {
   ::nanosleep(&delay, nullptr);
   begin_line();
   write_error("foretoken: interrupted\n");
+  if (void (*const act)() = last_act) act();
   end(kExitInterrupted);
 }
 
@@ -126,6 +129,10 @@ void catch_signals() {
 
 void set_quiet_interrupts(bool are_quiet) {
   is_quiet = are_quiet;
+}
+
+void set_last_act(void (*act)()) {
+  last_act = act;
 }
 
 void delay_interrupts(std::chrono::milliseconds delay) {

@@ -21,6 +21,8 @@ void set_quiet_interrupts(bool are_quiet);
 /// In a process of a cluster a signal often follows the end of another one, and who knows which one is to say it: a
 /// signal that ends the program at once waits for so long first.
 void delay_interrupts(std::chrono::milliseconds delay);
+/// Called when a signal ends the program at once, behind the line; nullptr: nothing. It may do what a signal handler may.
+void set_last_act(void (*act)());
 /// From here on SIGINT, SIGTERM and SIGHUP do nothing but count for time_since_signal().
 void only_note_signals();
 /// Since the last of these signals; negative: none has come.
