@@ -45,7 +45,8 @@ std::span<const TokenId> Scheduler::Request::prompt() const {
 }
 
 int64_t Scheduler::Request::prompt_read() const {
-  return generation_ == nullptr ? 0 : static_cast<int64_t>(generation_->prompt().size()) - generation_->unread();
+  if (sequence_ == nullptr || generation_ == nullptr) return prompt_read_;
+  return static_cast<int64_t>(generation_->prompt().size()) - generation_->unread();
 }
 
 const std::vector<TokenId>& Scheduler::Request::ids() const {
@@ -239,6 +240,7 @@ void Scheduler::retire() {
     if (request->generation_->has_kept_state() && request->generation_->sequence().length() >= kLeastCached)
       keep(*request);
     generator_.leave(*request->generation_);
+    request->prompt_read_ = request->prompt_read();
     request->sequence_.reset();
     return true;
   });

@@ -128,6 +128,7 @@ class Scheduler::Request {
   int64_t turn_end_ = 0;  // of the prompt, where its last checkpoint is taken; 0: nowhere
   bool uses_cache_ = false;
   bool was_cancelled_ = false;  // while it waited
+  int64_t prompt_read_ = 0;     // when its sequence went
 };
 
 }  // namespace foretoken

@@ -220,6 +220,7 @@ TEST_CASE("A text that finds no page waits, and one that can never fit is refuse
   CHECK(first.is_finished());
   CHECK(second.is_finished());
   CHECK(first.ids() == second.ids());
+  CHECK(first.prompt_read() == 5);  // though its sequence has gone
 
   generation.max_new_tokens = 300;
   CHECK_THROWS_WITH(scheduler.add(prompt, generation), Catch::Contains("--kv-memory"));
