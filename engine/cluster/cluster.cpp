@@ -181,12 +181,12 @@ class ClusterBackend final : public Backend {
     for (const MtpSpan& span : spans) num_outputs += span.num_rows - span.first_output;
     if (num_outputs == 0) return;
     mtp_current_ = 1 - mtp_current_;
-    receive_rows(mtp_hidden_[static_cast<size_t>(mtp_current_)], num_outputs);
+    receive_rows(mtp_hidden_[mtp_current_], num_outputs);
   }
 
   const float* mtp_hidden(int output) override {
     if (!share_->by_layers() || share_->is_last()) return own_backend().mtp_hidden(output);
-    return mtp_hidden_[static_cast<size_t>(mtp_current_)].row(output);
+    return mtp_hidden_[mtp_current_].row(output);
   }
 
   void mtp_compute_logits(std::span<const int32_t> outputs) override {
@@ -215,7 +215,7 @@ class ClusterBackend final : public Backend {
     // A rank's largest has `share` of its own softmax, so its exponentials sum up to 1 / share.
     double sum = 0;
     for (int rank = 0; rank < transport_.num_ranks(); ++rank) {
-      const LogitPeak& peak = mtp_peaks_[static_cast<size_t>(rank * num_mtp_logits_ + index)];
+      const LogitPeak& peak = mtp_peaks_[rank * num_mtp_logits_ + index];
       if (peak.share > 0) sum += std::exp(static_cast<double>(peak.largest) - best.largest) / peak.share;
     }
     return std::pair(best.id, sum > 0 ? static_cast<float>(1 / sum) : 0.0f);
@@ -313,7 +313,7 @@ class ClusterBackend final : public Backend {
   [[nodiscard]] const LogitPeak* largest(const std::vector<LogitPeak>& peaks, int index, int num_rows) const {
     const LogitPeak* best = nullptr;
     for (int rank = 0; rank < transport_.num_ranks(); ++rank) {
-      const LogitPeak& peak = peaks[static_cast<size_t>(rank * num_rows + index)];
+      const LogitPeak& peak = peaks[rank * num_rows + index];
       if (peak.id < 0) continue;
       if (best == nullptr || peak.largest > best->largest || (peak.largest == best->largest && peak.id < best->id))
         best = &peak;
@@ -333,7 +333,7 @@ class ClusterBackend final : public Backend {
       if (rank == 0) {
         from = is_mtp ? own_backend().mtp_logits(0) : own_backend().logits(0);
       } else {
-        values_.resize(static_cast<size_t>(num_rows * count));
+        values_.resize(num_rows * count);
         transport_.receive(rank, std::as_writable_bytes(std::span(values_)));
         from = values_.data();
       }

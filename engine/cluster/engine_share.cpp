@@ -29,8 +29,8 @@ EngineShare::EngineShare(const Model& model, const SessionOptions& options, Tran
       backend_(make_cpu_backend(model, options, &transport)) {
   for (const LayerWeights& layer : model.weights().layers)
     num_own_expert_layers_ += layer.is_elsewhere || layer.is_dense() ? 0 : 1;
-  sequences_.resize(static_cast<size_t>(options.parallel));
-  for (int slot = 0; slot < options.parallel; ++slot) sequences_[static_cast<size_t>(slot)].slot = slot;
+  sequences_.resize(options.parallel);
+  for (int slot = 0; slot < options.parallel; ++slot) sequences_[slot].slot = slot;
 }
 
 void EngineShare::put_sequence(Message& message, const SequenceState& sequence) {
@@ -41,7 +41,7 @@ void EngineShare::put_sequence(Message& message, const SequenceState& sequence) 
 }
 
 SequenceState& EngineShare::take_sequence(Message& message) {
-  SequenceState& sequence = sequences_.at(static_cast<size_t>(message.take<int>()));
+  SequenceState& sequence = sequences_.at(message.take<int>());
   sequence.turn = message.take<BankTurn>();
   sequence.length = message.take<int64_t>();
   message.take_all(sequence.pages);
@@ -108,9 +108,8 @@ double EngineShare::finish_pass(bool is_mtp, RowFaults& faults) {
     int32_t num_layers, num_faults;
   };
   std::vector<Record> records(static_cast<size_t>(plan_.num_ranks()));
-  records[static_cast<size_t>(rank_)] = {
-      num_own_expert_layers_ == 0 ? 0.0 : backend_->distinct_experts() * num_own_expert_layers_, num_own_expert_layers_,
-      count_faults(own_faults(is_mtp))};
+  records[rank_] = {num_own_expert_layers_ == 0 ? 0.0 : backend_->distinct_experts() * num_own_expert_layers_,
+                    num_own_expert_layers_, count_faults(own_faults(is_mtp))};
   gather_records(transport_, records);
   double experts = 0;
   int num_layers = 0, num_faults = 0;
@@ -134,8 +133,7 @@ void EngineShare::gather_faults(const RowFaults& own, RowFaults& faults) {
     ends.push_back(static_cast<int64_t>(rank) * num_rows * static_cast<int64_t>(sizeof(Record)));
   for (int r = 0; r < num_rows; ++r) {
     const std::optional<RowFault> fault = own.find(r);
-    records[static_cast<size_t>(rank_ * num_rows + r)] =
-        fault ? Record{fault->layer, static_cast<int32_t>(fault->kind)} : Record{0, -1};
+    records[rank_ * num_rows + r] = fault ? Record{fault->layer, static_cast<int32_t>(fault->kind)} : Record{0, -1};
   }
   transport_.all_gather(reinterpret_cast<std::byte*>(records.data()), ends);
   for (size_t i = 0; i < records.size(); ++i) {
@@ -146,9 +144,9 @@ void EngineShare::gather_faults(const RowFaults& own, RowFaults& faults) {
 
 void EngineShare::gather_peaks(int num_rows, bool is_mtp, std::vector<LogitPeak>& peaks, RowFaults& faults) {
   const int num_ranks = plan_.num_ranks();
-  peaks.assign(static_cast<size_t>(num_ranks * num_rows), {});
+  peaks.assign(num_ranks * num_rows, {});
   for (int i = 0; i < num_rows; ++i) {
-    LogitPeak& peak = peaks[static_cast<size_t>(rank_ * num_rows + i)];
+    LogitPeak& peak = peaks[rank_ * num_rows + i];
     peak.has_faults = count_faults(own_faults(is_mtp)) > 0 ? 1 : 0;
     if (head_rows_ > 0) {
       const Isa isa = backend_->options().isa;

@@ -73,7 +73,7 @@ class Follower {
     options.threads = member_.threads == 0 ? available_cores() : member_.threads;
     options.nodes = member_.nodes;
     std::vector<StartRecord> records(static_cast<size_t>(transport_.num_ranks()));
-    StartRecord& mine = records[static_cast<size_t>(transport_.rank())] = start_record();
+    StartRecord& mine = records[transport_.rank()] = start_record();
     std::unique_ptr<EngineShare> engine;
     try {
       engine = std::make_unique<EngineShare>(*model_, options, transport_);

@@ -78,7 +78,7 @@ std::vector<double> shares_by(const std::vector<MeetRecord>& records) {
 // All ranks say how a stage went; throws on all of them if it went wrong on one. `own`: this rank's exception.
 void agree(Transport& transport, const std::exception_ptr& own) {
   std::vector<StartRecord> records(static_cast<size_t>(transport.num_ranks()));
-  StartRecord& mine = records[static_cast<size_t>(transport.rank())] = start_record();
+  StartRecord& mine = records[transport.rank()] = start_record();
   if (own) {
     try {
       std::rethrow_exception(own);
@@ -116,7 +116,7 @@ void set_failure(StartRecord& record, const std::string& message) {
 Model load_share(Transport& transport, const ClusterMember& member, const std::string& path, LoadOptions options,
                  const ClusterOptions& how, std::vector<std::string>& hosts, std::vector<double>& bandwidths) {
   std::vector<MeetRecord> records(static_cast<size_t>(transport.num_ranks()));
-  MeetRecord& mine = records[static_cast<size_t>(transport.rank())];
+  MeetRecord& mine = records[transport.rank()];
   mine.start = start_record();
   copy_text(mine.version, member.version);
   mine.isa = static_cast<int32_t>(member.isa);

@@ -90,7 +90,7 @@ class MpiTransport final : public Transport {
   void all_gather(std::byte* all, std::span<const int64_t> ends) override {
     const auto part = [&](int rank) {
       const int64_t begin = rank == 0 ? 0 : ends[static_cast<size_t>(rank) - 1];
-      return std::span(all + begin, static_cast<size_t>(ends[static_cast<size_t>(rank)] - begin));
+      return std::span(all + begin, static_cast<size_t>(ends[rank] - begin));
     };
     const Call call(*this, static_cast<size_t>(ends.back()) - part(rank_).size(), board_.has_value());
     if (board_) return board_->all_gather(all, ends);

@@ -59,7 +59,7 @@ ShareLayout page_layout(const RankPlan& plan, int rank, KvType type, bool with_m
     const KvShape::Layer& in_page = whole.layer(index++);
     if (!plan.holds(rank, static_cast<int>(i))) continue;
     const bool all_heads = plan.mode == ClusterMode::kLayers;
-    const RankPlan::Heads& heads = layer.heads[static_cast<size_t>(rank)];
+    const RankPlan::Heads& heads = layer.heads[rank];
     const int first = all_heads ? 0 : heads.first_kv_head;
     const int count = all_heads ? layer.attention.num_kv_heads : heads.num_kv_heads;
     add(layout, static_cast<size_t>(in_page.offset + first * in_page.head_bytes),
@@ -97,7 +97,7 @@ ShareLayout state_layout(const RankPlan& plan, int rank) {
       add(layout, layer_begin, state_bytes + history_bytes);
       continue;
     }
-    const RankPlan::DeltaHeads& heads = layer.delta_heads[static_cast<size_t>(rank)];
+    const RankPlan::DeltaHeads& heads = layer.delta_heads[rank];
     const auto size = static_cast<size_t>(shape.state_size);
     const size_t head_bytes = size * size * sizeof(float), row_bytes = size * sizeof(float);
     for (const int head : heads.value_heads)

@@ -15,9 +15,9 @@ SharedBoard::SharedBoard(std::vector<Board*> boards, int rank)
 
 // Until `rank` is done with the call that used this one's place before.
 void SharedBoard::wait_for_place(int rank) {
-  uint64_t& is_done = is_done_[static_cast<size_t>(rank)];
+  uint64_t& is_done = is_done_[rank];
   if (is_done + 1 >= call_) return;
-  const std::atomic<uint64_t>& done = boards_[static_cast<size_t>(rank)]->done;
+  const std::atomic<uint64_t>& done = boards_[rank]->done;
   Patience patience;
   while ((is_done = std::max(is_done, done.load(std::memory_order_acquire))) + 1 < call_) patience.wait();
   seconds_waited_ += patience.seconds();
@@ -27,7 +27,7 @@ void SharedBoard::write(std::span<const std::byte> piece) {
   for (int rank = 0; rank < static_cast<int>(boards_.size()); ++rank) {
     if (rank != rank_) wait_for_place(rank);
   }
-  Board& own = *boards_[static_cast<size_t>(rank_)];
+  Board& own = *boards_[rank_];
   Board::Head& head = own.heads[call_ % 2];
   const size_t in_head = std::min(piece.size(), Board::kHeadBytes);
   if (!piece.empty()) std::memcpy(head.begin, piece.data(), in_head);
@@ -37,14 +37,14 @@ void SharedBoard::write(std::span<const std::byte> piece) {
 }
 
 const SharedBoard::Board::Head& SharedBoard::wait_for_piece(int rank) {
-  const Board::Head& head = boards_[static_cast<size_t>(rank)]->heads[call_ % 2];
+  const Board::Head& head = boards_[rank]->heads[call_ % 2];
   if (head.written.load(std::memory_order_acquire) != call_ + 1) {
     Patience patience;
     while (head.written.load(std::memory_order_acquire) != call_ + 1) patience.wait();
     seconds_waited_ += patience.seconds();
   }
   // Who writes for this call has returned from all before it.
-  is_done_[static_cast<size_t>(rank)] = std::max(is_done_[static_cast<size_t>(rank)], call_);
+  is_done_[rank] = std::max(is_done_[rank], call_);
   return head;
 }
 
@@ -54,12 +54,12 @@ void SharedBoard::read(int rank, std::span<std::byte> piece) {
   const size_t in_head = std::min(piece.size(), Board::kHeadBytes);
   if (!piece.empty()) std::memcpy(piece.data(), head.begin, in_head);
   if (piece.size() > in_head) {
-    std::memcpy(piece.data() + in_head, boards_[static_cast<size_t>(rank)]->rests[call_ % 2], piece.size() - in_head);
+    std::memcpy(piece.data() + in_head, boards_[rank]->rests[call_ % 2], piece.size() - in_head);
   }
 }
 
 void SharedBoard::finish() {
-  boards_[static_cast<size_t>(rank_)]->done.store(++call_, std::memory_order_release);
+  boards_[rank_]->done.store(++call_, std::memory_order_release);
 }
 
 void SharedBoard::broadcast(std::span<std::byte> bytes) {
@@ -100,7 +100,7 @@ void SharedBoard::all_gather(std::byte* all, std::span<const int64_t> ends) {
   for (int64_t at = 0; at < longest; at += kPiece) {
     const auto piece_of = [&](int rank) {
       const int64_t first = (rank == 0 ? 0 : ends[static_cast<size_t>(rank) - 1]) + at;
-      const int64_t end = std::min(first + kPiece, ends[static_cast<size_t>(rank)]);
+      const int64_t end = std::min(first + kPiece, ends[rank]);
       return std::span(all + std::min(first, end), static_cast<size_t>(std::max<int64_t>(0, end - first)));
     };
     write(piece_of(rank_));

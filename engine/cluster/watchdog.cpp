@@ -247,8 +247,8 @@ struct Watchdog::Impl {
 
   static void agree(Transport& transport, bool is_connected) {
     std::vector<StartRecord> records(static_cast<size_t>(transport.num_ranks()));
-    records[static_cast<size_t>(transport.rank())] = start_record();
-    records[static_cast<size_t>(transport.rank())].failed = !is_connected;
+    records[transport.rank()] = start_record();
+    records[transport.rank()].failed = !is_connected;
     gather_records(transport, records);
     for (size_t rank = 1; rank < records.size(); ++rank) {
       if (!records[rank].failed) continue;

@@ -137,7 +137,7 @@ CudaBuffers::CudaBuffers(const ModelShapes& s, const BasicModelWeights<MatrixVie
 const float* CudaBuffers::rope(const RopeShape& shape) const {
   const auto found = std::find(ropes.begin(), ropes.end(), shape);
   FT_CHECK(found != ropes.end());
-  return rope_data[static_cast<size_t>(found - ropes.begin())];
+  return rope_data[found - ropes.begin()];
 }
 
 }  // namespace foretoken::cuda

@@ -20,7 +20,7 @@ CudaCycle::CudaCycle(CudaEngine& engine)
       known_(static_cast<size_t>(engine.options.parallel)),
       drafting_(static_cast<size_t>(engine.options.max_window)) {
   FT_CHECK(engine.options.max_window <= kMaxWindow);
-  for (Known& k : known_) k.deferred.reserve(static_cast<size_t>(deferred_capacity(engine.options)));
+  for (Known& k : known_) k.deferred.reserve(deferred_capacity(engine.options));
   order_.reserve(known_.size());
 }
 
@@ -45,8 +45,7 @@ void CudaCycle::begin(SequenceState& sequence, const SamplingOptions& sampling, 
 }
 
 float CudaCycle::first_confidence(const SequenceState& sequence) const {
-  return known_[static_cast<size_t>(sequence.slot)].has_draft ? engine_.io.result.next_share.host[sequence.slot]
-                                                              : -1.0f;
+  return known_[sequence.slot].has_draft ? engine_.io.result.next_share.host[sequence.slot] : -1.0f;
 }
 
 DeviceCycle::Kept CudaCycle::kept(SequenceState& sequence) {
@@ -69,7 +68,7 @@ DeviceCycle::Kept CudaCycle::kept(SequenceState& sequence) {
     kept.has_draft = k.has_draft;
     if (k.has_draft) {
       e.io.result.memory.fetch(e.stream);
-      kept.draft_hidden.resize(static_cast<size_t>(dim));
+      kept.draft_hidden.resize(dim);
       const float* from =
           e.io.draft_hidden == nullptr ? e.io.mtp_hidden.values : e.io.draft_hidden + sequence.slot * dim;
       copy_to_host(e.stream, kept.draft_hidden.data(), from, kept.draft_hidden.size() * sizeof(float));
@@ -119,7 +118,7 @@ void CudaCycle::catch_up(std::span<const Window> windows) {
       const int64_t position = w.sequence->length + 1 - count;
       in.rows.add(device_span(*w.sequence, end - begin, position + begin, /*is_window=*/true));
       for (int i = begin; i < end; ++i) {
-        in.ids.host[row + i - begin] = k.deferred[static_cast<size_t>(i)];
+        in.ids.host[row + i - begin] = k.deferred[i];
         in.hidden_rows.host[row + i - begin] =
             static_cast<int32_t>(w.sequence->slot * deferred_capacity(e.options) + i);
       }
@@ -194,7 +193,7 @@ void CudaCycle::fill_input(std::span<const Window> windows) {
     if (own_drafts == 0) continue;
     FT_CHECK(known(sequence).has_draft);
     in.steps.add(device_span(sequence, 1, sequence.length, /*is_window=*/true));
-    for (int d = 0; d < own_drafts; ++d) ++drafting_[static_cast<size_t>(d)];
+    for (int d = 0; d < own_drafts; ++d) ++drafting_[d];
     drafting_rows_ += num_rows;
   }
   *in.num_drafting.host = drafting_[0];
@@ -295,7 +294,7 @@ void CudaCycle::run_checked(std::span<const Window> windows) {
   began_.record(e.stream);
   if (num_drafting > 0) e.recorder.run(first_[drafting], [&] { first(num_drafting); });
   for (size_t d = 1; d < drafting_.size() && drafting_[d] > 0; ++d) {
-    Recorded& piece = step_[static_cast<size_t>(drafting_[d])];
+    Recorded& piece = step_[drafting_[d]];
     outcome_.is_steady = outcome_.is_steady && piece.is_recorded();
     e.recorder.run(piece, [&] { step(drafting_[d]); });
   }

@@ -34,7 +34,7 @@ class CudaCycle final : public DeviceCycle {
     std::vector<TokenId> deferred;  // tokens that the MTP layer has not followed
     bool has_draft = false;         // the first draft behind the last known token is made
   };
-  [[nodiscard]] Known& known(const SequenceState& sequence) { return known_[static_cast<size_t>(sequence.slot)]; }
+  [[nodiscard]] Known& known(const SequenceState& sequence) { return known_[sequence.slot]; }
 
   void check(std::span<const Window> windows) const;
   void run_checked(std::span<const Window> windows);

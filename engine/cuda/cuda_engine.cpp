@@ -155,7 +155,7 @@ void CudaEngine::run_trunk(const TrunkInput& input, bool has_windows) {
     text.trunk(pass, weights, input.ids.device, io.hidden);
   };
   if (!rows.has_chunks) {
-    recorder.run(trunk_[static_cast<size_t>(num_rows)], work);
+    recorder.run(trunk_[num_rows], work);
   } else {
     work();
   }
@@ -172,7 +172,7 @@ void CudaEngine::mtp_finish(const CudaRows& outputs, const int32_t* from_rows) {
 }
 
 bool CudaEngine::is_recorded(int num_rows) const {
-  return trunk_[static_cast<size_t>(num_rows)].is_recorded();
+  return trunk_[num_rows].is_recorded();
 }
 
 void CudaEngine::run_head(const DeviceRows& rows, int num_rows) {

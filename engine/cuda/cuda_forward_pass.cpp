@@ -151,7 +151,7 @@ PrepareAttentionDesc CudaForwardPass::preparation(const CudaAttention& weights, 
   desc.num_heads = shape.num_heads;
   desc.num_kv_heads = shape.num_kv_heads;
   desc.head_dim = shape.head_dim;
-  desc.kv = state_.kv[static_cast<size_t>(kv_layer)];
+  desc.kv = state_.kv[kv_layer];
   desc.max_rows = rows_.max_rows;
   desc.pass = rows_.pass;
   if (queries) {
@@ -194,7 +194,7 @@ void CudaForwardPass::attend(const CudaAttention& weights, int kv_layer) {
   const int64_t dim = shape.head_dim;
   AttentionDesc desc;
   desc.queries = buffers_.queries;
-  desc.kv = state_.kv[static_cast<size_t>(kv_layer)];
+  desc.kv = state_.kv[kv_layer];
   desc.num_heads = shape.num_heads;
   desc.num_kv_heads = shape.num_kv_heads;
   desc.head_dim = shape.head_dim;
@@ -229,7 +229,7 @@ void CudaForwardPass::delta_net(const CudaDeltaNet& weights, int recurrent_idx) 
                     {weights.beta, buffers_.b},
                     {weights.alpha, buffers_.alpha}},
                    buffers_.normed);
-  advance(weights, state_.recurrent[static_cast<size_t>(recurrent_idx)]);
+  advance(weights, state_.recurrent[recurrent_idx]);
 
   const DeviceRows out = with_forms(with_cols(buffers_.delta_out, shape.value_dim()), input_forms(weights.out));
   GatedNormRowsDesc norm;
@@ -447,7 +447,7 @@ void CudaForwardPass::experts(const CudaMoe& weights, int layer_idx) {
 void CudaForwardPass::settle(const CudaWeights& weights, const DevicePass& spans) {
   begin({0, spans, /*has_windows=*/false, /*has_chunks=*/true, /*exact=*/true});
   for (const CudaLayer& layer : weights.layers) {
-    if (layer.is_recurrent()) advance(layer.delta_net(), state_.recurrent[static_cast<size_t>(layer.mixer_idx)]);
+    if (layer.is_recurrent()) advance(layer.delta_net(), state_.recurrent[layer.mixer_idx]);
   }
 }
 

@@ -100,8 +100,8 @@ void ExpertFiller::run() {
 }
 
 void ExpertFiller::copy(const HotExperts::Fill& fill) {
-  const MoeWeights& from = from_.layers[static_cast<size_t>(fill.layer)].moe();
-  const CudaMoe& to = to_.layers[static_cast<size_t>(fill.layer)].moe();
+  const MoeWeights& from = from_.layers[fill.layer].moe();
+  const CudaMoe& to = to_.layers[fill.layer].moe();
   copy_expert(from.gate, to.gate, fill);
   // Gate and up may be one tensor: its rows are copied once, its scales are in both.
   if (from.up.all.data != from.gate.all.data || from.up.scales.data != nullptr) copy_expert(from.up, to.up, fill);
@@ -158,7 +158,7 @@ void CudaModel::allocate(const Stream& stream) {
   bool has_entries = false;
   for (int l = 0; l < hot.num_layers(); ++l) {
     if (!hot.is_split(l)) continue;
-    weights.layers[static_cast<size_t>(l)].moe().places = places_ + l * num_experts;
+    weights.layers[l].moe().places = places_ + l * num_experts;
     has_entries = has_entries || hot.capacity(l) > hot.placed(l);
   }
   if (has_entries) filler_ = std::make_unique<ExpertFiller>(model_.weights(), weights);

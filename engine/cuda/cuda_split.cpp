@@ -56,7 +56,7 @@ void CudaSplit::send_rows(int num_rows, int top_k) {
 
 void CudaSplit::compute(int layer_idx, int num_rows) {
   const ModelConfig& c = model_.config();
-  const MoeWeights& moe = model_.weights().layers[static_cast<size_t>(layer_idx)].moe();
+  const MoeWeights& moe = model_.weights().layers[layer_idx].moe();
   routed_.synchronize();
   Routing& routing = host_.scratch.routing;
   routing.resize(num_rows, moe.top_k);
@@ -66,11 +66,11 @@ void CudaSplit::compute(int layer_idx, int num_rows) {
   int distinct = 0;
   for (const int32_t e : routing.experts) {
     FT_CHECK(e >= 0 && e < moe.num_experts);
-    if (std::exchange(seen_[static_cast<size_t>(e)], uint8_t{1}) != 0) continue;
+    if (std::exchange(seen_[e], uint8_t{1}) != 0) continue;
     ++distinct;
     hot_.count(layer_idx, e);
   }
-  distinct_[static_cast<size_t>(layer_idx)] = distinct;
+  distinct_[layer_idx] = distinct;
 
   RowBuffer& x = host_.x;
   const unsigned forms = x_forms(moe);
@@ -84,8 +84,7 @@ void CudaSplit::compute(int layer_idx, int num_rows) {
   if (num_slots == 0) return;
   std::copy(slots_.begin(), slots_.end(), slots_out_.data<int32_t>());
   team_.parallel_for(num_slots, [&](int64_t i, int) {
-    std::copy_n(host_.scratch.partial(slots_[static_cast<size_t>(i)]), c.hidden_dim,
-                rows_out_.data<float>() + i * c.hidden_dim);
+    std::copy_n(host_.scratch.partial(slots_[i]), c.hidden_dim, rows_out_.data<float>() + i * c.hidden_dim);
   });
   copy_to_device(stream_, io_.slot_ids, slots_out_.data(), static_cast<size_t>(num_slots) * sizeof(int32_t));
   copy_to_device(stream_, io_.slot_rows, rows_out_.data(),

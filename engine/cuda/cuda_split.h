@@ -54,7 +54,7 @@ class CudaSplit {
 
   [[nodiscard]] size_t host_bytes() const { return host_.size_bytes(); }
   /// Distinct experts of the last pass at a split layer.
-  [[nodiscard]] int distinct_experts(int layer_idx) const { return distinct_[static_cast<size_t>(layer_idx)]; }
+  [[nodiscard]] int distinct_experts(int layer_idx) const { return distinct_[layer_idx]; }
 
  private:
   const Model& model_;

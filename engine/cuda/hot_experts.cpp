@@ -22,16 +22,16 @@ HotExperts::HotExperts(std::vector<int> placed, int num_experts, int entries)
     Layer& layer = layers_[l];
     FT_CHECK(placed[l] >= 0 && placed[l] <= num_experts && entries >= 0);
     layer.placed = placed[l];
-    layer.entries.resize(static_cast<size_t>(std::min(entries, num_experts - placed[l])));
-    layer.places.assign(static_cast<size_t>(num_experts), -1);
-    for (int e = 0; e < placed[l]; ++e) layer.places[static_cast<size_t>(e)] = e;
-    layer.uses.assign(static_cast<size_t>(num_experts), 0);
-    layer.filling.assign(static_cast<size_t>(num_experts), 0);
+    layer.entries.resize(std::min(entries, num_experts - placed[l]));
+    layer.places.assign(num_experts, -1);
+    for (int e = 0; e < placed[l]; ++e) layer.places[e] = e;
+    layer.uses.assign(num_experts, 0);
+    layer.filling.assign(num_experts, 0);
   }
 }
 
 void HotExperts::count(int layer, int expert) {
-  Layer& l = layers_[static_cast<size_t>(layer)];
+  Layer& l = layers_[layer];
   const auto e = static_cast<size_t>(expert);
   l.uses[e] += kUse;
   ++(l.places[e] < 0 ? reads_.host : l.places[e] < l.placed ? reads_.placed : reads_.hot);
@@ -60,7 +60,7 @@ std::vector<HotExperts::Fill> HotExperts::choose(int most) {
     for (size_t s = 0; s < layer.entries.size(); ++s) {
       const Entry& entry = layer.entries[s];
       if (entry.filling) continue;
-      const uint32_t uses = entry.expert < 0 ? 0 : layer.uses[static_cast<size_t>(entry.expert)] + kMargin;
+      const uint32_t uses = entry.expert < 0 ? 0 : layer.uses[entry.expert] + kMargin;
       if (victim < layer.entries.size() && uses >= least) continue;
       victim = s;
       least = uses;
@@ -78,14 +78,14 @@ std::vector<HotExperts::Fill> HotExperts::choose(int most) {
     wishes.push_back({largest - least, fill, victim});
   }
   std::stable_sort(wishes.begin(), wishes.end(), [](const Wish& a, const Wish& b) { return a.gain > b.gain; });
-  if (wishes.size() > static_cast<size_t>(most)) wishes.resize(static_cast<size_t>(most));
+  if (wishes.size() > static_cast<size_t>(most)) wishes.resize(most);
   std::vector<Fill> fills;
   for (const Wish& wish : wishes) {
-    Layer& layer = layers_[static_cast<size_t>(wish.fill.layer)];
+    Layer& layer = layers_[wish.fill.layer];
     Entry& entry = layer.entries[wish.entry];
-    if (entry.expert >= 0) layer.places[static_cast<size_t>(entry.expert)] = -1;
+    if (entry.expert >= 0) layer.places[entry.expert] = -1;
     entry = {-1, true};
-    layer.filling[static_cast<size_t>(wish.fill.expert)] = 1;
+    layer.filling[wish.fill.expert] = 1;
     fills.push_back(wish.fill);
   }
   decay();
@@ -93,12 +93,12 @@ std::vector<HotExperts::Fill> HotExperts::choose(int most) {
 }
 
 void HotExperts::finish(const Fill& fill) {
-  Layer& layer = layers_[static_cast<size_t>(fill.layer)];
-  Entry& entry = layer.entries[static_cast<size_t>(fill.place - layer.placed)];
+  Layer& layer = layers_[fill.layer];
+  Entry& entry = layer.entries[fill.place - layer.placed];
   FT_CHECK(entry.filling && entry.expert == -1);
   entry = {fill.expert, false};
-  layer.filling[static_cast<size_t>(fill.expert)] = 0;
-  layer.places[static_cast<size_t>(fill.expert)] = fill.place;
+  layer.filling[fill.expert] = 0;
+  layer.places[fill.expert] = fill.place;
 }
 
 }  // namespace foretoken

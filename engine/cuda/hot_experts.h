@@ -71,7 +71,7 @@ class HotExperts {
     std::vector<uint32_t> uses;    // [num_experts] decayed
     std::vector<uint8_t> filling;  // [num_experts]
   };
-  [[nodiscard]] const Layer& at(int layer) const { return layers_[static_cast<size_t>(layer)]; }
+  [[nodiscard]] const Layer& at(int layer) const { return layers_[layer]; }
   void decay();
 
   const int num_experts_;

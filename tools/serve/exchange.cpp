@@ -25,7 +25,7 @@ struct Course {
 
   [[nodiscard]] bool is_over() const { return num_ended == records.size(); }
   AnswerRecord& take(const AnswerEvent& event) {
-    AnswerRecord& record = records.at(static_cast<size_t>(event.answer));
+    AnswerRecord& record = records.at(event.answer);
     record.add(event);
     num_ended += event.kind == AnswerEvent::Kind::kEnd ? 1 : 0;
     return record;

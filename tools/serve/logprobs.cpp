@@ -12,14 +12,14 @@ std::vector<TokenLogprob> find_logprobs(std::span<const float> logits, TokenId i
   for (const float logit : logits) sum += std::exp(static_cast<double>(logit - largest));
   const double log_sum = static_cast<double>(largest) + std::log(sum);
   const auto logprob = [&](TokenId token) {
-    return TokenLogprob{token, static_cast<float>(static_cast<double>(logits[static_cast<size_t>(token)]) - log_sum)};
+    return TokenLogprob{token, static_cast<float>(static_cast<double>(logits[token]) - log_sum)};
   };
   std::vector<TokenId> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
   const size_t count = std::min(order.size(), static_cast<size_t>(num_likeliest));
   std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(count), order.end(),
                     [&](TokenId a, TokenId b) {
-                      const float x = logits[static_cast<size_t>(a)], y = logits[static_cast<size_t>(b)];
+                      const float x = logits[a], y = logits[b];
                       return x > y || (x == y && a < b);
                     });
   std::vector<TokenLogprob> found = {logprob(id)};

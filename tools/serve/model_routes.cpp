@@ -52,7 +52,7 @@ Json describe_slots(ServeState& state, int& num_free) {
     for (const Answer* answer : running) {
       const int slot = answer->request().slot();
       if (slot < 0) continue;
-      Json& entry = slots.at(static_cast<size_t>(slot));
+      Json& entry = slots.at(slot);
       const AnswerRequest& asked = answer->asked();
       entry["is_processing"] = true;
       entry["params"] = {{"n_predict", asked.max_new_tokens},    {"temperature", asked.sampling.temperature},

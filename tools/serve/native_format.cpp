@@ -63,7 +63,7 @@ Json NativeFormat::finished(const AnswerRecord& record, int index, bool with_tex
   object["tokens_predicted"] = record.ids.size();
   object["tokens_evaluated"] = record.prompt_tokens;
   object["generation_settings"] = describe_settings(served_, request_);
-  const std::vector<TokenId>& prompt = request_.prompts[static_cast<size_t>(index / request_.n)];
+  const std::vector<TokenId>& prompt = request_.prompts[index / request_.n];
   object["prompt"] = served_.tokenizer->decode(prompt, /*keep_special=*/true);
   object["has_new_line"] = record.text.find('\n') != std::string::npos;
   object["truncated"] = record.end->reason == StopReason::kContextFull;

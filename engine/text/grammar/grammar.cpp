@@ -114,7 +114,7 @@ class Grammar::Parser {
     grammar_.nodes_.emplace_back();
     return static_cast<int32_t>(grammar_.nodes_.size() - 1);
   }
-  Node& node(int32_t id) { return grammar_.nodes_[static_cast<size_t>(id)]; }
+  Node& node(int32_t id) { return grammar_.nodes_[id]; }
   void link(int32_t from, int32_t to) { node(from).silent.push_back(to); }
 
   Rule& rule_of(const std::string& name) {
@@ -397,11 +397,10 @@ class Grammar::Parser {
     std::vector<char> nullable(n, 0);
     std::vector<std::vector<int32_t>> needs(n);  // who looks at this node
     for (size_t i = 0; i < n; ++i) {
-      for (const int32_t to : grammar_.nodes_[i].silent)
-        needs[static_cast<size_t>(to)].push_back(static_cast<int32_t>(i));
+      for (const int32_t to : grammar_.nodes_[i].silent) needs[to].push_back(static_cast<int32_t>(i));
       for (const Call& call : grammar_.nodes_[i].calls) {
-        needs[static_cast<size_t>(call.start)].push_back(static_cast<int32_t>(i));
-        needs[static_cast<size_t>(call.back)].push_back(static_cast<int32_t>(i));
+        needs[call.start].push_back(static_cast<int32_t>(i));
+        needs[call.back].push_back(static_cast<int32_t>(i));
       }
     }
     std::vector<int32_t> work;
@@ -411,12 +410,12 @@ class Grammar::Parser {
     for (size_t i = 0; i < n; ++i) {
       if (grammar_.nodes_[i].is_end) mark(i);
     }
-    const auto is_nullable = [&](int32_t i) { return nullable[static_cast<size_t>(i)] != 0; };
+    const auto is_nullable = [&](int32_t i) { return nullable[i] != 0; };
     while (!work.empty()) {
       const auto done = static_cast<size_t>(work.back());
       work.pop_back();
       for (const int32_t i : needs[done]) {
-        const Node& x = grammar_.nodes_[static_cast<size_t>(i)];
+        const Node& x = grammar_.nodes_[i];
         if (std::any_of(x.silent.begin(), x.silent.end(), is_nullable) ||
             std::any_of(x.calls.begin(), x.calls.end(),
                         [&](const Call& c) { return is_nullable(c.start) && is_nullable(c.back); }))
@@ -428,7 +427,7 @@ class Grammar::Parser {
     std::vector<char> on_stack(n, 0);
     int32_t counter = 0, components = 0;
     const auto successors = [&](int32_t id) {
-      const Node& x = grammar_.nodes_[static_cast<size_t>(id)];
+      const Node& x = grammar_.nodes_[id];
       std::vector<int32_t> out = x.silent;
       for (const Call& call : x.calls) {
         out.push_back(call.start);
@@ -464,8 +463,8 @@ class Grammar::Parser {
           while (true) {
             const int32_t member = stack.back();
             stack.pop_back();
-            on_stack[static_cast<size_t>(member)] = 0;
-            component[static_cast<size_t>(member)] = components;
+            on_stack[member] = 0;
+            component[member] = components;
             if (member == id) break;
           }
           ++components;
@@ -480,7 +479,7 @@ class Grammar::Parser {
     }
     for (size_t i = 0; i < n; ++i) {
       for (const Call& call : grammar_.nodes_[i].calls) {
-        if (component[i] != component[static_cast<size_t>(call.start)]) continue;
+        if (component[i] != component[call.start]) continue;
         throw InputError(
             fmt::format("grammar: the rule \"{}\" can begin with itself (left recursion); write it as a repetition",
                         printable(names_.at(call.start))));
@@ -512,11 +511,11 @@ void Grammar::finish() {
   std::vector<std::vector<int32_t>> needs(n);
   for (size_t i = 0; i < n; ++i) {
     const auto id = static_cast<int32_t>(i);
-    for (const int32_t to : nodes_[i].silent) needs[static_cast<size_t>(to)].push_back(id);
-    for (const Edge& edge : nodes_[i].edges) needs[static_cast<size_t>(edge.to)].push_back(id);
+    for (const int32_t to : nodes_[i].silent) needs[to].push_back(id);
+    for (const Edge& edge : nodes_[i].edges) needs[edge.to].push_back(id);
     for (const Call& call : nodes_[i].calls) {
-      needs[static_cast<size_t>(call.start)].push_back(id);
-      needs[static_cast<size_t>(call.back)].push_back(id);
+      needs[call.start].push_back(id);
+      needs[call.back].push_back(id);
     }
   }
   std::vector<char> ends(n, 0);  // the rule's end can be reached from here
@@ -524,7 +523,7 @@ void Grammar::finish() {
   const auto mark = [&](size_t i) {
     if (!std::exchange(ends[i], 1)) work.push_back(static_cast<int32_t>(i));
   };
-  const auto can_end = [&](int32_t i) { return ends[static_cast<size_t>(i)] != 0; };
+  const auto can_end = [&](int32_t i) { return ends[i] != 0; };
   for (size_t i = 0; i < n; ++i) {
     if (nodes_[i].is_end) mark(i);
   }
@@ -532,7 +531,7 @@ void Grammar::finish() {
     const auto done = static_cast<size_t>(work.back());
     work.pop_back();
     for (const int32_t i : needs[done]) {
-      const Node& x = nodes_[static_cast<size_t>(i)];
+      const Node& x = nodes_[i];
       if (std::any_of(x.silent.begin(), x.silent.end(), can_end) ||
           std::any_of(x.edges.begin(), x.edges.end(), [&](const Edge& e) { return can_end(e.to); }) ||
           std::any_of(x.calls.begin(), x.calls.end(),

@@ -49,7 +49,7 @@ GrammarMatcher::GrammarMatcher(std::shared_ptr<const Grammar> grammar, std::shar
 }
 
 int32_t GrammarMatcher::push(int32_t back, int32_t below) {
-  if (tail_[static_cast<size_t>(back)] != 0) return below;
+  if (tail_[back] != 0) return below;
   const uint64_t key = (static_cast<uint64_t>(static_cast<uint32_t>(back)) << 32) | static_cast<uint32_t>(below);
   const auto [found, is_new] = by_stack_.try_emplace(key, static_cast<int32_t>(stacks_.size()));
   if (is_new) {
@@ -82,7 +82,7 @@ GrammarMatcher::State GrammarMatcher::close(std::span<const Place> from) {
   // The list grows while it is gone through.
   for (size_t i = 0; i < reached_.places.size(); ++i) {
     const Place place = reached_.places[i];
-    const Grammar::Node& node = grammar_->nodes()[static_cast<size_t>(place.node)];
+    const Grammar::Node& node = grammar_->nodes()[place.node];
     if (!node.edges.empty()) data.places.push_back(place);
     for (const int32_t to : node.silent) reach({to, place.stack});
     for (const Grammar::Call& call : node.calls) reach({call.start, push(call.back, place.stack)});
@@ -92,7 +92,7 @@ GrammarMatcher::State GrammarMatcher::close(std::span<const Place> from) {
     } else if (place.stack == kUnknown) {
       data.is_left = true;
     } else {
-      const StackNode top = stacks_[static_cast<size_t>(place.stack)];
+      const StackNode top = stacks_[place.stack];
       reach({top.back, top.below});
     }
   }
@@ -106,7 +106,7 @@ GrammarMatcher::State GrammarMatcher::close(std::span<const Place> from) {
   }
   const auto [begin, end] = by_places_.equal_range(hash);
   for (auto known = begin; known != end; ++known) {
-    const StateData& other = states_[static_cast<size_t>(known->second)];
+    const StateData& other = states_[known->second];
     if (other.is_complete == data.is_complete && other.is_left == data.is_left && other.places == data.places)
       return known->second;
   }
@@ -125,8 +125,8 @@ GrammarMatcher::State GrammarMatcher::step(State state, uint8_t byte) {
       static_cast<size_t>(state) * static_cast<size_t>(grammar_->num_byte_classes()) + grammar_->byte_classes()[byte];
   if (steps_[slot] != kNotYet) return steps_[slot];
   stepped_.clear();
-  for (const Place& place : states_[static_cast<size_t>(state)].places) {
-    for (const Grammar::Edge& edge : grammar_->nodes()[static_cast<size_t>(place.node)].edges) {
+  for (const Place& place : states_[state].places) {
+    for (const Grammar::Edge& edge : grammar_->nodes()[place.node].edges) {
       if (edge.first <= byte && byte <= edge.last) stepped_.push_back({edge.to, place.stack});
     }
   }
@@ -148,21 +148,20 @@ GrammarMatcher::State GrammarMatcher::accept(State state, TokenId id) {
 }
 
 void GrammarMatcher::allow_tokens(int32_t begin, int32_t end, std::vector<uint64_t>& allowed) const {
-  const int32_t last = tokens_->nodes()[static_cast<size_t>(end)].tokens_begin;
-  for (int32_t t = tokens_->nodes()[static_cast<size_t>(begin)].tokens_begin; t < last; ++t) {
-    const auto id = static_cast<size_t>(tokens_->tokens()[static_cast<size_t>(t)]);
+  const int32_t last = tokens_->nodes()[end].tokens_begin;
+  for (int32_t t = tokens_->nodes()[begin].tokens_begin; t < last; ++t) {
+    const auto id = static_cast<size_t>(tokens_->tokens()[t]);
     allowed[id / 64] |= uint64_t{1} << (id % 64);
   }
 }
 
 void GrammarMatcher::allow_short_tokens(int32_t node, int length, std::vector<uint64_t>& allowed) const {
-  const TokenTrie::Node& top = tokens_->nodes()[static_cast<size_t>(node)];
-  const int32_t last = tokens_->nodes()[static_cast<size_t>(top.end)].tokens_begin;
-  const int before =
-      count_characters(tokens_->bytes(tokens_->tokens()[static_cast<size_t>(top.tokens_begin)]).substr(0, top.depth));
+  const TokenTrie::Node& top = tokens_->nodes()[node];
+  const int32_t last = tokens_->nodes()[top.end].tokens_begin;
+  const int before = count_characters(tokens_->bytes(tokens_->tokens()[top.tokens_begin]).substr(0, top.depth));
   for (int32_t t = top.tokens_begin; t < last; ++t) {
     if (tokens_->num_chars(t) > before + length) continue;
-    const auto id = static_cast<size_t>(tokens_->tokens()[static_cast<size_t>(t)]);
+    const auto id = static_cast<size_t>(tokens_->tokens()[t]);
     allowed[id / 64] |= uint64_t{1} << (id % 64);
   }
 }
@@ -182,7 +181,7 @@ bool GrammarMatcher::leads_to(State to, State from, Utf8Range range, int left) {
 
 // The same within the network: there is one way on for every such byte, and nothing else.
 bool GrammarMatcher::node_leads_to(int32_t to, int32_t from, Utf8Range range, int left) const {
-  const Grammar::Node& node = grammar_->nodes()[static_cast<size_t>(from)];
+  const Grammar::Node& node = grammar_->nodes()[from];
   if (!node.silent.empty() || !node.calls.empty() || node.is_end) return false;
   int next_byte = range.first;
   // Edges of a class of characters rise, so one walk finds gaps and overlaps; in another order they count as a gap.
@@ -196,9 +195,9 @@ bool GrammarMatcher::node_leads_to(int32_t to, int32_t from, Utf8Range range, in
 
 const GrammarMatcher::NodeStep& GrammarMatcher::node_step(int32_t node) {
   const auto [known, is_new] = node_step_indices_.try_emplace(node, static_cast<int32_t>(node_steps_.size()));
-  if (!is_new) return node_steps_[static_cast<size_t>(known->second)];
+  if (!is_new) return node_steps_[known->second];
   NodeStep& found = node_steps_.emplace_back();
-  const std::vector<Grammar::Edge>& edges = grammar_->nodes()[static_cast<size_t>(node)].edges;
+  const std::vector<Grammar::Edge>& edges = grammar_->nodes()[node].edges;
   std::array<int32_t, 256> to{};
   constexpr int32_t kNowhere = -1, kSeveral = -2;
   to.fill(kNowhere);
@@ -207,7 +206,7 @@ const GrammarMatcher::NodeStep& GrammarMatcher::node_step(int32_t node) {
       to[byte] = to[byte] == kNowhere || to[byte] == edge.to ? edge.to : kSeveral;
   }
   for (const char c : kLikelyCharacters) {
-    if (found.to < 0) found.to = to[static_cast<size_t>(c)];
+    if (found.to < 0) found.to = to[c];
   }
   const auto bit = [](size_t c) { return uint64_t{1} << (c % 64); };
   for (size_t c = 0; c < 128; ++c) {
@@ -220,7 +219,7 @@ const GrammarMatcher::NodeStep& GrammarMatcher::node_step(int32_t node) {
   for (int lead = 0xc2; lead <= 0xf4 && found.has_multibyte; ++lead) {
     int left = 0;
     const Utf8Range range = utf8_after(static_cast<uint8_t>(lead), left);
-    const int32_t next = to[static_cast<size_t>(lead)];
+    const int32_t next = to[lead];
     const bool is_plain = range.first == 0x80 && range.last == 0xbf;
     if (next >= 0 && next == leads_there && is_plain) continue;
     leads_there = is_plain ? next : kNowhere;
@@ -230,7 +229,7 @@ const GrammarMatcher::NodeStep& GrammarMatcher::node_step(int32_t node) {
 }
 
 bool GrammarMatcher::step_of_one_place(State state, Step& found) {
-  const std::vector<Place>& places = states_[static_cast<size_t>(state)].places;
+  const std::vector<Place>& places = states_[state].places;
   constexpr size_t kFewPlaces = 8;
   if (places.size() > kFewPlaces) return false;
   const Place* main = nullptr;
@@ -288,8 +287,7 @@ GrammarMatcher::Step GrammarMatcher::try_every_character(State state) {
 
 GrammarMatcher::Step GrammarMatcher::find_step(State state) {
   const auto index = static_cast<size_t>(state);
-  if (index < next_indices_.size() && next_indices_[index] >= 0)
-    return next_[static_cast<size_t>(next_indices_[index])];
+  if (index < next_indices_.size() && next_indices_[index] >= 0) return next_[next_indices_[index]];
   Step found;
   if (!step_of_one_place(state, found)) found = try_every_character(state);
   if (index >= next_indices_.size()) next_indices_.resize(states_.size(), -1);
@@ -312,7 +310,7 @@ bool GrammarMatcher::ends_strictly(State state, const Run& run) {
 const GrammarMatcher::Run& GrammarMatcher::run_of(State state) {
   const auto index = static_cast<size_t>(state);
   if (index >= run_indices_.size()) run_indices_.resize(states_.size(), -1);
-  if (run_indices_[index] >= 0) return runs_[static_cast<size_t>(run_indices_[index])];
+  if (run_indices_[index] >= 0) return runs_[run_indices_[index]];
   const Step first = find_step(state);
   Run run;
   run.ascii = first.ascii;
@@ -326,7 +324,7 @@ const GrammarMatcher::Run& GrammarMatcher::run_of(State state) {
   for (Step next = first; run.length < kFarthest; next = find_step(at)) {
     is_over = !goes_on(next);
     if (is_over) break;
-    const StateData& data = states_[static_cast<size_t>(next.to)];
+    const StateData& data = states_[next.to];
     // Behind this character nothing but the rule's end: whether the text goes on is not known here.
     if (data.places.empty() && !data.is_complete) break;
     run.may_leave = run.may_leave || data.is_left;
@@ -350,7 +348,7 @@ bool GrammarMatcher::walk(State state, int32_t begin, int32_t end, int depth, st
   path_[0] = {state, nullptr};
   const std::vector<TokenTrie::Node>& nodes = tokens_->nodes();
   for (int32_t i = begin; i < end;) {
-    const TokenTrie::Node& node = nodes[static_cast<size_t>(i)];
+    const TokenTrie::Node& node = nodes[i];
     const auto level = static_cast<size_t>(node.depth - depth);
     PathNode& before = path_[level];
     if (node.texts >= 0 && node.end - i >= kFewestNodes) {
@@ -375,7 +373,7 @@ bool GrammarMatcher::walk(State state, int32_t begin, int32_t end, int depth, st
       continue;
     }
     path_[level + 1] = {next, nullptr};
-    const StateData& data = states_[static_cast<size_t>(next)];
+    const StateData& data = states_[next];
     if (exits != nullptr && data.is_left) {
       if (exits->size() >= kMostExits) return false;
       exits->push_back(i);
@@ -391,7 +389,7 @@ const GrammarMatcher::LocalMask& GrammarMatcher::local_mask(int32_t node) {
   if (found != local_masks_.end()) return found->second;
   if (local_masks_.size() >= kMostLocalMasks) local_masks_.clear();
   LocalMask local;
-  local.allowed.assign(static_cast<size_t>((tokens_->vocab_size() + 63) / 64), 0);
+  local.allowed.assign((tokens_->vocab_size() + 63) / 64, 0);
   const State state = close(Place{node, kUnknown});
   if (state != kDead) local.is_open = !walk(state, 0, tokens_->num_nodes(), 0, local.allowed, &local.exits);
   if (local.is_open) {
@@ -415,12 +413,12 @@ bool GrammarMatcher::join_local_masks(const std::vector<Place>& places, std::vec
       for (const int32_t exit : local.exits) allow_tokens(exit, exit + 1, allowed);
       continue;
     }
-    const StackNode top = stacks_[static_cast<size_t>(place.stack)];
+    const StackNode top = stacks_[place.stack];
     const State around = close(Place{top.back, top.below});
     for (const int32_t exit : local.exits) {
       if (around == kDead) break;
       allow_tokens(exit, exit + 1, allowed);
-      const TokenTrie::Node& node = tokens_->nodes()[static_cast<size_t>(exit)];
+      const TokenTrie::Node& node = tokens_->nodes()[exit];
       if (exit + 1 < node.end) (void)walk(around, exit + 1, node.end, node.depth + 1, allowed, nullptr);
     }
   }
@@ -433,7 +431,7 @@ std::span<const uint64_t> GrammarMatcher::mask(State state) {
   if (masks_.size() >= kMostMasks) masks_.clear();
   std::vector<uint64_t> allowed(static_cast<size_t>((tokens_->vocab_size() + 63) / 64), 0);
   // By value: what is found on the way may move the states.
-  const std::vector<Place> places = states_[static_cast<size_t>(state)].places;
+  const std::vector<Place> places = states_[state].places;
   if (!join_local_masks(places, allowed)) {
     std::fill(allowed.begin(), allowed.end(), 0);
     (void)walk(state, 0, tokens_->num_nodes(), 0, allowed, nullptr);

@@ -40,7 +40,7 @@ class GrammarMatcher {
   [[nodiscard]] State accept(State state, TokenId id);
   [[nodiscard]] State accept_bytes(State state, std::string_view bytes);
   /// The text may end here.
-  [[nodiscard]] bool is_complete(State state) const { return states_[static_cast<size_t>(state)].is_complete; }
+  [[nodiscard]] bool is_complete(State state) const { return states_[state].is_complete; }
 
   /// Bit id % 64 of word id / 64: the token is allowed. Tokens that end a text are where is_complete(). Valid until the
   /// next call of mask(). REQUIRES: state is not kDead.

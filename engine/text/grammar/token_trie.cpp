@@ -41,8 +41,7 @@ TokenTrie::TokenTrie(const std::vector<std::string_view>& pieces, std::vector<To
   std::vector<int32_t> path;  // nodes of the last token's bytes
   std::string_view last;
   const auto close = [&](size_t depth) {
-    for (; path.size() > depth; path.pop_back())
-      nodes_[static_cast<size_t>(path.back())].end = static_cast<int32_t>(nodes_.size());
+    for (; path.size() > depth; path.pop_back()) nodes_[path.back()].end = static_cast<int32_t>(nodes_.size());
   };
   for (const TokenId id : order) {
     const std::string_view text = bytes(id);
@@ -73,8 +72,7 @@ void TokenTrie::summarise() {
   };
   std::vector<Subtree> all(nodes_.size());
   const auto for_children = [&](size_t i, const auto& visit) {
-    for (auto child = static_cast<int32_t>(i) + 1; child < nodes_[i].end;
-         child = nodes_[static_cast<size_t>(child)].end)
+    for (auto child = static_cast<int32_t>(i) + 1; child < nodes_[i].end; child = nodes_[child].end)
       visit(static_cast<size_t>(child));
   };
   // A character ends at node i: what is below it are texts of their own.

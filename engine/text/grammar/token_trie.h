@@ -38,13 +38,13 @@ class TokenTrie {
     uint16_t most_chars = 0;          // of one token; a character that a token's end cuts off counts
     bool has_multibyte = false;       // characters of several bytes are there
   };
-  [[nodiscard]] const Texts& texts(int32_t index) const { return texts_[static_cast<size_t>(index)]; }
+  [[nodiscard]] const Texts& texts(int32_t index) const { return texts_[index]; }
   /// One more than there are, so that the last node's tokens have an end.
   [[nodiscard]] const std::vector<Node>& nodes() const { return nodes_; }
   [[nodiscard]] int32_t num_nodes() const { return static_cast<int32_t>(nodes_.size()) - 1; }
   [[nodiscard]] const std::vector<TokenId>& tokens() const { return tokens_; }
   /// Characters of tokens()[t]: bytes that begin one, also where the token's end cuts it off.
-  [[nodiscard]] int num_chars(int32_t t) const { return num_chars_[static_cast<size_t>(t)]; }
+  [[nodiscard]] int num_chars(int32_t t) const { return num_chars_[t]; }
   [[nodiscard]] int64_t vocab_size() const { return static_cast<int64_t>(bytes_begin_.size()) - 1; }
   [[nodiscard]] std::string_view bytes(TokenId id) const {
     const auto i = static_cast<size_t>(id);

@@ -106,8 +106,8 @@ class Machine {
     for (int i = 0; i < kMaxThreads; ++i) {
       std::byte* guard = static_cast<std::byte*>(mapped) + static_cast<size_t>(i) * stride;
       mprotect(guard, page, PROT_NONE);
-      threads_[static_cast<size_t>(i)].stack = guard + page;
-      threads_[static_cast<size_t>(i)].number = i;
+      threads_[i].stack = guard + page;
+      threads_[i].number = i;
     }
     warps_.resize(kMaxThreads / kWarp);
   }
@@ -128,7 +128,7 @@ class Machine {
       const auto n = static_cast<unsigned>(b);
       const uint3 block_idx{n % grid.x, n / grid.x % grid.y, n / grid.x / grid.y};
       for (int i = 0; i < num_threads_; ++i) {
-        Thread& t = threads_[static_cast<size_t>(i)];
+        Thread& t = threads_[i];
         const auto u = static_cast<unsigned>(i);
         t.indices = {{u % block.x, u / block.x % block.y, u / block.x / block.y}, block_idx, block, grid};
         t.state = State::kReady;
@@ -172,7 +172,7 @@ class Machine {
       return;
     }
     at_barrier_ = 0;
-    for (int i = 0; i < num_threads_; ++i) threads_[static_cast<size_t>(i)].state = State::kReady;
+    for (int i = 0; i < num_threads_; ++i) threads_[i].state = State::kReady;
     ++barriers_;
     for (Warp& warp : warps_) warp.barriers = 0;
     tell_checker();
@@ -181,7 +181,7 @@ class Machine {
   // A collective that also orders memory.
   void sync_warp(uint32_t mask, Site site) {
     const bool all_lanes = mask == 0xffffffffu;
-    Warp& warp = warps_[static_cast<size_t>(current_->number / kWarp)];
+    Warp& warp = warps_[current_->number / kWarp];
     const bool is_last = all_lanes && (warp.arrived | 1u << lane()) == mask;
     if (is_last) ++warp.barriers;
     exchange(mask, "", 1, site);
@@ -232,7 +232,7 @@ class Machine {
 
   const std::byte (*exchange(uint32_t mask, const void* value, size_t size_bytes, Site site))[64] {
     const int self = lane();
-    Warp& warp = warps_[static_cast<size_t>(current_->number / kWarp)];
+    Warp& warp = warps_[current_->number / kWarp];
     if ((mask >> self & 1u) == 0)
       fail([&] {
         return "warp collective at " + name_of(site) + ": " + name_of(*current_) + " is not in its own mask";
@@ -255,7 +255,7 @@ class Machine {
       ++warp.generation;
       const int first = current_->number - self;
       for (int i = 0; i < kWarp; ++i) {
-        if ((mask >> i & 1u) != 0) threads_[static_cast<size_t>(first + i)].state = State::kReady;
+        if ((mask >> i & 1u) != 0) threads_[first + i].state = State::kReady;
       }
     } else {
       wait(State::kAtCollective);
@@ -339,7 +339,7 @@ class Machine {
       for (const int l : lane_order) {
         const int i = w * kWarp + l;
         if (i >= num_threads_) continue;
-        Thread& t = threads_[static_cast<size_t>(i)];
+        Thread& t = threads_[i];
         if (t.state != State::kReady) continue;
         resume(t);
         again = progress = true;
@@ -355,11 +355,11 @@ class Machine {
     std::string text = "threads of a block have parted: ";
     const Thread *waiting = nullptr, *other = nullptr;
     for (int i = 0; i < num_threads_; ++i) {
-      const Thread& t = threads_[static_cast<size_t>(i)];
+      const Thread& t = threads_[i];
       if (t.state != State::kDone && waiting == nullptr) waiting = &t;
     }
     for (int i = 0; i < num_threads_ && waiting != nullptr; ++i) {
-      const Thread& t = threads_[static_cast<size_t>(i)];
+      const Thread& t = threads_[i];
       if (t.state != waiting->state || !same_site(t.site, waiting->site)) other = &t;
     }
     const auto describe = [](const Thread& t) {
@@ -449,7 +449,7 @@ class Machine {
   }
   void tell_checker() {
 #if defined(FORETOKEN_ACCESS_CHECKS)
-    const Warp& warp = warps_[static_cast<size_t>(current_->number / kWarp)];
+    const Warp& warp = warps_[current_->number / kWarp];
     FT_CHECK(barriers_ < 65535 && warp.barriers < 65535);
     running_.thread = static_cast<uint16_t>(current_->number);
     running_.barriers = static_cast<uint16_t>(barriers_);

@@ -38,7 +38,7 @@ bool run_calls(SharedBoard& board, int rank, int num_ranks, uint64_t num_calls, 
     std::vector<std::byte> all(static_cast<size_t>(ends.back()));
     const auto for_part = [&](int of_rank, auto&& visit) {
       const auto begin = static_cast<size_t>(of_rank == 0 ? 0 : ends[static_cast<size_t>(of_rank) - 1]);
-      for (size_t at = begin; at < static_cast<size_t>(ends[static_cast<size_t>(of_rank)]); ++at)
+      for (size_t at = begin; at < static_cast<size_t>(ends[of_rank]); ++at)
         visit(all[at], value_of(call, of_rank, at));
     };
     if (!is_broadcast || rank == 0) for_part(rank, [](std::byte& to, std::byte value) { to = value; });
@@ -46,7 +46,7 @@ bool run_calls(SharedBoard& board, int rank, int num_ranks, uint64_t num_calls, 
       if (rank != 0) all.resize(call % 5);  // the others do not know the size
       board.broadcast_message(all);
       is_right = is_right && all.size() == static_cast<size_t>(ends.back());
-      all.resize(static_cast<size_t>(ends.back()));
+      all.resize(ends.back());
     } else if (is_broadcast) {
       board.broadcast(all);
     } else {

@@ -22,7 +22,7 @@ class ThreadNetwork {
  public:
   explicit ThreadNetwork(int num_ranks, bool shares_memory = false)
       : num_ranks_(num_ranks), shares_memory_(shares_memory) {
-    inboxes_.resize(static_cast<size_t>(num_ranks * num_ranks));
+    inboxes_.resize(num_ranks * num_ranks);
   }
 
   class Transport final : public foretoken::Transport {
@@ -92,16 +92,14 @@ class ThreadNetwork {
     }
     static std::span<std::byte> part(std::byte* all, std::span<const int64_t> ends, int rank) {
       const int64_t begin = rank == 0 ? 0 : ends[static_cast<size_t>(rank) - 1];
-      return {all + begin, static_cast<size_t>(ends[static_cast<size_t>(rank)] - begin)};
+      return {all + begin, static_cast<size_t>(ends[rank] - begin)};
     }
     ThreadNetwork& network_;
     const int rank_;
   };
 
  private:
-  [[nodiscard]] std::deque<std::vector<std::byte>>& inbox(int from, int to) {
-    return inboxes_[static_cast<size_t>(from * num_ranks_ + to)];
-  }
+  [[nodiscard]] std::deque<std::vector<std::byte>>& inbox(int from, int to) { return inboxes_[from * num_ranks_ + to]; }
 
   const int num_ranks_;
   const bool shares_memory_;
@@ -123,8 +121,7 @@ class ThreadCluster {
       transports_.push_back(std::make_unique<ThreadNetwork::Transport>(network_, rank));
     }
     for (int rank = 1; rank < num_ranks; ++rank) {
-      followers_.emplace_back(
-          [this, rank] { follow(*transports_[static_cast<size_t>(rank)], members_[static_cast<size_t>(rank)]); });
+      followers_.emplace_back([this, rank] { follow(*transports_[rank], members_[rank]); });
     }
     cluster_ = std::make_unique<Cluster>(*transports_[0], members_[0]);
   }

@@ -48,12 +48,10 @@ class HostPages {
  public:
   explicit HostPages(const Shape& s) : s_(s) {}
 
-  void resize(int64_t num_pages) {
-    bytes.assign(static_cast<size_t>(num_pages * s_.page_values() * s_.value_bytes()), std::byte{0x5a});
-  }
+  void resize(int64_t num_pages) { bytes.assign(num_pages * s_.page_values() * s_.value_bytes(), std::byte{0x5a}); }
   /// Keys (part 0) or values (part 1) of a head at one position.
   std::byte* at(const std::vector<int32_t>& pages, int part, int head, int64_t position) {
-    const int64_t page = pages[static_cast<size_t>(position / kAttentionSplit)];
+    const int64_t page = pages[position / kAttentionSplit];
     const int64_t value = page * s_.page_values() + kLayer * s_.layer_values() + (2 * head + part) * s_.head_values() +
                           position % kAttentionSplit * s_.head_dim;
     return bytes.data() + static_cast<size_t>(value * s_.value_bytes());
@@ -93,15 +91,13 @@ void check_pass(const Shape& s, const std::vector<Sequence>& sequences, bool apa
     pages.emplace_back(order.begin() + static_cast<int64_t>(i) * per_sequence,
                        order.begin() + static_cast<int64_t>(i + 1) * per_sequence);
     const int with = sequences[i].shares_with;
-    const int shared =
-        with < 0 ? 0 : std::min(sequences[i].before, sequences[static_cast<size_t>(with)].before) / kAttentionSplit;
-    for (int page = 0; page < shared; ++page)
-      pages[i][static_cast<size_t>(page)] = pages[static_cast<size_t>(with)][static_cast<size_t>(page)];
+    const int shared = with < 0 ? 0 : std::min(sequences[i].before, sequences[with].before) / kAttentionSplit;
+    for (int page = 0; page < shared; ++page) pages[i][page] = pages[with][page];
     const auto old =
         random_values(static_cast<size_t>(2 * s.num_kv_heads * s.ctx_size * s.head_dim), static_cast<uint32_t>(3 + i));
     for (int h = 0; h < s.num_kv_heads; ++h) {
       for (int64_t p = int64_t{shared} * kAttentionSplit; p < sequences[i].before; ++p) {
-        const float* from = &old[static_cast<size_t>((h * s.ctx_size + p) * 2 * s.head_dim)];
+        const float* from = &old[(h * s.ctx_size + p) * 2 * s.head_dim];
         store_kv(Isa::kScalar, from, s.head_dim, s.type, host.at(pages[i], 0, h, p));
         store_kv(Isa::kScalar, from + s.head_dim, s.head_dim, s.type, host.at(pages[i], 1, h, p));
       }
@@ -125,7 +121,7 @@ void check_pass(const Shape& s, const std::vector<Sequence>& sequences, bool apa
         if (!s.plain) rms_norm(Isa::kScalar, key.data(), k_norm.data(), s.head_dim, kEps, key.data());
         rope(Isa::kScalar, rope_table, position, key.data());
         store_kv(Isa::kScalar, key.data(), s.head_dim, s.type, host.at(pages[i], 0, h, position));
-        store_kv(Isa::kScalar, &v[static_cast<size_t>(row * kv_stride + h * s.head_dim)], s.head_dim, s.type,
+        store_kv(Isa::kScalar, &v[row * kv_stride + h * s.head_dim], s.head_dim, s.type,
                  host.at(pages[i], 1, h, position));
       }
       for (int h = 0; h < s.num_heads; ++h) {
@@ -133,7 +129,7 @@ void check_pass(const Shape& s, const std::vector<Sequence>& sequences, bool apa
                                  q.begin() + row * q_stride + h * head_stride + s.head_dim);
         if (!s.plain) rms_norm(Isa::kScalar, query.data(), q_norm.data(), s.head_dim, kEps, query.data());
         rope(Isa::kScalar, rope_table, position, query.data());
-        float* out = &wanted[static_cast<size_t>(row * out_stride + h * s.head_dim)];
+        float* out = &wanted[row * out_stride + h * s.head_dim];
         AttentionQuery attending{query.data(), position + 1, 0, 0, out};
         attention_reset(attending, s.head_dim);
         std::vector<float> scratch(static_cast<size_t>(kAttentionSplit + s.head_dim));
@@ -152,8 +148,7 @@ void check_pass(const Shape& s, const std::vector<Sequence>& sequences, bool apa
         }
         attention_finish(Isa::kScalar, attending, s.head_dim);
         if (s.gated) {
-          sigmoid_gate(Isa::kScalar, &q[static_cast<size_t>(row * q_stride + h * head_stride + s.head_dim)], s.head_dim,
-                       out);
+          sigmoid_gate(Isa::kScalar, &q[row * q_stride + h * head_stride + s.head_dim], s.head_dim, out);
         }
       }
     }
@@ -165,7 +160,7 @@ void check_pass(const Shape& s, const std::vector<Sequence>& sequences, bool apa
   std::vector<int32_t> tables(static_cast<size_t>(count * per_sequence));
   int window_rows = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const Sequence& sequence = sequences[static_cast<size_t>(i)];
+    const Sequence& sequence = sequences[i];
     DeviceSpan span;
     span.num_rows = sequence.num_rows;
     span.position = sequence.before;
@@ -173,7 +168,7 @@ void check_pass(const Shape& s, const std::vector<Sequence>& sequences, bool apa
     span.is_window = sequence.is_window ? 1 : 0;
     spans.push_back(span);
     window_rows += sequence.is_window ? sequence.num_rows : 0;
-    const std::vector<int32_t>& table = pages[static_cast<size_t>(i)];
+    const std::vector<int32_t>& table = pages[i];
     std::copy(table.begin(), table.end(), tables.begin() + span.sequence * per_sequence);
   }
   const test::PassOnDevice pass(stream, test::in_a_row(spans));

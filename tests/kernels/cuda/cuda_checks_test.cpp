@@ -253,7 +253,7 @@ TEST_CASE("Checks: preempted threads go on, and what barriers order stays as it 
     const Stream stream;
     std::vector<int> values(64);
     copy_to_host(stream, values.data(), out.data(), values.size() * sizeof(int));
-    for (int t = 0; t < 64; ++t) REQUIRE(values[static_cast<size_t>(t)] == 63 - t);
+    for (int t = 0; t < 64; ++t) REQUIRE(values[t] == 63 - t);
   }
   emulation::set_preemption(0, 0);
   CHECK(emulation::preemptions() > before + 100);

@@ -69,7 +69,7 @@ TEST_CASE("a barrier makes shared memory visible; without it some order of the t
       out[t] = values[127 - t];
     });
     bool right = true;
-    for (int t = 0; t < 128; ++t) right = right && out[static_cast<size_t>(t)] == 127 - t;
+    for (int t = 0; t < 128; ++t) right = right && out[t] == 127 - t;
     return right;
   };
   for (const auto order : {emulation::Order::kForward, emulation::Order::kBackward}) {
@@ -133,13 +133,13 @@ void check_mma(Multiply multiply) {
     for (int i = 0; i < kDepth / 16; ++i) b[i] = pack([&](int byte) { return 2 * (16 * i + 4 * quad + byte) - group; });
     int c[4] = {1, 1, 1, 1};
     multiply(c, a, b);
-    for (int i = 0; i < 4; ++i) out[static_cast<size_t>((group + 8 * (i / 2)) * 8 + 2 * quad + i % 2)] = c[i];
+    for (int i = 0; i < 4; ++i) out[(group + 8 * (i / 2)) * 8 + 2 * quad + i % 2] = c[i];
   });
   for (int row = 0; row < 16; ++row) {
     for (int col = 0; col < 8; ++col) {
       int sum = 1;
       for (int k = 0; k < kDepth; ++k) sum += (row - 3 * k) * (2 * k - col);
-      REQUIRE(out[static_cast<size_t>(row * 8 + col)] == sum);
+      REQUIRE(out[row * 8 + col] == sum);
     }
   }
 }

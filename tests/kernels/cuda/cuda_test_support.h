@@ -88,7 +88,7 @@ inline HostMatrix random_matrix(WeightType type, int64_t num_rows, int64_t num_c
   matrix.view.data = matrix.bytes.data();
   const std::vector<float> values = random_values(static_cast<size_t>(num_rows * num_cols), seed);
   for (int64_t r = 0; r < num_rows; ++r) {
-    encode_row(type, &values[static_cast<size_t>(r * num_cols)], num_cols,
+    encode_row(type, &values[r * num_cols], num_cols,
                matrix.bytes.data() + static_cast<size_t>(r) * matrix.view.row_bytes());
   }
   return matrix;

@@ -37,22 +37,21 @@ class Reference {
     std::vector<float> mixed(static_cast<size_t>(s_.channels()));
     causal_conv(Isa::kScalar, weight_.data(), s_.taps, u.data(), 0, s_.channels(), mixed.data());
     for (int h = 0; h < 2 * s_.key_heads; ++h)
-      l2_norm(Isa::kScalar, &mixed[static_cast<size_t>(h * s_.state_size)], s_.state_size, kEps,
-              &mixed[static_cast<size_t>(h * s_.state_size)]);
+      l2_norm(Isa::kScalar, &mixed[h * s_.state_size], s_.state_size, kEps, &mixed[h * s_.state_size]);
     std::vector<float> beta(static_cast<size_t>(s_.value_heads)), decay(beta.size()),
         out(static_cast<size_t>(s_.value_heads * s_.state_size));
     delta_gates(b, alpha, a_.data(), dt_.data(), s_.value_heads, beta.data(), decay.data());
     const AlignedBuffer scratch(static_cast<size_t>(s_.state_size * s_.state_size) * sizeof(float));
     for (int h = 0; h < s_.value_heads; ++h) {
       const int key_head = h % s_.key_heads;
-      const DeltaRow row{&mixed[static_cast<size_t>(key_head * s_.state_size)],
-                         &mixed[static_cast<size_t>((s_.key_heads + key_head) * s_.state_size)],
-                         &mixed[static_cast<size_t>((2 * s_.key_heads + h) * s_.state_size)],
-                         decay[static_cast<size_t>(h)],
-                         beta[static_cast<size_t>(h)],
-                         &out[static_cast<size_t>(h * s_.state_size)]};
-      delta_net(Isa::kScalar, &state_[static_cast<size_t>(h * s_.state_size * s_.state_size)], s_.state_size, &row, 1,
-                1, 0, s_.state_size, const_cast<float*>(scratch.data<float>()));
+      const DeltaRow row{&mixed[key_head * s_.state_size],
+                         &mixed[(s_.key_heads + key_head) * s_.state_size],
+                         &mixed[(2 * s_.key_heads + h) * s_.state_size],
+                         decay[h],
+                         beta[h],
+                         &out[h * s_.state_size]};
+      delta_net(Isa::kScalar, &state_[h * s_.state_size * s_.state_size], s_.state_size, &row, 1, 1, 0, s_.state_size,
+                const_cast<float*>(scratch.data<float>()));
     }
     return out;
   }

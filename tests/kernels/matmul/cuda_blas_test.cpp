@@ -45,7 +45,7 @@ std::vector<float> rows_of_all_sizes(int num_rows, int64_t num_cols, uint32_t se
   std::vector<float> x = test::random_values(static_cast<size_t>(num_rows * num_cols), seed);
   const int exponents[] = {0, 100, -60, 12, smallest, -9, 20};
   for (int r = 0; r < num_rows; ++r) {
-    float* row = &x[static_cast<size_t>(r * num_cols)];
+    float* row = &x[r * num_cols];
     if (r % 9 == 7) std::fill_n(row, num_cols, 0.0f);
     if (r % 9 == 8) row[num_cols / 2] = 3e4f;
     for (int64_t i = 0; i < num_cols; ++i) row[i] = std::ldexp(row[i], exponents[r % 7]);
@@ -118,13 +118,13 @@ TEST_CASE("cublas: products are as near as the split of a row and float sums all
           for (int64_t o = 0; o < num_outputs; ++o) {
             double exact = 0, sum = 0, weights = 0, largest = 0;
             for (int64_t i = 0; i < num_cols; ++i) {
-              const double v = x[static_cast<size_t>(r * num_cols + i)], product = weight(w.view, o, i) * v;
+              const double v = x[r * num_cols + i], product = weight(w.view, o, i) * v;
               exact += product;
               sum += std::abs(product);
               weights += std::abs(weight(w.view, o, i));
               largest = std::max(largest, std::abs(v));
             }
-            const double error = std::abs(y[static_cast<size_t>(r * num_outputs + o)] - exact);
+            const double error = std::abs(y[r * num_outputs + o] - exact);
             const double allowed = tolerance(type, sum, weights, largest, num_cols);
             worst = std::max(worst, std::isnan(error) ? 1e9 : error / allowed);
           }

@@ -226,8 +226,8 @@ TEST_CASE("matmul: a draft head reads its groups of rows, as many as the device 
     std::vector<float> wanted(static_cast<size_t>(2 * capacity), 0.0f);
     for (int r = 0; r < 2; ++r) {
       for (int64_t o = 0; o < 3 * kInterleave; ++o) {
-        const int64_t row = groups[static_cast<size_t>(o / kInterleave)] * kInterleave + o % kInterleave;
-        wanted[static_cast<size_t>(r * capacity + o)] = all[static_cast<size_t>(r * vocab + row)];
+        const int64_t row = groups[o / kInterleave] * kInterleave + o % kInterleave;
+        wanted[r * capacity + o] = all[r * vocab + row];
       }
     }
     for (const MatmulConfig& config : configs(desc, info.is_float())) {

@@ -32,12 +32,12 @@ void check_forms(const Stream& stream, RowBuffer& host, const DeviceRows& device
       const auto d = test::download<float>(stream, device.by256.d + r * blocks, static_cast<size_t>(blocks));
       bool same = true;
       for (int64_t b = 0; b < blocks; ++b) {
-        same = same && std::memcmp(&d[static_cast<size_t>(b)], &want.d[b], 4) == 0;
+        same = same && std::memcmp(&d[b], &want.d[b], 4) == 0;
         for (int t = 0; t < 4; ++t) {
           for (int j = 0; j < 4; ++j) {
             const int64_t run = b * 16 + run_of_lane(t, j);
-            same = same && std::memcmp(&q[static_cast<size_t>(run_offset(b, t, j))], want.q + run * 16, 16) == 0;
-            same = same && sums[static_cast<size_t>(b * 16 + 4 * t + j)] == want.sums[run];
+            same = same && std::memcmp(&q[run_offset(b, t, j)], want.q + run * 16, 16) == 0;
+            same = same && sums[b * 16 + 4 * t + j] == want.sums[run];
           }
         }
       }
@@ -52,10 +52,10 @@ void check_forms(const Stream& stream, RowBuffer& host, const DeviceRows& device
       const auto d = test::download<float>(stream, device.by32.d + r * blocks, static_cast<size_t>(blocks));
       bool same = true;
       for (int64_t b = 0; b < blocks; ++b) {
-        same = same && std::memcmp(&d[static_cast<size_t>(b)], &want.d[b], 4) == 0;
-        same = same && sums[static_cast<size_t>(b)] == want.sums[2 * b] + want.sums[2 * b + 1];
+        same = same && std::memcmp(&d[b], &want.d[b], 4) == 0;
+        same = same && sums[b] == want.sums[2 * b] + want.sums[2 * b + 1];
         for (int i = 0; i < 32; ++i) {
-          same = same && q[static_cast<size_t>(b * 32 + i % 16 / 4 * 8 + i / 16 * 4 + i % 4)] == want.q[b * 32 + i];
+          same = same && q[b * 32 + i % 16 / 4 * 8 + i / 16 * 4 + i % 4] == want.q[b * 32 + i];
         }
       }
       CHECK(same);
@@ -90,8 +90,8 @@ TEST_CASE("norm of rows: addition, norm and the int8 forms in one step") {
       std::vector<float> sum = x;
       RowBuffer host(num_rows, num_cols);
       for (int r = 0; r < num_rows; ++r) {
-        float* row = &sum[static_cast<size_t>(r * num_cols)];
-        add(Isa::kScalar, &y[static_cast<size_t>(r * num_cols)], num_cols, row);
+        float* row = &sum[r * num_cols];
+        add(Isa::kScalar, &y[r * num_cols], num_cols, row);
         rms_norm(Isa::kScalar, row, weight.data(), num_cols, kEps, host.row(r));
       }
       CHECK(same_bits(test::download<float>(stream, residual.data(), count), sum));
@@ -131,10 +131,9 @@ void check_experts_join(int top_k, int64_t num_cols, bool has_shared) {
       add_scaled(Isa::kScalar, weights[slot], &slots[slot * static_cast<size_t>(num_cols)], num_cols, sum.data());
     }
     if (has_shared) {
-      add_scaled(Isa::kScalar, shared_weight[static_cast<size_t>(r)], &shared[static_cast<size_t>(r * num_cols)],
-                 num_cols, sum.data());
+      add_scaled(Isa::kScalar, shared_weight[r], &shared[r * num_cols], num_cols, sum.data());
     }
-    add(Isa::kScalar, sum.data(), num_cols, &wanted[static_cast<size_t>(r * num_cols)]);
+    add(Isa::kScalar, sum.data(), num_cols, &wanted[r * num_cols]);
   }
   CHECK(same_bits(test::download<float>(stream, residual.data(), count), wanted));
 }

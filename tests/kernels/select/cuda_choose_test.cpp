@@ -72,20 +72,18 @@ TEST_CASE("choice: the sampler's own, greedy and with noise") {
     for (const int64_t vocab : {1, 40, 20000}) {
       const int num_rows = 3;
       std::vector<float> logits = random_values(static_cast<size_t>(num_rows * vocab), static_cast<uint32_t>(vocab));
-      for (int64_t i = 0; i < vocab; ++i)
-        logits[static_cast<size_t>(vocab + i)] = static_cast<float>(i % 7);  // row 1: ties
+      for (int64_t i = 0; i < vocab; ++i) logits[vocab + i] = static_cast<float>(i % 7);  // row 1: ties
       for (const float temperature : {0.0f, 0.7f, 3.0f}) {
         SamplingOptions options;
         options.temperature = temperature;
         options.seed = 1234567890123u;
         const Choices got = choose(stream, logits, num_rows, temperature, options.seed, 17);
         for (int r = 0; r < num_rows; ++r) {
-          const float* row = &logits[static_cast<size_t>(r * vocab)];
+          const float* row = &logits[r * vocab];
           const TokenId want = choose_token(Isa::kScalar, row, vocab, options, 17 + r);
           INFO("vocabulary " << vocab << ", temperature " << temperature << ", row " << r);
-          CHECK(got.ids[static_cast<size_t>(r)] == want);
-          CHECK(got.shares[static_cast<size_t>(r)] ==
-                Approx(softmax_share(Isa::kScalar, row, vocab, want)).epsilon(1e-4));
+          CHECK(got.ids[r] == want);
+          CHECK(got.shares[r] == Approx(softmax_share(Isa::kScalar, row, vocab, want)).epsilon(1e-4));
         }
       }
     }
@@ -101,8 +99,8 @@ TEST_CASE("choice: every sequence with its own temperature, seed and position") 
   const Choices by_row = choose(stream, logits, spans, sampling, false);
   for (const DeviceSpan& span : spans) {
     SamplingOptions options;
-    options.temperature = sampling[static_cast<size_t>(span.sequence)].temperature;
-    options.seed = sampling[static_cast<size_t>(span.sequence)].seed;
+    options.temperature = sampling[span.sequence].temperature;
+    options.seed = sampling[span.sequence].seed;
     for (int r = 0; r < span.num_rows; ++r) {
       const auto row = static_cast<size_t>(span.first_row + r);
       const TokenId want =
@@ -119,7 +117,7 @@ TEST_CASE("choice: every sequence with its own temperature, seed and position") 
     const auto at = static_cast<size_t>(span.sequence);
     options.temperature = sampling[at].temperature;
     options.seed = sampling[at].seed;
-    const float* row = &two[static_cast<size_t>(span.first_row * vocab)];
+    const float* row = &two[span.first_row * vocab];
     const TokenId want = choose_token(Isa::kScalar, row, vocab, options, span.position + 1);
     CHECK(by_sequence.ids[at] == want);
     CHECK(by_sequence.shares[at] == Approx(softmax_share(Isa::kScalar, row, vocab, want)).epsilon(1e-4));

@@ -110,8 +110,8 @@ TEST_CASE("windows: the longest prefix that the choices foretold, and the rows t
   // The widest window, all right and the last one wrong.
   std::vector<int32_t> ids(kMaxWindow), choices(kMaxWindow);
   for (int32_t i = 0; i < kMaxWindow; ++i) {
-    ids[static_cast<size_t>(i)] = i;
-    choices[static_cast<size_t>(i)] = i + 1;
+    ids[i] = i;
+    choices[i] = i + 1;
   }
   CHECK(accept(stream, {span_at(3, kMaxWindow, 0)}, ids, choices, 1).num_accepted[0] == kMaxWindow - 1);
   choices[kMaxWindow - 2] = 0;

@@ -114,7 +114,7 @@ struct Running {
     right = static_cast<int>(num_rows);
     if (is_window && num_rows > 1 && turn % 3 != 0) {  // a wrong draft, and what would follow it
       right = 1 + turn % static_cast<int>(num_rows - 1);
-      ids[static_cast<size_t>(right)] = (ids[static_cast<size_t>(right)] + 1) % 200;
+      ids[right] = (ids[right] + 1) % 200;
     }
     return {&sequence, ids, is_window};
   }
@@ -216,7 +216,7 @@ class Prompts {
       const std::vector<TokenId>& prompt = texts[i]->prompt;
       const Engine::Input input{&sequence, prompt, false};
       engine.forward({&input, 1});
-      hidden_[i].assign(static_cast<size_t>(dim), 0.0f);
+      hidden_[i].assign(dim, 0.0f);
       for (size_t r = 0; r < prompt.size(); ++r) {
         const float* row = engine.hidden(static_cast<int>(r));
         hidden_[i].insert(hidden_[i].end(), row, row + dim);
@@ -349,14 +349,14 @@ using Confidences = std::vector<std::vector<float>>;
       if (kind != 2) {
         for (int d = 0; d < window.num_drafts; ++d) given.back().push_back(text.at(state.length + 1 + d));
         if (turn % 5 > 1 && window.num_drafts > 0) {
-          TokenId& wrong = given.back()[static_cast<size_t>(turn % window.num_drafts)];
+          TokenId& wrong = given.back()[turn % window.num_drafts];
           wrong = (wrong + 1) % 200;
         }
         if (kind == 0 && !given.back().empty()) given.back().pop_back();  // the last one is the MTP layer's
       }
       window.mtp_drafts = kind != 1;
       window.given = given.back();
-      drafted[static_cast<size_t>(kind)] += window.num_drafts;
+      drafted[kind] += window.num_drafts;
       windows.push_back(window);
       whose.push_back(i);
     }
@@ -373,8 +373,7 @@ using Confidences = std::vector<std::vector<float>>;
       CHECK(windows[w].sequence->length == before[w] + verified.num_accepted + 1);
       CHECK(verified.confidences.size() == static_cast<size_t>(windows[w].mtp_drafts ? windows[w].num_drafts : 0));
       for (int i = 0; i <= verified.num_accepted; ++i) {
-        if (before[w] + 1 + i < text.length())
-          CHECK(verified.choices[static_cast<size_t>(i)] == text.at(before[w] + 1 + i));
+        if (before[w] + 1 + i < text.length()) CHECK(verified.choices[i] == text.at(before[w] + 1 + i));
       }
       auto& sure = confidences[active[whose[w]].number];
       sure.insert(sure.end(), verified.confidences.begin(), verified.confidences.end());

@@ -277,7 +277,7 @@ TEST_CASE("device session: draft logits of chosen groups, chained and over many 
     for (int step = 0; step < 3; ++step) {
       if (step > 0) session.add_draft_group(step == 1 ? 20 : 2);
       const float* last = session.mtp_hidden(step == 0 ? 7 : 0);
-      session.mtp_forward(std::span(ids).subspan(static_cast<size_t>(step), 1), 8 + step, std::span(&last, 1));
+      session.mtp_forward(std::span(ids).subspan(step, 1), 8 + step, std::span(&last, 1));
       session.mtp_compute_logits(0, 1);
       keep(session.mtp_logits(0));
     }

@@ -80,7 +80,7 @@ std::vector<AnswerRecord> collect(AnswerChannel& channel, size_t count) {
   for (size_t ended = 0; ended < count;) {
     const std::optional<AnswerEvent> event = channel.pop(std::chrono::seconds(60));
     REQUIRE(event);
-    records.at(static_cast<size_t>(event->answer)).add(*event);
+    records.at(event->answer).add(*event);
     ended += event->kind == AnswerEvent::Kind::kEnd ? 1 : 0;
   }
   return records;
