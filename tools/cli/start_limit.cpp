@@ -121,6 +121,7 @@ void StartLimit::look_for_stopped() {
   std::map<pid_t, Clock::time_point> since;
   const JobProcess* lost = nullptr;
   for (const JobProcess& each : all) {
+    if (each.rank < rank_) lower_ranks_.insert(each.rank);
     if (!each.is_stopped) continue;
     const auto before = stopped_since_.find(each.process);
     const Clock::time_point begin = before == stopped_since_.end() ? Clock::now() : before->second;
@@ -129,8 +130,10 @@ void StartLimit::look_for_stopped() {
   }
   stopped_since_ = std::move(since);
   if (lost == nullptr) return;
-  const bool speaks =
-      std::none_of(all.begin(), all.end(), [&](const JobProcess& p) { return !p.is_stopped && p.rank < rank_; });
+  // A lower rank that has gone has spoken.
+  const bool speaks = std::all_of(lower_ranks_.begin(), lower_ranks_.end(), [&](int rank) {
+    return std::any_of(all.begin(), all.end(), [&](const JobProcess& p) { return p.is_stopped && p.rank == rank; });
+  });
   if (!speaks) {
     if (is_over_after(kLater)) return;
     end_at_once(kExitInput);

@@ -1,10 +1,12 @@
 #pragma once
 
 #include <sys/types.h>
+
 #include <chrono>
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -44,6 +46,7 @@ class StartLimit {
 
   const int rank_;
   std::map<pid_t, Clock::time_point> stopped_since_;
+  std::set<int> lower_ranks_;  // that were seen on this host
   std::mutex mutex_;
   std::condition_variable changed_;
   bool is_over_ = false;
