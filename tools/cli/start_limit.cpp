@@ -9,7 +9,9 @@
 #include <fstream>
 #include <iterator>
 #include <optional>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "engine/cluster/protocol.h"
 #include "engine/cluster/signals_blocked.h"
@@ -20,6 +22,14 @@
 namespace foretoken {
 
 namespace {
+
+/// A process that the same mpirun has started on this host, as /proc shows it.
+struct JobProcess {
+  pid_t process = 0;
+  int rank = 0;
+  std::string host;
+  bool is_stopped = false;  // by a signal
+};
 
 constexpr std::chrono::milliseconds kLook{250};
 // Between the one that speaks and the others, which end without a word if it does not.
@@ -46,8 +56,7 @@ std::optional<std::string> job_in(const std::string& environment) {
   return variable_in(environment, "PMIX_NAMESPACE");
 }
 
-}  // namespace
-
+/// Those of the job that this process is of, itself among them. Empty where mpirun has not started it.
 std::vector<JobProcess> processes_of_job() {
   std::vector<JobProcess> found;
   const std::optional<std::string> job = job_in(text_of("/proc/self/environ"));
@@ -72,6 +81,8 @@ std::vector<JobProcess> processes_of_job() {
   }
   return found;
 }
+
+}  // namespace
 
 void end_at_once(int exit_code) {
   std::fflush(nullptr);

@@ -7,22 +7,9 @@
 #include <map>
 #include <mutex>
 #include <set>
-#include <string>
 #include <thread>
-#include <vector>
 
 namespace foretoken {
-
-/// A process that the same mpirun has started on this host, as /proc shows it.
-struct JobProcess {
-  pid_t process = 0;
-  int rank = 0;
-  std::string host;
-  bool is_stopped = false;  // by a signal
-};
-
-/// Those of the job that this process is of, itself among them. Empty where mpirun has not started it.
-[[nodiscard]] std::vector<JobProcess> processes_of_job();
 
 /// Ends this process if the others do not come together with it: MPI waits for ever for one that was stopped while it
 /// started. How long they may take to be read from a disk nobody can know, so that is kLimit; one that is seen to be

@@ -5,19 +5,13 @@
 #include <algorithm>
 #include <ctime>
 
+#include "engine/text/chat/marks.h"
 #include "kernels/base/error.h"
 #include "tools/serve/api_error.h"
 
 namespace foretoken {
 
 namespace {
-
-constexpr std::string_view kSpace = " \t\r\n";
-
-bool ends_with_mark(std::string_view text, std::string_view mark) {
-  const size_t last = text.find_last_not_of(kSpace);
-  return last != std::string_view::npos && text.substr(0, last + 1).ends_with(mark);
-}
 
 // Arguments of calls as text, as some templates expect them.
 Json with_texts_as_arguments(Json messages) {
@@ -114,7 +108,7 @@ ThoughtBefore ChatPrompts::thought_before(const ChatRequest& chat, const std::ve
   for (const TextPart& part : prompt) end = part.parse_special ? end + part.text : std::string();
   if (prompt_opens_thought(end)) return ThoughtBefore::kOpened;
   const bool is_known = source_.find("<think>") != std::string::npos;
-  return is_known && !ends_with_mark(end, "</think>") ? ThoughtBefore::kMayOpen : ThoughtBefore::kNone;
+  return is_known && !trimmed(end).ends_with("</think>") ? ThoughtBefore::kMayOpen : ThoughtBefore::kNone;
 }
 
 std::vector<TokenId> find_mark_tokens(const Tokenizer& tokenizer, AnswerForm form) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "engine/text/chat/marks.h"
 #include "kernels/base/error.h"
 
 namespace foretoken {
@@ -10,32 +11,12 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::string_view kSpace = " \t\r\n";
 constexpr std::string_view kThinkBegin = "<think>", kThinkEnd = "</think>";
-constexpr std::string_view kCallBegin = "<tool_call>", kCallEnd = "</tool_call>";
 constexpr std::string_view kChannel = "<|channel|>", kMessage = "<|message|>";
 // What ends a harmony message.
 constexpr std::string_view kMessageEnds[] = {"<|end|>", "<|call|>", "<|return|>", "<|start|>"};
 // A header longer than this is none.
 constexpr size_t kMostHeader = 512;
-
-std::string_view trimmed(std::string_view text) {
-  const size_t begin = text.find_first_not_of(kSpace);
-  if (begin == std::string_view::npos) return {};
-  return text.substr(begin, text.find_last_not_of(kSpace) - begin + 1);
-}
-
-// Where `mark` may begin at the very end of the text; the text's size if it does not.
-size_t partial_mark(std::string_view text, std::string_view mark) {
-  for (size_t length = std::min(text.size(), mark.size() - 1); length > 0; --length) {
-    if (text.ends_with(mark.substr(0, length))) return text.size() - length;
-  }
-  return text.size();
-}
-
-bool may_begin(std::string_view text, std::string_view mark) {
-  return text.size() < mark.size() ? mark.starts_with(text) : text.starts_with(mark);
-}
 
 }  // namespace
 

@@ -2,43 +2,23 @@
 
 #include <algorithm>
 
+#include "engine/text/chat/marks.h"
+
 namespace foretoken {
 
 namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::string_view kSpace = " \t\r\n";
-constexpr std::string_view kCallEnd = "</tool_call>";
-
 /// The marks of a form whose arguments stand as bare text.
 struct Marks {
   std::string_view key_begin, key_end, value_begin, value_end, end;
 };
 constexpr Marks kXml = {"<parameter=", ">", "", "</parameter>", "</function>"};
-constexpr Marks kGlm = {"<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "</tool_call>"};
-
-std::string_view trimmed(std::string_view text) {
-  const size_t begin = text.find_first_not_of(kSpace);
-  if (begin == std::string_view::npos) return {};
-  return text.substr(begin, text.find_last_not_of(kSpace) - begin + 1);
-}
+constexpr Marks kGlm = {"<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", kCallEnd};
 
 size_t skip_space(std::string_view text, size_t at) {
   return std::min(text.find_first_not_of(kSpace, at), text.size());
-}
-
-// The mark stands at the text's begin: all of it, or as much as the text has.
-bool may_begin(std::string_view text, std::string_view mark) {
-  return text.size() < mark.size() ? mark.starts_with(text) : text.starts_with(mark);
-}
-
-// Where `mark` may begin at the very end of the text; the text's size if it does not.
-size_t partial_mark(std::string_view text, std::string_view mark) {
-  for (size_t length = std::min(text.size(), mark.size() - 1); length > 0; --length) {
-    if (text.ends_with(mark.substr(0, length))) return text.size() - length;
-  }
-  return text.size();
 }
 
 const Json* find_tool(const Json& tools, std::string_view name) {

@@ -4,11 +4,12 @@
 
 #include <nlohmann/json.hpp>
 
+#include "engine/text/chat/marks.h"
+
 namespace foretoken {
 
 namespace {
 
-constexpr std::string_view kSpace = " \t\r\n";
 constexpr std::string_view kEscapes = "\"\\/bfnrt";
 
 bool is_hex(char c) {
