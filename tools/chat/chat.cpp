@@ -55,8 +55,6 @@ struct ChatFlags {
 /// the result is the answer alone.
 class AnswerWriter {
  public:
-  explicit AnswerWriter(ResultStream& out) : out_(out) {}
-
   bool write(std::string_view text, bool is_thought) {
     if (is_thought && !kDims) {
       print_message(text);
@@ -68,11 +66,16 @@ class AnswerWriter {
     }
     return out_.write(text);
   }
-  void finish() { (void)out_.write(is_dim_ ? "\033[0m\n" : "\n"); }
+  /// False: the reader has gone, and nobody will see another answer.
+  bool finish() {
+    // Ctrl-C while a terminal was slow to take a piece ends the stream of this answer, not the terminal: the end of the
+    // line goes through a stream of its own, which finds out.
+    return ResultStream().write(is_dim_ ? "\033[0m\n" : "\n");
+  }
 
  private:
   static inline const bool kDims = stdout_is_terminal();
-  ResultStream& out_;
+  ResultStream out_;
   bool is_dim_ = false;
 };
 
@@ -92,7 +95,7 @@ class Repl {
     if (typed.empty()) return true;
     if (typed[0] != '/') {
       ask(typed);
-      return !out_.reader_gone();
+      return !reader_gone_;
     }
     const size_t space = std::min(typed.find(' '), typed.size());
     const std::string command = typed.substr(0, space);
@@ -118,14 +121,15 @@ class Repl {
  private:
   void ask(const std::string& text) {
     clear_interrupt();
-    AnswerWriter writer(out_);
+    AnswerWriter writer;
     const Conversation::Answer answer = conversation_.ask(
         text, options_, [&](std::string_view piece, bool is_thought) { return writer.write(piece, is_thought); },
         [] { return interrupted().load(); });
-    writer.finish();
-    if (!answer.failure.empty()) print_message("{}\n", answer.failure);
-    if (interrupted()) print_message("(stopped)\n");
+    const bool is_stopped = interrupted();
     clear_interrupt();
+    reader_gone_ = !writer.finish();
+    if (!answer.failure.empty()) print_message("{}\n", answer.failure);
+    if (is_stopped) print_message("(stopped)\n");
     stats_ = fmt::format("{:<22} {} tokens, {} of them from the state before\n{}", "prompt", answer.prompt_tokens,
                          answer.cached_tokens, describe_statistics(answer.statistics, options_.max_drafts));
   }
@@ -182,7 +186,7 @@ class Repl {
   const int most_drafts_;
   GenerationOptions options_;
   Conversation conversation_;
-  ResultStream out_;
+  bool reader_gone_ = false;
   std::string stats_ = "there is no answer yet\n";
 };
 

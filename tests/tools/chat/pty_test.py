@@ -128,6 +128,8 @@ chat.ask("/set n 100000")
 chat.type("x = 1\n")
 chat.wait_for(r"x = 1[^\n]*\n")
 chat.wait_for(r"\S+")
+chat.type("\x13")  # Ctrl-S: the terminal takes nothing, and the program waits in its write
+time.sleep(0.1)
 chat.type("\x03")
 assert "(stopped)" in chat.wait_for(PROMPT)
 chat.ask("/set n 8")
