@@ -1,6 +1,7 @@
 #include "mtp/controller.h"
 
 #include <algorithm>
+#include <climits>
 
 #include "kernels/base/error.h"
 
@@ -23,6 +24,8 @@ constexpr double kMostLost = 1.5;
 constexpr int kPromptsEnd = 64;
 // While all sequences rest, costs are looked at again after as many passes.
 constexpr int kRestingPlans = 16;
+// The first pass of a batch that has drafts has so many at most; each further one twice as many as any before.
+constexpr int kFirstDraftsOfBatch = 2;
 // A draft that is less probable is never worth its row.
 constexpr double kLeastProbable = 1e-3;
 
@@ -32,6 +35,7 @@ DraftController::DraftController(const DecodeBytes& bytes, int max_drafts, bool 
     : max_drafts_(max_drafts), fixed_(fixed), cost_(bytes) {}
 
 void DraftController::reserve(int num_sequences) {
+  candidates_.reserve(num_sequences);
   prefix_.reserve(num_sequences);
   chosen_.reserve(num_sequences);
   sequences_by_draft_.reserve(static_cast<size_t>(max_drafts_) + 1);
@@ -46,6 +50,11 @@ int DraftController::most_drafts(const DraftingSequence& sequence) const {
   return std::min(most, widest + 1);
 }
 
+int DraftController::most_drafts_of(int num_sequences) const {
+  if (num_sequences <= 1) return INT_MAX;
+  return std::max(kFirstDraftsOfBatch, 2 * cost_.most_further_rows());
+}
+
 void DraftController::give_most(const DraftingBatch& batch, std::span<int> num_drafts) const {
   for (size_t s = 0; s < batch.sequences.size(); ++s) num_drafts[s] = most_drafts(batch.sequences[s]);
 }
@@ -56,7 +65,7 @@ void DraftController::choose(const DraftingBatch& batch, double tokens_per_ms, s
   chosen_.assign(num_sequences, 0);
   sequences_by_draft_.assign(static_cast<size_t>(max_drafts_) + 1, 0);
   PassShape pass = {static_cast<int>(num_sequences) + batch.prompt_spans,
-                    static_cast<int>(num_sequences) + batch.prompt_rows};
+                    static_cast<int>(num_sequences) + batch.prompt_rows, batch.prompt_rows};
   double tokens = static_cast<double>(num_sequences);
   for (size_t s = 0; s < num_sequences; ++s) {
     const DraftingSequence& sequence = batch.sequences[s];
@@ -75,7 +84,9 @@ void DraftController::choose(const DraftingBatch& batch, double tokens_per_ms, s
     return tokens_per_ms > 0 ? all_tokens - tokens_per_ms * ms : all_tokens / ms;
   };
   double best = worth(tokens, pass_ms + drafts_ms);
-  while (true) {
+  // What drafts can be worth is asked of as many as there may be, not of the few that begin.
+  const int most = tokens_per_ms > 0 ? most_drafts_of(static_cast<int>(num_sequences)) : INT_MAX;
+  while (pass.num_rows - batch.prompt_rows - static_cast<int>(num_sequences) < most) {
     size_t next = num_sequences;
     double probability = kLeastProbable;
     for (size_t s = 0; s < num_sequences; ++s) {
@@ -100,6 +111,38 @@ void DraftController::choose(const DraftingBatch& batch, double tokens_per_ms, s
   if (tokens_per_ms == 0) tokens_per_ms_ = best;
 }
 
+// What a millisecond is worth is settled without the prompts, whose rows make no tokens. Who has too little left to say
+// for what the drafter has to take in first is no candidate.
+void DraftController::choose_without_prompts(const DraftingBatch& batch, std::span<int> num_drafts) {
+  candidates_.assign(batch.sequences.begin(), batch.sequences.end());
+  choose({candidates_}, 0, num_drafts);
+  const double saved_ms = 1 / plain_tokens_per_ms_ - 1 / tokens_per_ms_;  // a token
+  bool any_is_out = false;
+  for (size_t s = 0; s < candidates_.size(); ++s) {
+    DraftingSequence& candidate = candidates_[s];
+    if (num_drafts[s] == 0 ||
+        static_cast<double>(candidate.tokens_left) * saved_ms >= cost_.catch_up_ms(candidate.waiting))
+      continue;
+    candidate.limit = 0;
+    any_is_out = true;
+  }
+  if (any_is_out) choose({candidates_}, 0, num_drafts);
+}
+
+// A token that is made beside prompts without a draft costs what its row adds to that pass.
+double DraftController::tokens_per_ms_beside(const DraftingBatch& batch) const {
+  if (batch.prompt_tokens_left <= 0) return tokens_per_ms_;
+  double tokens_left = 0;
+  for (const DraftingSequence& sequence : batch.sequences)
+    tokens_left += static_cast<double>(sequence.tokens_left) / static_cast<double>(batch.sequences.size());
+  const double passes = static_cast<double>(batch.prompt_tokens_left) / batch.prompt_rows;
+  const double share = std::min(1.0, passes / std::max(tokens_left, 1.0));
+  PassShape pass = {num_spans_ + batch.prompt_spans, num_spans_ + batch.prompt_rows, batch.prompt_rows};
+  const double without = cost_.pass_ms(pass);
+  ++pass.num_rows;
+  return 1 / (share * (cost_.pass_ms(pass) - without) + (1 - share) / tokens_per_ms_);
+}
+
 double DraftController::cost_in_tokens(int num_drafts) const {
   double ms = cost_.further_rows_ms(num_spans_, num_drafts);
   for (int draft = 1; draft <= num_drafts; ++draft) ms += cost_.another_draft_ms(draft, 0);
@@ -108,8 +151,8 @@ double DraftController::cost_in_tokens(int num_drafts) const {
 
 // Choosing takes a microsecond or two; passes of the smallest models take fifty.
 bool DraftController::may_all_go_on_resting(const DraftingBatch& batch) {
-  bool all_rest = batch.prompt_rows == 0 && static_cast<int>(batch.sequences.size()) == num_spans_ &&
-                  ++plans_since_choice_ < kRestingPlans;
+  bool all_rest = batch.prompt_rows == 0 && !was_beside_prompts_ &&
+                  static_cast<int>(batch.sequences.size()) == num_spans_ && ++plans_since_choice_ < kRestingPlans;
   for (const DraftingSequence& sequence : batch.sequences) {
     DraftHistory& history = *sequence.history;
     if (history.is_resting_ && sequence.limit > 0) {
@@ -156,10 +199,10 @@ void DraftController::plan(const DraftingBatch& batch, std::span<int> num_drafts
   if (nobody_drafts || !cost_.can_choose(static_cast<int>(batch.sequences.size())) || may_all_go_on_resting(batch))
     return;
   plans_since_choice_ = 0;
+  was_beside_prompts_ = batch.prompt_rows > 0;
   num_spans_ = static_cast<int>(batch.sequences.size());
   plain_tokens_per_ms_ = num_spans_ / cost_.pass_ms({num_spans_, num_spans_});
-  // What a millisecond is worth is settled without the prompts, whose rows make no tokens.
-  choose({batch.sequences, 0, 0}, 0, num_drafts);
+  choose_without_prompts(batch, num_drafts);
   const double least_gain = cost_.widest_window() == 1 ? kLeastExpectedGain : kLeastGain;
   if (tokens_per_ms_ < least_gain * plain_tokens_per_ms_) {
     std::fill(num_drafts.begin(), num_drafts.end(), 0);
@@ -169,7 +212,13 @@ void DraftController::plan(const DraftingBatch& batch, std::span<int> num_drafts
     std::fill(num_drafts.begin(), num_drafts.end(), 0);
     return;
   } else if (batch.prompt_rows > 0) {
-    choose(batch, tokens_per_ms_, num_drafts);
+    tokens_per_ms_ = tokens_per_ms_beside(batch);
+    choose({candidates_, batch.prompt_spans, batch.prompt_rows}, tokens_per_ms_, num_drafts);
+  }
+  int left = most_drafts_of(num_spans_);
+  for (int& drafts : num_drafts) {
+    drafts = std::min(drafts, left);
+    left -= drafts;
   }
   rest_or_probe(batch, num_drafts);
 }

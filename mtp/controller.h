@@ -15,6 +15,8 @@ struct DraftingSequence {
   DraftHistory* history = nullptr;
   int limit = 0;                       // most drafts it may have: 0 for one that does not draft
   std::span<const float> confidences;  // of the drafts of this window that are made already
+  int64_t tokens_left = INT64_MAX;     // that it may still make
+  int waiting = 0;                     // tokens that the drafter takes in before it can draft
 };
 
 /// The coming pass: windows, and prompt chunks of other sequences beside them.
@@ -22,6 +24,7 @@ struct DraftingBatch {
   std::span<const DraftingSequence> sequences;
   int prompt_spans = 0;
   int prompt_rows = 0;
+  int64_t prompt_tokens_left = 0;  // of prompts that are still to be read, those of this pass included; 0: not known
 };
 
 /// Decides how many drafts each window of a pass gets. One more draft of a sequence is worth
@@ -31,11 +34,15 @@ struct DraftingBatch {
 ///
 /// with lambda the best tokens per millisecond that this batch can reach, dV what one more row adds to this pass and d
 /// what the draft adds to the drafting. Drafts are added in falling order of their probability as long as that pays; so
-/// many sequences shrink each other's drafts, and beside a prompt chunk, whose time is spent anyway, they may grow.
+/// many sequences shrink each other's drafts, and beside a prompt chunk, whose time is spent anyway, they may grow. But
+/// tokens that can be made beside prompts without drafts cost no more than their rows: the more of its tokens a
+/// sequence would make there, the less a draft saves.
 ///
 /// It starts from the costs that CostModel derives from bytes and the prompt's pass, and from what the drafter's
 /// confidences promise: before anything was measured for one sequence, after one plain pass for several. Where no draft
-/// can pay on that ground, none is tried. A sequence whose drafts do not pay rests, and probes with a single draft once
+/// can pay on that ground, none is tried. The first drafts of a batch are few, and become more as their cost shows. A
+/// sequence that has not much left to say does not begin, if the drafter would first have to take in more of its text
+/// than drafts can win back. A sequence whose drafts do not pay rests, and probes with a single draft once
 /// it has saved up what a wrong one costs: a share of its time that is small and shrinks with each failure.
 ///
 /// It changes the speed alone: the text is the same for every decision. One thread at a time may call it.
@@ -92,6 +99,10 @@ class DraftController {
 
  private:
   [[nodiscard]] int most_drafts(const DraftingSequence& sequence) const;
+  // Of all windows together.
+  [[nodiscard]] int most_drafts_of(int num_sequences) const;
+  void choose_without_prompts(const DraftingBatch& batch, std::span<int> num_drafts);
+  [[nodiscard]] double tokens_per_ms_beside(const DraftingBatch& batch) const;
   void give_most(const DraftingBatch& batch, std::span<int> num_drafts) const;
   // Drafts that are worth most at this worth of a millisecond; 0: those that make most tokens a millisecond, which
   // becomes lambda_.
@@ -117,7 +128,9 @@ class DraftController {
   double plain_tokens_per_ms_ = 0;
   int num_spans_ = 0;  // of the last plan
   int plans_since_choice_ = 0;
+  bool was_beside_prompts_ = false;  // at the last choice
 
+  std::vector<DraftingSequence> candidates_;
   std::vector<double> prefix_;           // [sequences] probability that all its drafts so far are right
   std::vector<int> chosen_;              // [sequences]
   std::vector<int> sequences_by_draft_;  // [max_drafts]

@@ -60,12 +60,22 @@ double size_of(const MatrixView& matrix) {
   return static_cast<double>(matrix.size_bytes());
 }
 
-/// Adds up what one token makes a layer, or the MTP layer, read.
-auto bytes_visit(const LayerWeights& layer, double& dense, double& routed) {
+double products_of(const MatrixView& matrix) {
+  return static_cast<double>(matrix.num_rows) * static_cast<double>(matrix.num_cols);
+}
+
+/// Adds up what one token makes a layer, or the MTP layer, read, and multiply.
+auto cost_visit(const LayerWeights& layer, double& dense, double& routed, double& products) {
   return WeightVisit{
-      [&](WeightRole, const MatrixView& matrix) { dense += size_of(matrix); },
+      [&](WeightRole, const MatrixView& matrix) {
+        dense += size_of(matrix);
+        products += products_of(matrix);
+      },
       [](WeightRole, const VectorView&) {},
-      [&](WeightRole, const ExpertMatrices& experts) { routed += size_of(experts.expert(0)) * layer.moe().top_k; },
+      [&](WeightRole, const ExpertMatrices& experts) {
+        routed += size_of(experts.expert(0)) * layer.moe().top_k;
+        products += products_of(experts.expert(0)) * layer.moe().top_k;
+      },
   };
 }
 
@@ -76,16 +86,19 @@ DecodeBytes decode_bytes(const Model& model, int64_t draft_rows, Device device) 
   const ModelWeights& weights = model.weights();
   DecodeBytes bytes;
   bytes.in_cache = device == Device::kCpu && weights.matrix_bytes <= last_level_cache_bytes();
+  double products = 0, mtp_products = 0;
   for (const LayerWeights& layer : weights.layers) {
-    LayerWeights::for_each(bytes_visit(layer, bytes.dense, bytes.routed), layer);
+    LayerWeights::for_each(cost_visit(layer, bytes.dense, bytes.routed, products), layer);
     if (!layer.is_recurrent()) continue;
     const DeltaNetShape& shape = layer.delta_net().shape;
     bytes.sequence += 2.0 * sizeof(float) * static_cast<double>(shape.state_values() + shape.history_values());
   }
-  bytes.dense += size_of(weights.head);
+  bytes.head = size_of(weights.head);
+  bytes.head_share = products_of(weights.head) / (products + products_of(weights.head));
+  bytes.dense += bytes.head;
   if (config.num_experts > 0) bytes.top_k_share = static_cast<double>(config.experts_per_token) / config.num_experts;
   if (config.num_mtp_layers == 0) return bytes;
-  MtpWeights::for_each(bytes_visit(weights.mtp.layer, bytes.mtp_dense, bytes.mtp_routed), weights.mtp);
+  MtpWeights::for_each(cost_visit(weights.mtp.layer, bytes.mtp_dense, bytes.mtp_routed, mtp_products), weights.mtp);
   const double share = draft_rows == 0 ? 1.0 : static_cast<double>(draft_rows) / static_cast<double>(config.vocab_size);
   bytes.draft_head = size_of(weights.mtp.head) * std::min(share, 1.0);
   return bytes;
@@ -132,11 +145,13 @@ void CostModel::learn_overlap(const PassShape& pass, double distinct_experts) {
 }
 
 double CostModel::bytes(const PassShape& pass, double distinct_experts) const {
-  return std::max(bytes_.dense + bytes_.routed * distinct_experts + bytes_.sequence * pass.num_spans, 1.0);
+  const double dense = bytes_.dense - (pass.prompt_rows == pass.num_rows ? bytes_.head : 0);
+  return std::max(dense + bytes_.routed * distinct_experts + bytes_.sequence * pass.num_spans, 1.0);
 }
 
 CostModel::Parts CostModel::parts(const PassShape& pass, double distinct_experts) const {
-  return {ms_per_byte_ * bytes(pass, distinct_experts), ms_per_row_ * pass.num_rows};
+  return {ms_per_byte_ * bytes(pass, distinct_experts),
+          ms_per_row_ * (pass.num_rows - pass.prompt_rows * bytes_.head_share)};
 }
 
 double CostModel::residual(int num_rows) const {
@@ -298,6 +313,7 @@ void CostModel::observe_window(const PassShape& pass, double distinct_experts, d
   const double u = distinct_experts > 0 ? distinct_experts : this->distinct_experts(pass);
   learn_overlap(pass, distinct_experts);
   widest_window_ = std::max(widest_window_, (pass.num_rows + pass.num_spans - 1) / pass.num_spans);
+  if (pass.num_spans > 1) most_further_rows_ = std::max(most_further_rows_, pass.num_rows - pass.num_spans);
   if (is_warm_) {
     learn_plain(pass, ms);
     learn(pass, u, ms, kWindowNoise);

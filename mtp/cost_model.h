@@ -23,6 +23,9 @@ struct DecodeBytes {
   /// All weights stay in the processor's last cache from pass to pass: there is no memory to wait for, behind which
   /// further rows would hide.
   bool in_cache = false;
+  // Rows of prompts do not meet the head.
+  double head = 0;        // its part of `dense`
+  double head_share = 0;  // and of the products that a row of a window takes
 };
 
 /// Of a model whose drafts read `draft_rows` rows of the head (0: all), on this machine's processor or on a device.
@@ -30,8 +33,9 @@ struct DecodeBytes {
 
 /// What a pass goes through: the rows of windows and prompt chunks of any number of sequences.
 struct PassShape {
-  int num_spans = 1;  // sequences that have rows in it
-  int num_rows = 1;   // of all spans together
+  int num_spans = 1;    // sequences that have rows in it
+  int num_rows = 1;     // of all spans together
+  int prompt_rows = 0;  // of num_rows: those of prompts, which need no logits
 };
 
 /// What passes and drafts cost, in milliseconds, for any number of rows and sequences: from bytes and a first plain
@@ -40,7 +44,7 @@ struct PassShape {
 ///
 ///   pass = sqrt(memory^2 + arithmetic^2)     two times that overlap, most where one of them is short
 ///   memory = ms_per_byte * (dense + routed * U + sequence * spans)
-///   arithmetic = ms_per_row * rows
+///   arithmetic = ms_per_row * rows            a prompt's row counts without the head
 ///
 /// Measured on 8 layers of a 35B-A3B (AVX-512 VNNI, 2 cores): 37.5 43.5 48 54 57 .. 80 (8 rows) ms; from the prompt and
 /// the first plain pass alone this gives 37.5 43.8 50 56 63 .. 83.
@@ -74,6 +78,8 @@ class CostModel {
   [[nodiscard]] double pass_ms(const PassShape& pass) const;
   /// What so many more rows of the same sequences add to a pass of one row each.
   [[nodiscard]] double further_rows_ms(int num_sequences, int num_rows) const;
+  /// Most rows beyond one for each sequence that a pass of several had.
+  [[nodiscard]] int most_further_rows() const { return most_further_rows_; }
   /// Passes since one without drafts of so many sequences was measured.
   [[nodiscard]] int passes_since_plain(int num_sequences) const {
     return plain_.num_spans == num_sequences ? plain_.age : kLongAgo;
@@ -136,6 +142,7 @@ class CostModel {
   double plain_total_ms_ = 0;  // and their sum
   bool is_warm_ = false;
   int widest_window_ = 1;
+  int most_further_rows_ = 0;
 
   double ms_per_byte_ = 0, ms_per_row_ = 0;
   // Covariance of the errors of log(ms_per_byte_) and log(ms_per_row_).

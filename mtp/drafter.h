@@ -63,6 +63,12 @@ class Drafter {
     return true;
   }
 
+  /// Known tokens of the sequence that a first draft would have to wait for, because they were not computed yet.
+  [[nodiscard]] virtual int waiting(const Sequence& sequence) const {
+    static_cast<void>(sequence);
+    return 0;
+  }
+
   /// Makes one more draft for each of these windows; a window that it has nothing to offer for stays as it is.
   /// REQUIRES: drafts_next was set in each sequence's last follow().
   virtual DraftTimes extend(std::span<DraftWindow* const> windows) = 0;

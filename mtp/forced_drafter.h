@@ -41,6 +41,7 @@ class ForcedDrafter final : public Drafter {
   bool needs_hidden() const override { return drafter_.needs_hidden(); }
   DraftTimes follow(std::span<const KnownTokens> known) override { return drafter_.follow(known); }
   bool offers(const Sequence& sequence) const override { return drafter_.offers(sequence); }
+  int waiting(const Sequence& sequence) const override { return drafter_.waiting(sequence); }
   DraftTimes extend(std::span<DraftWindow* const> windows) override;
   const std::optional<std::string>& fault(const Sequence& sequence) const override { return drafter_.fault(sequence); }
   void replaced_last(const DraftWindow& window) override { drafter_.replaced_last(window); }

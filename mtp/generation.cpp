@@ -71,11 +71,13 @@ int64_t Generation::positions_needed(int64_t prompt_tokens, int64_t max_new_toke
   return max_new_tokens >= ctx_size - prompt_tokens ? ctx_size : prompt_tokens + max_new_tokens;
 }
 
+int64_t Generation::tokens_left(int64_t ctx_size) const {
+  return std::min(options_.max_new_tokens - static_cast<int64_t>(ids_.size()), ctx_size - sequence_.length() - 1);
+}
+
 int Generation::most_drafts(int64_t ctx_size) const {
   if (!drafts_) return 0;
-  const int64_t room =
-      std::min(options_.max_new_tokens - static_cast<int64_t>(ids_.size()), ctx_size - sequence_.length() - 1);
-  return static_cast<int>(std::clamp<int64_t>(room - 1, 0, options_.max_drafts));
+  return static_cast<int>(std::clamp<int64_t>(tokens_left(ctx_size) - 1, 0, options_.max_drafts));
 }
 
 bool Generation::emit(TokenId id, const TokenOrigin& origin, bool ends_text) {

@@ -104,6 +104,7 @@ class Generation {
   static constexpr TokenId kNoChoice = -1;
 
   // Most drafts that the coming window may have: no token beyond those asked for, none beyond the context.
+  [[nodiscard]] int64_t tokens_left(int64_t ctx_size) const;
   [[nodiscard]] int most_drafts(int64_t ctx_size) const;
   // Hands one new token on; false ends the generation.
   bool emit(TokenId id, const TokenOrigin& origin, bool ends_text);

@@ -75,6 +75,7 @@ Generator::Generator(Engine& engine, const GeneratorOptions& options)
   extending_.reserve(parallel);
   batch_.reserve(parallel);
   num_drafts_.reserve(parallel);
+  prompt_rows_.reserve(parallel);
   controller_.reserve(engine.options().parallel);
   known_.reserve(parallel);
   hidden_.reserve(max_rows + parallel);
@@ -101,7 +102,12 @@ void Generator::leave(Generation& generation) {
   if (vocabulary_) vocabulary_->leave(generation.sequence_);
 }
 
-Generator::Step Generator::step(std::span<const Part> parts) {
+Generator::Step Generator::step(std::span<const Part> parts, int64_t other_prompt_tokens) {
+  prompt_tokens_left_ = other_prompt_tokens;
+  for (const Part& part : parts) {
+    const Generation& g = *part.generation;
+    if (!g.was_read_) prompt_tokens_left_ += g.unread() - part.prompt_rows;
+  }
   host_parts_.clear();
   device_parts_.clear();
   for (const Part& part : parts) {
@@ -138,7 +144,7 @@ void Generator::host_step(std::span<const Part> parts, Step& step) {
   }
   pass.distinct_experts = engine_.distinct_experts();
   pass.verify_ms = trunk_ms + watch.lap_ms();
-  const PassShape shape{static_cast<int>(parts.size()), pass.window_rows + pass.prompt_rows};
+  const PassShape shape{static_cast<int>(parts.size()), pass.window_rows + pass.prompt_rows, pass.prompt_rows};
   if (pass.prompt_rows == 0) {
     controller_.cost().observe_window(shape, pass.distinct_experts, pass.verify_ms);
   } else if (engine_.options().device == Device::kCpu) {
@@ -454,6 +460,7 @@ void Generator::refresh(std::span<const Part> parts) {
 // Drafts that each text is likely to get in its next window.
 void Generator::plan_drafts(std::span<const Part> parts) {
   drafting_.clear();
+  prompt_rows_.clear();
   for (const Part& part : parts) {
     Generation& g = *part.generation;
     g.planned_ = 0;
@@ -461,12 +468,25 @@ void Generator::plan_drafts(std::span<const Part> parts) {
     g.planned_ = 1;  // may draft, as far as batch_of is concerned
     g.window_.confidences.clear();
     drafting_.push_back(&g);
+    prompt_rows_.push_back(part.prompt_rows);
   }
-  if (!drafting_.empty()) {
-    num_drafts_.assign(drafting_.size(), 0);
-    controller_.plan(batch_of(drafting_, {}), num_drafts_);
-    for (size_t i = 0; i < drafting_.size(); ++i) drafting_[i]->planned_ = num_drafts_[i];
+  if (drafting_.empty()) return;
+  DraftingBatch batch = batch_of(drafting_, {});
+  for (size_t i = 0; i < drafting_.size(); ++i) {
+    const Generation& g = *drafting_[i];
+    batch_[i].tokens_left = g.tokens_left(engine_.options().ctx_size);
+    batch_[i].waiting = drafter_->waiting(g.sequence_) + prompt_rows_[i];
   }
+  if (prompt_tokens_left_ > 0) {
+    // As many as in this pass.
+    for (const Part& part : parts) batch.prompt_rows += part.prompt_rows;
+    batch.prompt_rows = static_cast<int>(std::min<int64_t>(std::max(batch.prompt_rows, 1), prompt_tokens_left_));
+    batch.prompt_spans = 1;
+    batch.prompt_tokens_left = prompt_tokens_left_;
+  }
+  num_drafts_.assign(drafting_.size(), 0);
+  controller_.plan(batch, num_drafts_);
+  for (size_t i = 0; i < drafting_.size(); ++i) drafting_[i]->planned_ = num_drafts_[i];
 }
 
 // What has become known in this step, with the hidden row before each token.

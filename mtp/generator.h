@@ -60,8 +60,9 @@ class Generator {
   /// that it has a part in; leave() has to be called when it is finished or given up, before its sequence goes.
   /// REQUIRES: nobody twice, nobody finished; rows of all parts <= engine.max_rows(), where a window has
   /// max_drafts + 1; sequences have their pages. Throws Interrupted if the engine was asked to stop; all generations of
-  /// the step are then finished.
-  Step step(std::span<const Part> parts);
+  /// the step are then finished. other_prompt_tokens: tokens of further prompts, known to the caller, that will be read
+  /// in later steps beside these texts; what they cost drafts depends on it, and nothing else.
+  Step step(std::span<const Part> parts, int64_t other_prompt_tokens = 0);
 
   void leave(Generation& generation);
 
@@ -137,6 +138,7 @@ class Generator {
   DeviceCycle* device_ = nullptr;
 
   // Of the running step.
+  int64_t prompt_tokens_left_ = 0;  // behind it
   std::vector<Part> host_parts_, device_parts_;
   std::vector<DeviceCycle::Window> device_windows_;
   std::vector<TokenId> forced_ids_;
@@ -148,6 +150,7 @@ class Generator {
   std::vector<DraftWindow*> extending_;
   std::vector<DraftingSequence> batch_;
   std::vector<int> num_drafts_;
+  std::vector<int> prompt_rows_;  // of the same texts, in the pass that was just run
   std::vector<KnownTokens> known_;
   std::vector<const float*> hidden_;
   std::vector<TokenId> known_ids_;

@@ -29,6 +29,7 @@ class MtpDrafter final : public Drafter {
   bool needs_hidden() const override { return true; }
   DraftTimes follow(std::span<const KnownTokens> known) override;
   bool offers(const Sequence& sequence) const override { return state(sequence).has_first; }
+  int waiting(const Sequence& sequence) const override { return static_cast<int>(state(sequence).ids.size()); }
   DraftTimes extend(std::span<DraftWindow* const> windows) override;
   void replaced_last(const DraftWindow& window) override { state(*window.sequence).last_draft = window.drafts.back(); }
   const std::optional<std::string>& fault(const Sequence& sequence) const override { return state(sequence).fault; }

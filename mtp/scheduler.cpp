@@ -196,8 +196,11 @@ bool Scheduler::step() {
   }
   int rows = std::min({engine_.options().prompt_chunk, engine_.max_rows() - window_rows,
                        prompt_rows_within(options_.step_ms, num_windows)});
+  int64_t other_prompt_tokens = 0;
+  for (const Request* request : waiting_) other_prompt_tokens += static_cast<int64_t>(request->prompt_.size());
   for (Request* request : active_) {
     const int64_t unread = request->generation_->unread();
+    if (unread > 0 && rows <= 0) other_prompt_tokens += unread;
     if (unread == 0 || rows <= 0) continue;
     const int64_t until = next_checkpoint(*request) - request->generation_->sequence().length();
     const int chunk = static_cast<int>(std::min<int64_t>({unread, rows, until}));
@@ -205,7 +208,7 @@ bool Scheduler::step() {
     rows -= chunk;
   }
   try {
-    last_step_ = generator_.step(parts_);
+    last_step_ = generator_.step(parts_, other_prompt_tokens);
   } catch (const Interrupted&) {
     retire();
     throw;

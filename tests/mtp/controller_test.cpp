@@ -5,7 +5,9 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <numeric>
 #include <random>
+#include <tuple>
 #include <vector>
 
 namespace foretoken {
@@ -411,6 +413,72 @@ TEST_CASE("controller: a prompt chunk beside the window leaves its drafts worth 
   controller.plan({batch, 1, 64}, beside);
   CHECK(alone[0] >= 2);
   CHECK(beside[0] >= 1);
+}
+
+TEST_CASE("controller: beside prompts tokens come at the price of their rows", "[controller]") {
+  DraftController controller(large_machine().bytes, 8, false);
+  controller.cost().observe_prompt({1, 25, 25}, 12, 255);
+  controller.cost().observe_window({1, 1}, 0, 37.5);
+  controller.cost().observe_window({1, 5}, 0, 57);
+  DraftHistory history;
+  std::vector<DraftingSequence> batch = {{&history, 8, {}}};
+  batch[0].tokens_left = 20;
+  std::vector<int> drafts(1);
+  const auto planned = [&](int64_t prompt_tokens_left) {
+    controller.plan({batch, 1, 64, prompt_tokens_left}, drafts);
+    return drafts[0];
+  };
+  // In twenty passes and more the whole text is made without a draft, each token for its row.
+  CHECK(planned(20 * 64) == 0);
+  CHECK(planned(100 * 64) == 0);
+  CHECK(planned(64) >= 1);
+  // Most of a long text comes when the prompt has been read.
+  batch[0].tokens_left = 1000;
+  CHECK(planned(20 * 64) >= 1);
+  batch[0].tokens_left = INT64_MAX;
+  CHECK(planned(20 * 64) >= 1);
+}
+
+TEST_CASE("controller: nobody begins to draft who has too little left to say", "[controller]") {
+  // 200 tokens take about 50 ms; a token is some 10 to 20 ms cheaper with drafts.
+  for (const auto& [tokens_left, waiting, begins] :
+       {std::tuple{2, 200, false}, {100, 200, true}, {2, 0, true}, {100, 0, true}}) {
+    INFO(tokens_left << " " << waiting);
+    DraftController controller(large_machine().bytes, 8, false);
+    controller.cost().observe_prompt({1, 25, 25}, 12, 255);
+    controller.cost().observe_window({1, 1}, 0, 37.5);
+    DraftHistory history;
+    std::vector<DraftingSequence> batch = {{&history, 8, {}}};
+    batch[0].tokens_left = tokens_left;
+    batch[0].waiting = waiting;
+    std::vector<int> drafts(1);
+    controller.plan({batch}, drafts);
+    CHECK((drafts[0] > 0) == begins);
+  }
+}
+
+TEST_CASE("controller: the drafts of a batch begin as few", "[controller]") {
+  DraftController controller(large_machine().bytes, 8, false);
+  std::vector<DraftHistory> histories(4);
+  std::vector<DraftingSequence> batch;
+  for (DraftHistory& history : histories) batch.push_back({&history, 8, {}});
+  std::vector<int> drafts(4);
+  controller.cost().observe_window({4, 4}, 3, 55);
+  const auto planned = [&] {
+    controller.plan({batch}, drafts);
+    return std::accumulate(drafts.begin(), drafts.end(), 0);
+  };
+  CHECK(planned() == 2);
+  controller.cost().observe_window({4, 6}, 4, 60);
+  CHECK(planned() == 4);
+  // Confidences that are known do not go beyond either.
+  const std::vector<float> sure = {0.98f};
+  for (size_t s = 0; s < batch.size(); ++s) {
+    batch[s].limit = drafts[s] > 0 ? 8 : 0;
+    if (drafts[s] > 0) batch[s].confidences = sure;
+  }
+  controller.extend({batch}, drafts);
+  CHECK(std::accumulate(drafts.begin(), drafts.end(), 0) <= 4);
 }
 
 TEST_CASE("controller: drafting rests and begins again when the text changes", "[controller]") {

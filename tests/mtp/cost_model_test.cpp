@@ -56,6 +56,20 @@ TEST_CASE("cost model: rows of other sequences read more experts than rows of th
   CHECK(dense.distinct_experts({3, 9}) == 0);
 }
 
+TEST_CASE("cost model: rows of prompts do without the head", "[cost_model]") {
+  DecodeBytes bytes = kLarge;
+  bytes.head = 400e6;
+  bytes.head_share = 0.45;
+  CostModel cost(bytes);
+  cost.observe_window({1, 1}, 1, 37.5);
+  // 100 rows of a prompt take as long as 55 that have logits, as far as arithmetic goes.
+  CHECK(cost.pass_ms({1, 1000, 1000}) == Approx(cost.pass_ms({1, 550})).epsilon(0.05));
+  CHECK(cost.pass_ms({1, 1000}) > 1.5 * cost.pass_ms({1, 1000, 1000}));
+  // Ten rows of windows beside them.
+  CHECK(cost.pass_ms({11, 1010, 1000}) - cost.pass_ms({1, 1000, 1000}) ==
+        Approx((cost.pass_ms({1, 1010}) - cost.pass_ms({1, 1000}))).epsilon(0.1));
+}
+
 TEST_CASE("cost model: before anything was measured ratios are known", "[cost_model]") {
   CostModel cost(kLarge);
   CHECK(cost.can_choose(1));
