@@ -110,6 +110,11 @@ CudaBuffers::CudaBuffers(const ModelShapes& s, const BasicModelWeights<MatrixVie
     memory.take(moe.num_experts, bucket_experts);
     memory.take(moe.num_experts + 1, bucket_begins);
     memory.take(num_slots, bucket_slots);
+    memory.take(kTileSizes, num_tiles);
+    for (int i = 0; i < kTileSizes; ++i) {
+      memory.take(max_bucket_tiles(num_slots, std::min(num_slots, int64_t{moe.num_experts}), tile_rows(i)),
+                  bucket_tiles[i]);
+    }
     const int64_t all_rows = num_slots + (moe.shared_dim > 0 ? n : 0);
     memory.take_rows(all_rows, cols_for(moe.expert_dim, needs.inner), needs.inner, inner);
     memory.take(all_rows * dim, slots);

@@ -39,7 +39,9 @@ struct CudaBuffers {
   float *router_logits = nullptr, *weights = nullptr, *shared_weight = nullptr;
   int32_t* experts = nullptr;
   int32_t *bucket_experts = nullptr, *bucket_begins = nullptr, *bucket_slots = nullptr;
-  int32_t* num_buckets = nullptr;  // [layers + 1] of each layer's last pass; the MTP layer's is the last
+  int32_t* num_tiles = nullptr;               // [kTileSizes]
+  BucketTile* bucket_tiles[kTileSizes] = {};  // as GroupDesc::tiles
+  int32_t* num_buckets = nullptr;             // [layers + 1] of each layer's last pass; the MTP layer's is the last
   // [max_rows * top_k + max_rows, expert_dim], of the slots and of the shared expert where it is a bucket beside them;
   // [max_rows, dim of shared expert or dense part]
   DeviceRows inner, shared_inner;

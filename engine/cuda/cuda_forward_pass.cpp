@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <vector>
 
 #include "engine/cuda/cuda_split.h"
@@ -321,6 +323,10 @@ GroupDesc CudaForwardPass::grouping(const CudaMoe& weights, int layer_idx, int f
   group.begins = buffers_.bucket_begins;
   group.slots = buffers_.bucket_slots;
   group.max_rows = num_rows;
+  if (num_rows > kMaxDotRows) {  // the kernel of prompts computes them
+    group.num_tiles = buffers_.num_tiles;
+    std::copy(std::begin(buffers_.bucket_tiles), std::end(buffers_.bucket_tiles), group.tiles);
+  }
   return group;
 }
 
@@ -349,6 +355,7 @@ void CudaForwardPass::run_buckets(const CudaMoe& weights, const GroupDesc& group
   gate.y_stride = weights.gate.num_rows;
   gate.buckets = group.buckets();
   gate.max_buckets = group.max_buckets();
+  gate.max_slots = group.max_slots();
   gate.expert_stride = weights.gate.stride_rows;
   gate.scales = weights.gate.scales;
   gate.slots_per_input = weights.top_k;
@@ -378,6 +385,7 @@ void CudaForwardPass::run_buckets(const CudaMoe& weights, const GroupDesc& group
   down.y_stride = config_.hidden_dim;
   down.buckets = group.buckets();
   down.max_buckets = group.max_buckets();
+  down.max_slots = group.max_slots();
   down.expert_stride = weights.down.stride_rows;
   down.scales = weights.down.scales;
   if (with_shared) down.shared = {weights.shared.down, {}, num_slots, num_slots};

@@ -11,6 +11,22 @@
 
 namespace foretoken::cuda {
 
+/// Rows that a block of the tensor-core kernel takes at once: with gate and up, and without.
+inline constexpr int kTileSizes = 2;
+FORETOKEN_HD constexpr int tile_rows(int size) {
+  return size == 0 ? 16 : 32;
+}
+
+/// Rows [first, first + those of a tile) of a bucket, as far as it has them.
+struct BucketTile {
+  int32_t bucket, first;
+};
+
+/// Most tiles of `tile_rows` rows that buckets with so many slots together can have: the last one of each need not be full.
+[[nodiscard]] constexpr int64_t max_bucket_tiles(int64_t num_slots, int64_t max_buckets, int rows) {
+  return (num_slots + max_buckets * (rows - 1)) / rows;
+}
+
 /// The rows of a window, grouped by expert, as the device's router leaves them. A slot is a (row, rank) pair: row *
 /// top_k + rank.
 struct DeviceBuckets {
@@ -18,6 +34,9 @@ struct DeviceBuckets {
   const int32_t* experts = nullptr;      // [num_buckets] places among the device's experts
   const int32_t* begins = nullptr;       // [num_buckets + 1] into slots
   const int32_t* slots = nullptr;        // [all slots], rising within a bucket
+  // All tiles of all buckets, bucket after bucket, for each number of rows; nullptr: nobody has asked.
+  const int32_t* num_tiles = nullptr;        // [kTileSizes]
+  const BucketTile* tiles[kTileSizes] = {};  // [num_tiles[i]]
 };
 
 /// Rows of one problem for cuBLAS: a window's, and zeros up to so many; more rows go in groups. Part of what --cublas
@@ -82,6 +101,7 @@ struct MatmulDesc {
 
   DeviceBuckets buckets;
   int max_buckets = 0;               // 0: no buckets
+  int max_slots = 0;                 // of all buckets together; kernel kTiles asks, and for the lists of tiles
   int64_t expert_stride = 0;         // rows
   const float* scales = nullptr;     // with buckets, [experts on the device]: of w; nullptr: w.scale for all
   const float* up_scales = nullptr;  // the same of up
@@ -111,7 +131,7 @@ struct MatmulDesc {
 struct MatmulConfig {
   enum class Kernel {
     kDot,    // dp4a, a warp for two outputs and up to kMaxDotRows rows: windows
-    kTiles,  // int8 tensor cores over 64 outputs x 32 rows: prompts
+    kTiles,  // int8 tensor cores over 64 outputs x a tile of rows: prompts
     kFloat,  // float matrices
     kBlas,   // F16 and BF16 matrices by cuBLAS: not the contract's bits, but the same for any number of rows
   };

@@ -241,6 +241,22 @@ constexpr int kPairsAtOnce = 2, kTilesAtOnce = 0;
 constexpr int kPairsAtOnce = 4, kTilesAtOnce = 0;
 #endif
 
+/// The rows that this block of threads takes, as rows_of_bucket counts buckets; bucket -1: none. The grid has a block for
+/// each tile that there can be: without buckets of all rows; with them of the shared one, and then as many as the list
+/// of the others' can have.
+template <bool kPair, int kRows>
+__device__ __forceinline__ BucketTile tile_of_block(const MatmulArguments& a) {
+  constexpr int kSize = kPair ? 0 : 1;
+  static_assert(tile_rows(kSize) == kRows);
+  const int tile = static_cast<int>(blockIdx.x);
+  if (a.buckets.num_buckets == nullptr) return {0, tile * kRows};
+  const int shared_tiles = a.shared.w.data == nullptr ? 0 : (a.num_rows + kRows - 1) / kRows;
+  if (tile < shared_tiles) return {0, tile * kRows};
+  if (tile - shared_tiles >= a.buckets.num_tiles[kSize]) return {-1, 0};
+  const BucketTile listed = a.buckets.tiles[kSize][tile - shared_tiles];
+  return {listed.bucket + (shared_tiles > 0 ? 1 : 0), listed.first};
+}
+
 template <WeightType kType, bool kPair>
 __global__ void __launch_bounds__(kThreads, kPair ? kPairsAtOnce : kTilesAtOnce)
     cuda_quant_tiles(const __grid_constant__ MatmulArguments a) {
@@ -265,10 +281,12 @@ __global__ void __launch_bounds__(kThreads, kPair ? kPairsAtOnce : kTilesAtOnce)
                                reinterpret_cast<int16_t*>(row_sums)};
 
   const MatmulPart& part = a.parts[0];
-  const RowSet rows = rows_of_bucket(a, part, static_cast<int>(blockIdx.y));
-  const int64_t num_outputs = outputs_of(a, part), first_output = static_cast<int64_t>(blockIdx.x) * kOutputs;
-  const int first_row = static_cast<int>(blockIdx.z) * S::kRows;
-  if (first_row >= rows.count || first_output >= num_outputs) return;  // the whole block of threads
+  const BucketTile place = tile_of_block<kPair, S::kRows>(a);
+  if (place.bucket < 0) return;  // the whole block of threads, as below
+  const RowSet rows = rows_of_bucket(a, part, place.bucket);
+  const int64_t num_outputs = outputs_of(a, part), first_output = static_cast<int64_t>(blockIdx.y) * kOutputs;
+  const int first_row = place.first;
+  if (first_row >= rows.count || first_output >= num_outputs) return;
   const int warp = static_cast<int>(threadIdx.x / kWarpSize), lane = static_cast<int>(threadIdx.x % kWarpSize);
 
   WarpTile<kType, kPair> tile;
@@ -313,75 +331,84 @@ __global__ void __launch_bounds__(kThreads, kPair ? kPairsAtOnce : kTilesAtOnce)
   }
 }
 
-template <WeightType kType>
-void launch_type(const MatmulArguments& a, LaunchShape shape, const Stream& stream) {
-  const auto row_tiles = [&a](int rows) { return static_cast<unsigned>((a.num_rows + rows - 1) / rows); };
-  if (a.up == nullptr) {
-    shape.grid.z = row_tiles(TileShape<kType, false>::kRows);
-    launch(stream, shape, "cuda_quant_tiles", cuda_quant_tiles<kType, false>, a);
-  } else {
-    shape.grid.z = row_tiles(TileShape<kType, true>::kRows);
-    launch(stream, shape, "cuda_quant_tiles", cuda_quant_tiles<kType, true>, a);
+// Neighbouring blocks have the same outputs and other rows: what they read of the weights is in a cache.
+template <WeightType kType, bool kPair>
+void launch_shape(const MatmulDesc& desc, const Stream& stream) {
+  const MatmulArguments a = matmul_arguments(desc);
+  constexpr int kRows = TileShape<kType, kPair>::kRows;
+  int64_t tiles = (desc.max_rows + kRows - 1) / kRows;  // of all rows, or of the shared bucket
+  if (desc.max_buckets > 0) {
+    FT_CHECK(desc.buckets.num_tiles != nullptr && desc.max_slots >= desc.max_rows);
+    if (desc.shared.w.data == nullptr) tiles = 0;
+    tiles += max_bucket_tiles(desc.max_slots, desc.max_buckets, kRows);
   }
+  const LaunchShape shape{
+      {static_cast<unsigned>(tiles), static_cast<unsigned>((desc.num_outputs + kOutputs - 1) / kOutputs)},
+      {static_cast<unsigned>(kThreads)}};
+  launch(stream, shape, "cuda_quant_tiles", cuda_quant_tiles<kType, kPair>, a);
+}
+
+template <WeightType kType>
+void launch_type(const MatmulDesc& desc, const Stream& stream) {
+  if (desc.up.data == nullptr) return launch_shape<kType, false>(desc, stream);
+  launch_shape<kType, true>(desc, stream);
 }
 
 }  // namespace
 
 void launch_quant_tiles(const MatmulDesc& desc, const MatmulConfig&, const Stream& stream) {
   FT_CHECK(desc.num_more == 0);
-  MatmulArguments a = matmul_arguments(desc);
-  const LaunchShape shape{{share_out_blocks(a, kOutputs), bucket_blocks(desc)}, {static_cast<unsigned>(kThreads)}};
   switch (desc.w.type) {
     case WeightType::kQ4_0:
-      return launch_type<WeightType::kQ4_0>(a, shape, stream);
+      return launch_type<WeightType::kQ4_0>(desc, stream);
     case WeightType::kQ4_1:
-      return launch_type<WeightType::kQ4_1>(a, shape, stream);
+      return launch_type<WeightType::kQ4_1>(desc, stream);
     case WeightType::kQ5_0:
-      return launch_type<WeightType::kQ5_0>(a, shape, stream);
+      return launch_type<WeightType::kQ5_0>(desc, stream);
     case WeightType::kQ5_1:
-      return launch_type<WeightType::kQ5_1>(a, shape, stream);
+      return launch_type<WeightType::kQ5_1>(desc, stream);
     case WeightType::kQ8_0:
-      return launch_type<WeightType::kQ8_0>(a, shape, stream);
+      return launch_type<WeightType::kQ8_0>(desc, stream);
     case WeightType::kQ2_K:
-      return launch_type<WeightType::kQ2_K>(a, shape, stream);
+      return launch_type<WeightType::kQ2_K>(desc, stream);
     case WeightType::kQ3_K:
-      return launch_type<WeightType::kQ3_K>(a, shape, stream);
+      return launch_type<WeightType::kQ3_K>(desc, stream);
     case WeightType::kQ4_K:
-      return launch_type<WeightType::kQ4_K>(a, shape, stream);
+      return launch_type<WeightType::kQ4_K>(desc, stream);
     case WeightType::kQ5_K:
-      return launch_type<WeightType::kQ5_K>(a, shape, stream);
+      return launch_type<WeightType::kQ5_K>(desc, stream);
     case WeightType::kQ6_K:
-      return launch_type<WeightType::kQ6_K>(a, shape, stream);
+      return launch_type<WeightType::kQ6_K>(desc, stream);
     case WeightType::kIQ4_NL:
-      return launch_type<WeightType::kIQ4_NL>(a, shape, stream);
+      return launch_type<WeightType::kIQ4_NL>(desc, stream);
     case WeightType::kIQ4_XS:
-      return launch_type<WeightType::kIQ4_XS>(a, shape, stream);
+      return launch_type<WeightType::kIQ4_XS>(desc, stream);
     case WeightType::kMXFP4:
-      return launch_type<WeightType::kMXFP4>(a, shape, stream);
+      return launch_type<WeightType::kMXFP4>(desc, stream);
     case WeightType::kTQ1_0:
-      return launch_type<WeightType::kTQ1_0>(a, shape, stream);
+      return launch_type<WeightType::kTQ1_0>(desc, stream);
     case WeightType::kTQ2_0:
-      return launch_type<WeightType::kTQ2_0>(a, shape, stream);
+      return launch_type<WeightType::kTQ2_0>(desc, stream);
     case WeightType::kNVFP4:
-      return launch_type<WeightType::kNVFP4>(a, shape, stream);
+      return launch_type<WeightType::kNVFP4>(desc, stream);
     case WeightType::kQ1_0:
-      return launch_type<WeightType::kQ1_0>(a, shape, stream);
+      return launch_type<WeightType::kQ1_0>(desc, stream);
     case WeightType::kQ2_0:
-      return launch_type<WeightType::kQ2_0>(a, shape, stream);
+      return launch_type<WeightType::kQ2_0>(desc, stream);
     case WeightType::kIQ3_S:
-      return launch_type<WeightType::kIQ3_S>(a, shape, stream);
+      return launch_type<WeightType::kIQ3_S>(desc, stream);
     case WeightType::kIQ3_XXS:
-      return launch_type<WeightType::kIQ3_XXS>(a, shape, stream);
+      return launch_type<WeightType::kIQ3_XXS>(desc, stream);
     case WeightType::kIQ2_S:
-      return launch_type<WeightType::kIQ2_S>(a, shape, stream);
+      return launch_type<WeightType::kIQ2_S>(desc, stream);
     case WeightType::kIQ2_XS:
-      return launch_type<WeightType::kIQ2_XS>(a, shape, stream);
+      return launch_type<WeightType::kIQ2_XS>(desc, stream);
     case WeightType::kIQ2_XXS:
-      return launch_type<WeightType::kIQ2_XXS>(a, shape, stream);
+      return launch_type<WeightType::kIQ2_XXS>(desc, stream);
     case WeightType::kIQ1_S:
-      return launch_type<WeightType::kIQ1_S>(a, shape, stream);
+      return launch_type<WeightType::kIQ1_S>(desc, stream);
     case WeightType::kIQ1_M:
-      return launch_type<WeightType::kIQ1_M>(a, shape, stream);
+      return launch_type<WeightType::kIQ1_M>(desc, stream);
     case WeightType::kF32:
     case WeightType::kF16:
     case WeightType::kBF16:

@@ -101,55 +101,76 @@ __device__ __forceinline__ int rows_of(const Desc& a) {
   return num_rows < a.max_rows ? num_rows : a.max_rows;
 }
 
+// What is summed over the experts: slots, buckets, and tiles of each size.
+constexpr int kGroupSums = 2 + kTileSizes;
+
 // A thread an expert. Every thread walks all slots, whose experts are `chosen`: 72 in a window of nine rows, and in a
-// prompt chunk of 256 the 2048 of them take some ten microseconds beside milliseconds of matrices. counts, used: [threads
-// of the block] shared memory.
-__device__ __forceinline__ void group_slots(const GroupDesc& a, const int32_t* chosen, int num_slots, int32_t* counts,
-                                            int32_t* used) {
-  const int e = static_cast<int>(threadIdx.x);
+// prompt chunk of 256 the 2048 of them take some ten microseconds beside milliseconds of matrices. sums:
+// [kGroupSums][threads of the block] shared memory.
+__device__ __forceinline__ void group_slots(const GroupDesc& a, const int32_t* chosen, int num_slots, int32_t* sums) {
+  const int e = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const int place = e >= a.num_experts ? -1 : a.places == nullptr ? e : a.places[e];
   int count = 0;
   if (place >= 0) {
     for (int slot = 0; slot < num_slots; ++slot) count += chosen[slot] == e ? 1 : 0;
   }
-  counts[e] = count;            // slots, then those of all experts up to this one
-  used[e] = count > 0 ? 1 : 0;  // buckets, then those of all experts up to this one
+  const int num_sums = a.num_tiles == nullptr ? 2 : kGroupSums;
+  int own[kGroupSums] = {count, count > 0 ? 1 : 0};
+  FT_UNROLL
+  for (int i = 0; i < kTileSizes; ++i) own[2 + i] = (count + tile_rows(i) - 1) / tile_rows(i);
+  FT_UNROLL
+  for (int i = 0; i < kGroupSums; ++i) {
+    if (i < num_sums) sums[i * threads + e] = own[i];
+  }
   __syncthreads();
   // Sums over all experts up to and with this one.
-  for (int step = 1; step < static_cast<int>(blockDim.x); step *= 2) {
-    const int more_slots = e >= step ? counts[e - step] : 0, more_buckets = e >= step ? used[e - step] : 0;
+  for (int step = 1; step < threads; step *= 2) {
+    int more[kGroupSums];
+    FT_UNROLL
+    for (int i = 0; i < kGroupSums; ++i) more[i] = e >= step && i < num_sums ? sums[i * threads + e - step] : 0;
     __syncthreads();
-    counts[e] += more_slots;
-    used[e] += more_buckets;
+    FT_UNROLL
+    for (int i = 0; i < kGroupSums; ++i) {
+      if (i < num_sums) sums[i * threads + e] += more[i];
+    }
     __syncthreads();
   }
+  const int slots = sums[e], buckets = sums[threads + e];
   if (count > 0) {
-    const int bucket = used[e] - 1;
-    int at = counts[e] - count;
+    const int bucket = buckets - 1;
+    int at = slots - count;
     a.bucket_experts[bucket] = place;
     a.begins[bucket] = at;
     for (int slot = 0; slot < num_slots; ++slot) {
       if (chosen[slot] == e) a.slots[at++] = slot;
     }
+    FT_UNROLL
+    for (int i = 0; i < kTileSizes; ++i) {
+      if (2 + i >= num_sums) continue;
+      BucketTile* list = a.tiles[i] + sums[(2 + i) * threads + e] - own[2 + i];
+      for (int tile = 0; tile < own[2 + i]; ++tile) list[tile] = {bucket, tile * tile_rows(i)};
+    }
   }
-  if (e + 1 == static_cast<int>(blockDim.x)) {
-    *a.num_buckets = used[e];
-    a.begins[used[e]] = counts[e];  // all slots, or fewer with places
+  if (e + 1 == threads) {
+    *a.num_buckets = buckets;
+    a.begins[buckets] = slots;  // all of them, or fewer with places
+    FT_UNROLL
+    for (int i = 0; i < kTileSizes; ++i) {
+      if (2 + i < num_sums) a.num_tiles[i] = sums[(2 + i) * threads + e];
+    }
   }
 }
 
 // One block of threads.
 __global__ void __launch_bounds__(kMaxExperts) cuda_group_by_expert(GroupDesc a) {
-  FT_SHARED(int32_t, counts, kMaxExperts);
-  FT_SHARED(int32_t, used, kMaxExperts);
-  group_slots(a, a.experts, rows_of(a) * a.top_k, counts, used);
+  FT_SHARED(int32_t, sums, kGroupSums * kMaxExperts);
+  group_slots(a, a.experts, rows_of(a) * a.top_k, sums);
 }
 
 // Both steps of a window in one block: a warp a row, then a thread an expert, which finds the choices in shared memory.
 template <int kCount>
 __global__ void __launch_bounds__(kCount* kWarpSize) cuda_route_and_group(RouteDesc route, GroupDesc group) {
-  FT_SHARED(int32_t, counts, kCount * kWarpSize);
-  FT_SHARED(int32_t, used, kCount * kWarpSize);
+  FT_SHARED(int32_t, sums, kGroupSums * kCount * kWarpSize);
   FT_SHARED(int32_t, chosen, kMostJoinedSlots);
   const int num_rows = rows_of(route), lane = static_cast<int>(threadIdx.x % kWarpSize);
   for (int row = static_cast<int>(threadIdx.x / kWarpSize); row < num_rows;
@@ -157,7 +178,7 @@ __global__ void __launch_bounds__(kCount* kWarpSize) cuda_route_and_group(RouteD
     route_row<kCount>(route, row, lane, chosen + row * route.top_k);
   }
   __syncthreads();
-  group_slots(group, chosen, num_rows * route.top_k, counts, used);
+  group_slots(group, chosen, num_rows * route.top_k, sums);
 }
 
 unsigned threads_for(int num_experts) {

@@ -28,15 +28,25 @@ struct GroupDesc {
   /// [num_experts] where each expert's matrices are among those on the device, or negative: it is not there, and has no
   /// bucket. nullptr: expert e is the e-th.
   const int32_t* places = nullptr;
-  int32_t* num_buckets = nullptr;     // [1]
-  int32_t* bucket_experts = nullptr;  // [min(num_experts, max_rows * top_k)] places, of rising experts
-  int32_t* begins = nullptr;          // [that + 1]
-  int32_t* slots = nullptr;           // [max_rows * top_k]
+  int32_t* num_buckets = nullptr;      // [1]
+  int32_t* bucket_experts = nullptr;   // [min(num_experts, max_rows * top_k)] places, of rising experts
+  int32_t* begins = nullptr;           // [that + 1]
+  int32_t* slots = nullptr;            // [max_rows * top_k]
+  int32_t* num_tiles = nullptr;        // [kTileSizes]; nullptr: no lists of tiles
+  BucketTile* tiles[kTileSizes] = {};  // [max_tiles(i)]
   int max_rows = 0;
   const int32_t* device_num_rows = nullptr;
 
-  [[nodiscard]] int max_buckets() const { return num_experts < max_rows * top_k ? num_experts : max_rows * top_k; }
-  [[nodiscard]] DeviceBuckets buckets() const { return {num_buckets, bucket_experts, begins, slots}; }
+  [[nodiscard]] int max_slots() const { return max_rows * top_k; }
+  [[nodiscard]] int max_buckets() const { return num_experts < max_slots() ? num_experts : max_slots(); }
+  [[nodiscard]] int64_t max_tiles(int size) const {
+    return max_bucket_tiles(max_slots(), max_buckets(), tile_rows(size));
+  }
+  [[nodiscard]] DeviceBuckets buckets() const {
+    DeviceBuckets all{num_buckets, bucket_experts, begins, slots, num_tiles, {}};
+    for (int i = 0; i < kTileSizes; ++i) all.tiles[i] = tiles[i];
+    return all;
+  }
 };
 
 /// num_experts has a kernel: 1 .. kMaxExperts.

@@ -129,8 +129,11 @@ TEST_CASE("every launch fits a grid at the largest sizes that the flags allow") 
       MatmulDesc buckets = whole;
       buckets.w = matrix(info.type, int64_t{kMaxExperts} * 1024);
       buckets.num_outputs = buckets.y_stride = buckets.expert_stride = 1024;
-      buckets.buckets = {somewhere<int32_t>(), somewhere<int32_t>(), somewhere<int32_t>(), somewhere<int32_t>()};
+      buckets.buckets = {somewhere<int32_t>(), somewhere<int32_t>(), somewhere<int32_t>(),
+                         somewhere<int32_t>(), somewhere<int32_t>(), {}};
+      for (const BucketTile*& tiles : buckets.buckets.tiles) tiles = somewhere<BucketTile>();
       buckets.max_buckets = kMaxExperts;
+      buckets.max_slots = kRows * kExpertsOfRow;
       buckets.slots_per_input = kExpertsOfRow;
       record([&] {
         launch(whole, choose_config(whole), stream);

@@ -67,8 +67,15 @@ struct BucketMemory {
       : num_buckets(4),
         experts(index(num_experts) * 4),
         begins(index(num_experts + 1) * 4),
-        slots(index(max_rows * top_k) * 4) {}
-  DeviceBuffer num_buckets, experts, begins, slots;
+        slots(index(max_rows * top_k) * 4),
+        num_tiles(sizeof(int32_t) * kTileSizes) {
+    const int num_slots = max_rows * top_k, num_buckets_at_most = std::min(num_experts, num_slots);
+    for (int i = 0; i < kTileSizes; ++i) {
+      tiles.emplace_back(index(max_bucket_tiles(num_slots, num_buckets_at_most, tile_rows(i))) * sizeof(BucketTile));
+    }
+  }
+  DeviceBuffer num_buckets, experts, begins, slots, num_tiles;
+  std::vector<DeviceBuffer> tiles;  // of each size
 };
 
 GroupDesc group_desc(const BucketMemory& memory, const DeviceBuffer& experts, int num_experts, int top_k,
@@ -81,6 +88,8 @@ GroupDesc group_desc(const BucketMemory& memory, const DeviceBuffer& experts, in
   desc.bucket_experts = memory.experts.data<int32_t>();
   desc.begins = memory.begins.data<int32_t>();
   desc.slots = memory.slots.data<int32_t>();
+  desc.num_tiles = memory.num_tiles.data<int32_t>();
+  for (int i = 0; i < kTileSizes; ++i) desc.tiles[i] = memory.tiles[index(i)].data<BucketTile>();
   desc.max_rows = max_rows;
   return desc;
 }
@@ -100,11 +109,13 @@ TEST_CASE("buckets: every slot in its expert's bucket, rising") {
   test::for_each_order([&] {
     for (const int num_experts : {4, 33, 256}) {
       for (const int num_rows : {1, 3, 40}) {
+        // With as many as there are, each bucket has all rows: 40 are tiles of 16, 16 and 8, or of 32 and 8.
         const int top_k = std::min(4, num_experts);
         const Routing routing = random_routing(num_rows, num_experts, top_k, 3);
         const DeviceBuffer experts = test::upload(stream, routing.experts);
         const BucketMemory memory(num_experts, top_k, num_rows);
-        launch(group_desc(memory, experts, num_experts, top_k, num_rows), stream);
+        const GroupDesc group = group_desc(memory, experts, num_experts, top_k, num_rows);
+        launch(group, stream);
 
         BucketList list;
         group_by_expert(routing, 0, num_rows, num_experts, list);
@@ -122,6 +133,19 @@ TEST_CASE("buckets: every slot in its expert's bucket, rising") {
           REQUIRE(begins[index(b + 1)] - begins[index(b)] == want.num_slots);
           for (int i = 0; i < want.num_slots; ++i)
             CHECK(slots[index(begins[index(b)] + i)] == list.slots[index(want.slots_begin + i)]);
+        }
+        const auto num_tiles = test::download<int32_t>(stream, memory.num_tiles.data(), kTileSizes);
+        for (int size = 0; size < kTileSizes; ++size) {
+          std::vector<std::pair<int32_t, int32_t>> wanted, got;
+          for (int b = 0; b < num_buckets; ++b) {
+            for (int first = 0; first < list.buckets[index(b)].num_slots; first += tile_rows(size))
+              wanted.emplace_back(b, first);
+          }
+          REQUIRE(num_tiles[index(size)] <= group.max_tiles(size));
+          for (const BucketTile& tile :
+               test::download<BucketTile>(stream, memory.tiles[index(size)].data(), index(num_tiles[index(size)])))
+            got.emplace_back(tile.bucket, tile.first);
+          CHECK(got == wanted);
         }
       }
     }
@@ -187,6 +211,47 @@ TEST_CASE("router and buckets in one launch: the same as one after the other") {
     }
   }
 }
+
+#ifdef FORETOKEN_CUDA_EMULATION
+TEST_CASE("experts: a prompt's launches have a block of threads for each tile that there can be, and no more") {
+  // A bucket can have all rows, but not all buckets can.
+  const Stream stream;
+  const int num_experts = 64, top_k = 4, num_rows = 96, num_slots = num_rows * top_k;
+  const int64_t dim = 256;
+  const test::HostMatrix matrix = test::random_matrix(WeightType::kQ8_0, num_experts * dim, dim, 1);
+  const test::DeviceMatrixMemory w = test::to_device(stream, matrix.view);
+  const RowMemory x(num_rows, dim, RowMemory::kBy32);
+  fill_zero(stream, x.rows().values, index(num_rows * dim) * 4);
+  const QuantiseDesc quantise{x.rows(), num_rows, nullptr};
+  launch(quantise, choose_config(quantise), stream);
+  const DeviceBuffer experts = test::upload(stream, random_routing(num_rows, num_experts, top_k, 5).experts),
+                     y(index(num_slots * dim) * 4);
+  const BucketMemory memory(num_experts, top_k, num_rows);
+  const GroupDesc group = group_desc(memory, experts, num_experts, top_k, num_rows);
+  launch(group, stream);
+  MatmulDesc desc;
+  desc.w = w.matrix;
+  desc.num_outputs = desc.expert_stride = desc.y_stride = dim;
+  desc.x = x.rows();
+  desc.max_rows = num_rows;
+  desc.y = y.data<float>();
+  desc.buckets = group.buckets();
+  desc.max_buckets = group.max_buckets();
+  desc.max_slots = group.max_slots();
+  desc.slots_per_input = top_k;
+  for (const bool pair : {false, true}) {
+    if (pair) desc.up = w.matrix;
+    stream.synchronize();
+    const uint64_t before = emulation::threads_run();
+    launch(desc, choose_config(desc), stream);
+    stream.synchronize();
+    const uint64_t blocks = (emulation::threads_run() - before) / 128, outputs = 4;
+    const int rows = pair ? 16 : 32;
+    CHECK(blocks == outputs * index((num_slots + num_experts * (rows - 1)) / rows));
+    CHECK(blocks <= outputs * index(num_slots / rows + num_experts));
+  }
+}
+#endif
 
 enum class SharedExpert { kNone, kPlain, kGated };
 
@@ -297,6 +362,7 @@ void check_experts(WeightType gate_type, WeightType down_type, int num_rows, int
   gate_up.y_stride = inner;
   gate_up.buckets = group.buckets();
   gate_up.max_buckets = group.max_buckets();
+  gate_up.max_slots = group.max_slots();
   gate_up.expert_stride = inner;
   gate_up.slots_per_input = top_k;
   gate_up.scales = d_gate_scales.data<float>();
@@ -314,6 +380,7 @@ void check_experts(WeightType gate_type, WeightType down_type, int num_rows, int
   down_desc.y_stride = hidden;
   down_desc.buckets = group.buckets();
   down_desc.max_buckets = group.max_buckets();
+  down_desc.max_slots = group.max_slots();
   down_desc.expert_stride = hidden;
   down_desc.scales = d_down_scales.data<float>();
   if (has_shared) down_desc.shared = {d_shared_down.matrix, {}, num_slots, num_slots};
