@@ -49,6 +49,7 @@ struct GenerationRequest {
 
   std::vector<std::vector<TokenId>> prompts;     // n answers to each
   std::optional<AnswerParser::Options> parsing;  // of chats: how thoughts and calls are told from the text
+  Json repeated = Json::object();                // fields that the answer repeats as they were asked for
 
   /// The answers that it asks for, those to a prompt one after the other.
   [[nodiscard]] std::vector<AnswerRequest> answers(const ServedModel& served) const;

@@ -45,8 +45,9 @@ void refuse_several(const GenerationRequest& request) {
 void respond(ServeState& state, const Request& http, const Json& body, Response& response) {
   const Fields fields(body);
   const ChatRequest chat = parse_responses_chat(fields, state.chat->defaults());
-  const GenerationRequest request = parse_chat_generation(fields, state.served, *state.chat, chat);
+  GenerationRequest request = parse_chat_generation(fields, state.served, *state.chat, chat);
   refuse_several(request);
+  request.repeated = repeated_fields(body);
   answer<ResponsesFormat>(state, http, request, response);
 }
 

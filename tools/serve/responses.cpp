@@ -32,6 +32,18 @@ Json describe_item(const AnswerPart& part, const std::string& id, const char* st
 
 }  // namespace
 
+Json repeated_fields(const Json& body) {
+  Json repeated = Json::object();
+  for (const char* name : {"instructions", "metadata", "parallel_tool_calls", "reasoning", "safety_identifier", "text",
+                           "tool_choice", "tools", "truncation", "user"}) {
+    const auto field = body.find(name);
+    if (field != body.end() && !field->is_null()) repeated[name] = *field;
+  }
+  if (repeated.contains("text") && repeated["text"].is_object() && !repeated["text"].contains("format"))
+    repeated["text"]["format"] = {{"type", "text"}};
+  return repeated;
+}
+
 ResponsesFormat::ResponsesFormat(const ServedModel& served, const GenerationRequest& request)
     : served_(served),
       request_(request),
@@ -64,6 +76,7 @@ Json ResponsesFormat::response(const AnswerRecord* answer) const {
                  {"top_p", request_.sampling.top_p},
                  {"usage", nullptr},
                  {"metadata", Json::object()}};
+  object.update(request_.repeated);
   if (answer == nullptr) return object;
   if (is_cut) object["incomplete_details"] = {{"reason", "max_output_tokens"}};
   object["output"] = items_of(*answer);

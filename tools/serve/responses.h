@@ -6,6 +6,9 @@
 
 namespace foretoken {
 
+/// What an answer of /v1/responses repeats of its request.
+[[nodiscard]] Json repeated_fields(const Json& body);
+
 /// OpenAI's /v1/responses. Nothing is stored: a request brings its whole conversation.
 class ResponsesFormat final : public AnswerFormat {
  public:

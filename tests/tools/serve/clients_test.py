@@ -65,6 +65,7 @@ try:
     # Responses
     response = client.responses.create(model="any", instructions="Be brief.", input="def f():", max_output_tokens=12)
     assert response.status == "incomplete" and response.usage.output_tokens == 12
+    assert response.instructions == "Be brief." and response.tools == [] and response.tool_choice == "auto" and response.text.format.type == "text"
     last = None
     text = ""
     for event in client.responses.create(model="any", instructions="Be brief.", input="def f():", max_output_tokens=12, stream=True):
@@ -184,7 +185,9 @@ for form, text in answers.items():
 
         # Responses
         asked = {"input": "How will the weather be?", "tools": responses_tools, "max_output_tokens": 600, **scripted}
-        response = client.responses.create(**asked)
+        response = client.responses.create(**asked, metadata={"of": "a test"}, parallel_tool_calls=False)
+        assert [tool.name for tool in response.tools] == ["weather"] and response.tools[0].parameters == schema
+        assert response.metadata == {"of": "a test"} and not response.parallel_tool_calls
         assert [item.type for item in response.output] == ["reasoning", "message", "function_call"], (form, response.output)
         assert response.output_text == "Let me look." and json.loads(response.output[2].arguments) == arguments
         with client.responses.stream(**{**asked, "tools": responses_tools}) as stream:
