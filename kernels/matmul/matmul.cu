@@ -64,17 +64,21 @@ void refuse_type(WeightType type, const char* kernel) {
 MatmulConfig choose_config(const MatmulDesc& desc) {
   const WeightTypeInfo& info = weight_type_info(desc.w.type);
   MatmulConfig config;
-  config.rows_at_once = desc.max_rows <= 2 ? desc.max_rows : desc.max_rows <= 4 ? 4 : kMaxDotRows;
   const int64_t num_blocks = desc.w.num_cols / std::max(1, info.activation_block);
   const bool whole = desc.max_buckets == 0 && desc.groups == nullptr;
   if (desc.blas != nullptr && desc.blas->library != nullptr && whole && blas_takes(desc.w)) {
     config.kernel = MatmulConfig::Kernel::kBlas;
   } else if (info.is_float()) {
     config.kernel = MatmulConfig::Kernel::kFloat;
-    if (desc.max_rows > 4 && desc.max_rows <= 8) config.rows_at_once = 8;
+    const int rows = desc.max_rows;
+    config.rows_at_once = rows <= 2 ? rows : rows <= 4 ? 4 : rows <= 8 ? 8 : kMaxDotRows;
     config.lane_sums = desc.up.data != nullptr || desc.all_outputs() >= kManyFloatOutputs ? 8 : 1;
   } else if (desc.max_rows > kMaxDotRows) {
     config.kernel = MatmulConfig::Kernel::kTiles;
+  } else {
+    config.counts_rows = desc.max_rows > 1 && (desc.max_buckets > 0 || desc.device_num_rows != nullptr);
+    const int most_exact = config.counts_rows ? 2 : kMostExactDotRows;
+    config.rows_at_once = desc.max_rows <= most_exact ? desc.max_rows : kMaxDotRows;
   }
   config.log2_slots = num_blocks >= 5 ? 3 : num_blocks >= 3 ? 2 : num_blocks >= 2 ? 1 : 0;
   return config;

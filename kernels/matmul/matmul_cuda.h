@@ -136,17 +136,22 @@ struct MatmulConfig {
     kBlas,   // F16 and BF16 matrices by cuBLAS: not the contract's bits, but the same for any number of rows
   };
   Kernel kernel = Kernel::kDot;
-  int rows_at_once = 1;  // 1, 2, 4 or 12; kFloat: or 8
+  int rows_at_once = 1;  // kDot: 1 to kMostExactDotRows, or kMaxDotRows; kFloat: 1, 2, 4, 8 or kMaxDotRows
   int warps_per_block = 4;
   int log2_slots = 3;  // kDot: 2^n blocks of one output a warp takes at once; fewer for short rows
   /// kFloat: of the 32 sums of an output, a lane has 1 (a warp an output, so that few outputs still make many warps) or
   /// 8 (eight outputs a warp, so that a load of half floats has 16 bytes).
   int lane_sums = 8;
+  /// kDot: each block of threads looks how many of max_rows there are and does no more. rows_at_once is then 2 or
+  /// kMaxDotRows.
+  bool counts_rows = false;
 };
 /// From so many outputs on, eight a warp keep a GPU busy.
 inline constexpr int64_t kManyFloatOutputs = 4096;
 
 inline constexpr int kMaxDotRows = 12;
+/// So many rows have a kernel for their number: those of a window of eight drafts.
+inline constexpr int kMostExactDotRows = 9;
 
 [[nodiscard]] MatmulConfig choose_config(const MatmulDesc& desc);
 void launch(const MatmulDesc& desc, const MatmulConfig& config, const Stream& stream);

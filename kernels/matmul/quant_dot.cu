@@ -11,7 +11,13 @@ namespace foretoken::cuda {
 
 namespace {
 
-/// Adds `values` over the quad; lane t receives the sum of values[t % kCount].
+/// Values 0 to kCount - 1 that lane t of a quad has the sum of: several lanes of the same one if there are fewer than four.
+template <int kCount>
+__device__ __forceinline__ int dealt_to(int t) {
+  return kCount == 3 ? (t < 3 ? t : 2) : t % kCount;
+}
+
+/// Adds `values` over the quad; lane t < kCount receives the sum of values[t].
 template <int kCount>
 __device__ __forceinline__ int deal_sums(const int (&values)[kCount], int t) {
   if constexpr (kCount == 1) {
@@ -24,10 +30,11 @@ __device__ __forceinline__ int deal_sums(const int (&values)[kCount], int t) {
     sum += __shfl_xor_sync(kAllLanes, sum, 2);
     return sum;
   } else {
-    static_assert(kCount == 4);
+    static_assert(kCount == 3 || kCount == 4);
     const bool high = t >= 2, odd = t % 2 != 0;
+    const int last = kCount == 4 ? values[kCount - 1] : 0;
     const int front = (high ? values[2] : values[0]) + __shfl_xor_sync(kAllLanes, high ? values[0] : values[2], 2);
-    const int back = (high ? values[3] : values[1]) + __shfl_xor_sync(kAllLanes, high ? values[1] : values[3], 2);
+    const int back = (high ? last : values[1]) + __shfl_xor_sync(kAllLanes, high ? values[1] : last, 2);
     return (odd ? back : front) + __shfl_xor_sync(kAllLanes, odd ? front : back, 1);
   }
 }
@@ -42,13 +49,13 @@ __device__ __forceinline__ float fold_quads(float partial, int log2_slots) {
   return partial;
 }
 
-/// Sums of two outputs for up to kRows rows, from row `first` of `rows`. acc[o][g] is row first + 4g + t % kDeal of
-/// output o.
+/// Sums of two outputs for rows [first, first + kRows) of `rows`, which a quad shares out four at a time: acc[o][g] is row
+/// first + 4g + dealt_to(t) of output o.
 template <WeightType kType, int kRows>
 struct DotTile {
   static constexpr int kBlock = block_size_of<kType>();
-  static constexpr int kDeal = kRows < 4 ? kRows : 4;  // rows whose sums a quad shares out at once
-  static constexpr int kDeals = kRows / kDeal;
+  static constexpr int kDeals = (kRows + 3) / 4;
+  FORETOKEN_HD static constexpr int deal_size(int g) { return kRows - 4 * g < 4 ? kRows - 4 * g : 4; }
   // Steps whose weights are asked for together: a block of 32 is two words a lane, too few to keep memory busy.
   static constexpr int kAhead = kBlock == 256 ? 1 : 2;
   float acc[2][kDeals] = {};
@@ -77,127 +84,178 @@ struct DotTile {
     }
   }
 
-  /// Block b of both outputs meets all rows. inside: false for a lane whose slot has no block in this step; it computes
-  /// on another and keeps nothing.
+  /// Block b of both outputs meets all rows, of which `left` are there. inside: false for a lane whose slot has no block in
+  /// this step; it computes on another and keeps nothing.
+  template <int g = 0>
   __device__ __forceinline__ void add_block(const MatmulArguments& a, const LaneBlock<kType> (&block)[2], int left,
                                             int64_t b, bool inside, int t) {
+    constexpr int kDeal = deal_size(g);
+    int isum[2][kDeal], msum[2][kDeal];  // msum: with float runs the second run's sum, and isum the first's
     FT_UNROLL
-    for (int g = 0; g < kDeals; ++g) {
-      if (g > 0 && g * kDeal >= left) break;  // the same in all lanes
-      int isum[2][kDeal], msum[2][kDeal];     // msum: with float runs the second run's sum, and isum the first's
-      FT_UNROLL
-      for (int i = 0; i < kDeal; ++i) {
-        const LaneRow<kBlock> row = load_lane_row<kBlock>(a.rows, input(g * kDeal + i), b, t);
-        FT_UNROLL
-        for (int o = 0; o < 2; ++o) {
-          if constexpr (has_float_runs<kType>()) {
-            isum[o][i] = block[o].run_isum(row, 0);
-            msum[o][i] = block[o].run_isum(row, 1);
-          } else {
-            isum[o][i] = block[o].isum(row);
-          }
-          if constexpr (has_lane_mins<kType>() && kBlock == 256) msum[o][i] = block[o].msum(row);
-        }
-      }
-      const bool used = inside && g * kDeal + t % kDeal < left;
-      const int64_t own = input(g * kDeal + t % kDeal);  // the row that this lane turns into floats
-      const float d = load_constant(a.rows.d + own * a.rows.num_blocks + b);
+    for (int i = 0; i < kDeal; ++i) {
+      const LaneRow<kBlock> row = load_lane_row<kBlock>(a.rows, input(4 * g + i), b, t);
       FT_UNROLL
       for (int o = 0; o < 2; ++o) {
-        const int sum = deal_sums<kDeal>(isum[o], t);
         if constexpr (has_float_runs<kType>()) {
-          const float first = static_cast<float>(sum) * block[o].d;
-          const int second = deal_sums<kDeal>(msum[o], t);
-          const float both = __fmaf_rn(static_cast<float>(second), block[o].second_d, first);
-          if (used) acc[o][g] = __fmaf_rn(both, d, acc[o][g]);
+          isum[o][i] = block[o].run_isum(row, 0);
+          msum[o][i] = block[o].run_isum(row, 1);
         } else {
-          if (used) acc[o][g] = __fmaf_rn(static_cast<float>(sum), block[o].d * d, acc[o][g]);
+          isum[o][i] = block[o].isum(row);
         }
-        if constexpr (has_lane_mins<kType>()) {
-          int mins;
-          if constexpr (kBlock == 256) {
-            mins = deal_sums<kDeal>(msum[o], t);
-          } else {
-            mins = load_constant(a.rows.sums + own * sums_stride(32, a.rows.num_blocks) + b);
-          }
-          if (used) acc[o][g] = __fmaf_rn(-static_cast<float>(mins), block[o].dmin * d, acc[o][g]);
-        }
+        if constexpr (has_lane_mins<kType>() && kBlock == 256) msum[o][i] = block[o].msum(row);
       }
+    }
+    const int64_t own = input(4 * g + dealt_to<kDeal>(t));  // the row that this lane turns into floats
+    const float d = load_constant(a.rows.d + own * a.rows.num_blocks + b);
+    FT_UNROLL
+    for (int o = 0; o < 2; ++o) {
+      const int sum = deal_sums<kDeal>(isum[o], t);
+      if constexpr (has_float_runs<kType>()) {
+        const float first = static_cast<float>(sum) * block[o].d;
+        const int second = deal_sums<kDeal>(msum[o], t);
+        const float both = __fmaf_rn(static_cast<float>(second), block[o].second_d, first);
+        if (inside) acc[o][g] = __fmaf_rn(both, d, acc[o][g]);
+      } else {
+        if (inside) acc[o][g] = __fmaf_rn(static_cast<float>(sum), block[o].d * d, acc[o][g]);
+      }
+      if constexpr (has_lane_mins<kType>()) {
+        int mins;
+        if constexpr (kBlock == 256) {
+          mins = deal_sums<kDeal>(msum[o], t);
+        } else {
+          mins = load_constant(a.rows.sums + own * sums_stride(32, a.rows.num_blocks) + b);
+        }
+        if (inside) acc[o][g] = __fmaf_rn(-static_cast<float>(mins), block[o].dmin * d, acc[o][g]);
+      }
+    }
+    if constexpr (g + 1 < kDeals) {
+      if (left > 4 * (g + 1)) add_block<g + 1>(a, block, left, b, inside, t);  // the same in all lanes
     }
   }
 };
 
-template <WeightType kType, int kRows>
-__global__ void __launch_bounds__(128, kRows >= 4 ? 3 : 4)
-    cuda_quant_dot(const __grid_constant__ MatmulArguments a, int log2_slots) {
-  using Tile = DotTile<kType, kRows>;
-  const MatmulPart& part = a.parts[part_of_block(a)];
-  const RowSet rows = rows_of_bucket(a, part, static_cast<int>(blockIdx.y));
-  const int lane = static_cast<int>(threadIdx.x % kWarpSize), t = lane % 4, quad = lane / 4;
+/// Where a lane works: two outputs and the rows of one bucket. What the launch's parameters hold is not copied.
+struct DotPlace {
+  int part;
+  RowSet rows;
+  const std::byte* w[2];
+  int64_t num_outputs;
+  int64_t pair;  // outputs 2 pair and 2 pair + 1, or gate and up of output `pair`
+};
+
+/// False for a warp that has nothing to do.
+__device__ __forceinline__ bool find_place(const MatmulArguments& a, int log2_slots, DotPlace& place) {
+  place.part = part_of_block(a);
+  const MatmulPart& part = a.parts[place.part];
+  place.rows = rows_of_bucket(a, part, static_cast<int>(blockIdx.y));
+  const int quad = static_cast<int>(threadIdx.x % kWarpSize) / 4;
   const int slots = 1 << log2_slots;
-  // Without `up` a warp takes outputs 2p and 2p + 1, with it output p of both matrices.
-  const int64_t num_outputs = outputs_of(a, part), per_pair = a.up == nullptr ? 2 : 1;
+  place.num_outputs = outputs_of(a, part);
+  const int64_t per_pair = a.up == nullptr ? 2 : 1;
   const int64_t warp =
       static_cast<int64_t>(blockIdx.x - part.first_block) * (blockDim.x / kWarpSize) + threadIdx.x / kWarpSize;
   const int64_t first_pair = warp * (kPartialSums / slots);
-  if (first_pair * per_pair >= num_outputs) return;  // the whole warp
-  const int64_t pair = first_pair + quad / slots;
-  const int slot = quad % slots;
-  int64_t output[2];
-  const std::byte* w[2];
+  if (place.rows.count == 0 || first_pair * per_pair >= place.num_outputs) return false;  // the whole warp
+  place.pair = first_pair + quad / slots;
+  FT_UNROLL
   for (int o = 0; o < 2; ++o) {
-    output[o] = per_pair == 2 ? 2 * pair + o : pair;
-    const int64_t clamped = output[o] < num_outputs ? output[o] : num_outputs - 1;  // computed, not stored
-    w[o] = (per_pair == 2 || o == 0 ? rows.w : rows.up) + weight_row(a, clamped) * a.row_bytes;
+    const int64_t output = per_pair == 2 ? 2 * place.pair + o : place.pair;
+    const int64_t clamped = output < place.num_outputs ? output : place.num_outputs - 1;  // computed, not stored
+    place.w[o] = (per_pair == 2 || o == 0 ? place.rows.w : place.rows.up) + weight_row(a, clamped) * a.row_bytes;
   }
+  return true;
+}
 
+/// Rows [first, first + kRows) of the place.
+template <WeightType kType, int kRows>
+__device__ __forceinline__ void dot_rows(const MatmulArguments& a, const DotPlace& place, int log2_slots, int first) {
+  using Tile = DotTile<kType, kRows>;
+  const RowSet& rows = place.rows;
+  const int lane = static_cast<int>(threadIdx.x % kWarpSize), t = lane % 4;
+  const int slots = 1 << log2_slots, slot = lane / 4 % slots;
   const int64_t num_blocks = a.rows.num_blocks;
-  for (int first = 0; first < rows.count; first += kRows) {  // more than once only in buckets beyond any window
-    Tile tile(rows, first);
-    for (int64_t base = 0; base < num_blocks; base += Tile::kAhead * slots) {
-      LaneBlock<kType> block[Tile::kAhead][2];
+  Tile tile(rows, first);
+  for (int64_t base = 0; base < num_blocks; base += Tile::kAhead * slots) {
+    LaneBlock<kType> block[Tile::kAhead][2];
+    FT_UNROLL
+    for (int s = 0; s < Tile::kAhead; ++s) {
+      const int64_t b = base + s * slots + slot;
       FT_UNROLL
-      for (int s = 0; s < Tile::kAhead; ++s) {
-        const int64_t b = base + s * slots + slot;
-        FT_UNROLL
-        for (int o = 0; o < 2; ++o) block[s][o].load(w[o], num_blocks, b < num_blocks ? b : num_blocks - 1, t);
-      }
-      FT_UNROLL
-      for (int s = 0; s < Tile::kAhead; ++s) {
-        const int64_t b = base + s * slots + slot;
-        if (s > 0 && base + s * slots >= num_blocks) break;  // the same in all lanes
-        tile.add_block(a, block[s], rows.count - first, b < num_blocks ? b : num_blocks - 1, b < num_blocks, t);
-      }
+      for (int o = 0; o < 2; ++o) block[s][o].load(place.w[o], num_blocks, b < num_blocks ? b : num_blocks - 1, t);
     }
-    for (int g = 0; g < Tile::kDeals; ++g) {
-      const float scale1 = per_pair == 2 ? rows.scale : rows.up_scale;
-      const float sum0 = fold_quads(tile.acc[0][g], log2_slots) * rows.scale,
-                  sum1 = fold_quads(tile.acc[1][g], log2_slots) * scale1;
-      const int mine = first + g * Tile::kDeal + t % Tile::kDeal;
-      if (slot != 0 || t >= Tile::kDeal || mine >= rows.count) continue;
-      float* y = part.y + rows.output(mine) * part.y_stride;
-      if (per_pair == 1) {
-        if (pair < num_outputs) y[pair] = silu_times(sum0, sum1);
-      } else {
-        if (output[0] < num_outputs) y[output[0]] = sum0;
-        if (output[1] < num_outputs) y[output[1]] = sum1;
-      }
+    FT_UNROLL
+    for (int s = 0; s < Tile::kAhead; ++s) {
+      const int64_t b = base + s * slots + slot;
+      if (s > 0 && base + s * slots >= num_blocks) break;  // the same in all lanes
+      // Of up to six rows all loads may be under way at once; with more, registers are short without the branch.
+      tile.add_block(a, block[s], kRows <= 6 ? kRows : rows.count - first, b < num_blocks ? b : num_blocks - 1,
+                     b < num_blocks, t);
+    }
+  }
+  FT_UNROLL
+  for (int g = 0; g < Tile::kDeals; ++g) {
+    const float scale1 = a.up == nullptr ? rows.scale : rows.up_scale;
+    const float sum0 = fold_quads(tile.acc[0][g], log2_slots) * rows.scale,
+                sum1 = fold_quads(tile.acc[1][g], log2_slots) * scale1;
+    const int mine = first + 4 * g + t;
+    if (slot != 0 || t >= Tile::deal_size(g) || mine >= rows.count) continue;
+    const MatmulPart& part = a.parts[place.part];
+    float* y = part.y + rows.output(mine) * part.y_stride;
+    if (a.up != nullptr) {
+      if (place.pair < place.num_outputs) y[place.pair] = silu_times(sum0, sum1);
+    } else {
+      if (2 * place.pair < place.num_outputs) y[2 * place.pair] = sum0;
+      if (2 * place.pair + 1 < place.num_outputs) y[2 * place.pair + 1] = sum1;
     }
   }
 }
 
+/// All rows, kRows at a time: of a window, as many as there are.
+template <WeightType kType, int kRows>
+__global__ void __launch_bounds__(128, kRows >= 4 ? 3 : 4)
+    cuda_quant_dot(const __grid_constant__ MatmulArguments a, int log2_slots) {
+  DotPlace place;
+  if (!find_place(a, log2_slots, place)) return;
+  for (int first = 0; first < place.rows.count; first += kRows) dot_rows<kType, kRows>(a, place, log2_slots, first);
+}
+
+/// For launches whose numbers of rows only the device knows: of buckets, most of which have one or two of a window's
+/// rows, and of windows that have lost some. The number is the same for all of a block of threads, which takes the loop
+/// that is made for it. Only the loops for the most rows are repeated, in launches of more than kMost: registers that
+/// lived across all of them would be too many.
+template <WeightType kType, int kMost>
+__global__ void __launch_bounds__(128, kMost >= 4 ? 3 : 4)
+    cuda_quant_dot_buckets(const __grid_constant__ MatmulArguments a, int log2_slots) {
+  DotPlace place;
+  if (!find_place(a, log2_slots, place)) return;
+  const int count = place.rows.count;
+  if (count == 1) return dot_rows<kType, 1>(a, place, log2_slots, 0);
+  if constexpr (kMost > 2) {
+    if (count == 3) return dot_rows<kType, 3>(a, place, log2_slots, 0);
+    if (count == 4) return dot_rows<kType, 4>(a, place, log2_slots, 0);
+    if (count > 4) {
+      for (int first = 0; first < count; first += kMost) dot_rows<kType, kMost>(a, place, log2_slots, first);
+      return;
+    }
+  }
+  for (int first = 0; first < count; first += 2) dot_rows<kType, 2>(a, place, log2_slots, first);
+}
+
 template <WeightType kType>
 void launch_type(const MatmulArguments& a, const LaunchShape& shape, const MatmulConfig& config, const Stream& stream) {
-  switch (config.rows_at_once) {
-    case 1:
-      return launch(stream, shape, "cuda_quant_dot", cuda_quant_dot<kType, 1>, a, config.log2_slots);
-    case 2:
-      return launch(stream, shape, "cuda_quant_dot", cuda_quant_dot<kType, 2>, a, config.log2_slots);
-    case 4:
-      return launch(stream, shape, "cuda_quant_dot", cuda_quant_dot<kType, 4>, a, config.log2_slots);
-    default:
-      return launch(stream, shape, "cuda_quant_dot", cuda_quant_dot<kType, kMaxDotRows>, a, config.log2_slots);
+  if (config.counts_rows) {
+    if (config.rows_at_once == 2)
+      return launch(stream, shape, "cuda_quant_dot_buckets", cuda_quant_dot_buckets<kType, 2>, a, config.log2_slots);
+    return launch(stream, shape, "cuda_quant_dot_buckets", cuda_quant_dot_buckets<kType, kMaxDotRows>, a,
+                  config.log2_slots);
   }
+  using Kernel = void (*)(MatmulArguments, int);
+  static constexpr Kernel kKernels[] = {
+      cuda_quant_dot<kType, 1>, cuda_quant_dot<kType, 2>,          cuda_quant_dot<kType, 3>, cuda_quant_dot<kType, 4>,
+      cuda_quant_dot<kType, 5>, cuda_quant_dot<kType, 6>,          cuda_quant_dot<kType, 7>, cuda_quant_dot<kType, 8>,
+      cuda_quant_dot<kType, 9>, cuda_quant_dot<kType, kMaxDotRows>};
+  const int exact = config.rows_at_once <= kMostExactDotRows ? config.rows_at_once : kMostExactDotRows + 1;
+  launch(stream, shape, "cuda_quant_dot", kKernels[exact - 1], a, config.log2_slots);
 }
 
 }  // namespace

@@ -56,7 +56,10 @@ std::vector<MatmulConfig> configs(const MatmulDesc& desc, bool is_float) {
     }
     return all;
   }
-  for (const int rows : {1, 2, 4, kMaxDotRows}) all.push_back({MatmulConfig::Kernel::kDot, rows, 2, all[0].log2_slots});
+  for (int rows = 1; rows <= kMaxDotRows; rows = rows == kMostExactDotRows ? kMaxDotRows : rows + 1)
+    all.push_back({MatmulConfig::Kernel::kDot, rows, 2, all[0].log2_slots});
+  for (const int rows : {2, kMaxDotRows})
+    all.push_back({MatmulConfig::Kernel::kDot, rows, 2, all[0].log2_slots, 8, /*counts_rows=*/true});
   all.push_back({MatmulConfig::Kernel::kDot, 4, 1, 3});
   all.push_back({MatmulConfig::Kernel::kTiles, 1, 4, 3});
   return all;
@@ -71,7 +74,7 @@ TEST_CASE("matmul: every type, every kernel, odd numbers of outputs and rows") {
                                                        int64_t{17} * info.block_size}
                                 : std::vector<int64_t>{8, 67, 320, 1384};
     for (const int64_t num_cols : widths) {
-      for (const int num_rows : {1, 2, 3, 5, 9, 14}) {
+      for (const int num_rows : {1, 2, 3, 4, 5, 9, 14}) {
         const int64_t num_outputs = num_rows == 9 ? 70 : 19;
         test::HostMatrix w =
             random_matrix(info.type, num_outputs, num_cols, static_cast<uint32_t>(num_cols + num_rows));
