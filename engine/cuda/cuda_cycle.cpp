@@ -273,10 +273,18 @@ const DeviceCycle::Outcome& CudaCycle::run(std::span<const Window> windows) {
   return outcome_;
 }
 
+void CudaCycle::drop_outdated_recordings() {
+  if (num_draft_heads_ == engine_.num_draft_heads()) return;
+  num_draft_heads_ = engine_.num_draft_heads();
+  step_ = std::vector<Recorded>(step_.size());
+  next_ = std::vector<Recorded>(next_.size());
+}
+
 void CudaCycle::run_checked(std::span<const Window> windows) {
   CudaEngine& e = engine_;
   e.stream.synchronize();
   e.send_groups();
+  drop_outdated_recordings();
   catch_up(windows);
   fill_input(windows);
   const int num_rows = e.io.windows.pass.counts.host->num_rows;

@@ -37,6 +37,7 @@ class CudaCycle final : public DeviceCycle {
   [[nodiscard]] Known& known(const SequenceState& sequence) { return known_[sequence.slot]; }
 
   void check(std::span<const Window> windows) const;
+  void drop_outdated_recordings();
   void run_checked(std::span<const Window> windows);
   void catch_up(std::span<const Window> windows);
   void take_in_deferred();
@@ -52,6 +53,7 @@ class CudaCycle final : public DeviceCycle {
   CudaEngine& engine_;
   std::vector<Recorded> first_, step_, next_;  // by number of windows
   std::vector<Recorded> decide_, take_in_;     // by number of rows
+  int num_draft_heads_ = 0;                    // the engine's, when step_ and next_ were empty
   Event began_, drafted_, verified_, refreshed_;
   std::vector<Known> known_;   // by slot
   std::vector<size_t> order_;  // of the running windows

@@ -72,7 +72,7 @@ CudaEngine::CudaEngine(const Model& m, const SessionOptions& o, ThreadTeam& team
                    static_cast<size_t>(o.ctx_size * shape.dim) * sizeof(float));
     stream.synchronize();
   }
-  draft_groups = {io.draft_groups + 1, io.draft_groups, vocab_groups() * kInterleave};
+  draft_groups = {io.draft_groups + 1, io.draft_groups, vocab_groups() * kInterleave, 0};
   std::vector<int32_t> all(static_cast<size_t>(vocab_groups()));
   std::iota(all.begin(), all.end(), 0);
   set_groups(all);
@@ -238,6 +238,14 @@ void CudaEngine::send_groups() {
   staged[0] = static_cast<int32_t>(groups_.size());
   std::copy(groups_.begin(), groups_.end(), staged + 1);
   copy_to_device(stream, io.draft_groups, staged, (groups_.size() + 1) * sizeof(int32_t));
+  // Groups come one at a time: with room for an eighth more it is seldom that work has to be recorded again.
+  constexpr int64_t kStep = 16;
+  const auto count = static_cast<int64_t>(groups_.size());
+  const int64_t with_room =
+      std::min((count + count / 8 + kStep - 1) / kStep * kStep * kInterleave, draft_groups.capacity);
+  if (count * kInterleave <= draft_groups.launched && draft_groups.launched <= 2 * with_room) return;
+  draft_groups.launched = with_room;
+  ++num_draft_heads_;
 }
 
 void CudaEngine::fetch_buckets() {

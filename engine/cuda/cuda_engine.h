@@ -71,6 +71,9 @@ class CudaEngine {
   void set_groups(std::span<const int32_t> groups);
   void add_group(int32_t group);
   [[nodiscard]] std::span<const int32_t> groups() const { return groups_; }
+  /// Rises when send_groups() has changed how large the launches of the draft head are: what was recorded of it before is
+  /// out of date.
+  [[nodiscard]] int num_draft_heads() const { return num_draft_heads_; }
 
   /// Asks for the numbers that distinct_experts() is made of.
   void fetch_buckets();
@@ -104,6 +107,7 @@ class CudaEngine {
 
   std::vector<int32_t> groups_;  // rising
   bool groups_changed_ = true;
+  int num_draft_heads_ = 0;
   bool failed_ = false;
   PinnedBuffer staged_groups_, num_buckets_;
   std::optional<Blas> blas_;     // with options.cublas, if the model has matrices for it

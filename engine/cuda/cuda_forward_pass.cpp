@@ -469,7 +469,7 @@ void CudaForwardPass::draft_head(const DeviceMatrix& matrix, const Groups& group
                                  float* logits) {
   MatmulDesc desc;
   desc.w = matrix;
-  desc.num_outputs = groups.capacity;
+  desc.num_outputs = groups.launched;
   desc.x = x;
   desc.max_rows = num_rows;
   desc.y = logits;

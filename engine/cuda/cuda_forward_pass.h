@@ -81,7 +81,8 @@ class CudaForwardPass {
   struct Groups {
     const int32_t* groups = nullptr;
     const int32_t* count = nullptr;
-    int64_t capacity = 0;
+    int64_t capacity = 0;  // values of a row: room for all groups
+    int64_t launched = 0;  // values that a launch has blocks for: of all groups that there are, and some more
   };
   void draft_head(const DeviceMatrix& matrix, const Groups& groups, const DeviceRows& x, int num_rows, float* logits);
 

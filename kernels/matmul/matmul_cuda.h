@@ -108,8 +108,8 @@ struct MatmulDesc {
   int slots_per_input = 1;           // top_k where x has a row per token, 1 where it has one per slot
   SharedBucket shared;               // with buckets: one more
 
-  // Only some groups of 16 rows of w, at least one: output 16 i + j is row 16 groups[i] + j; num_outputs
-  // counts the capacity of groups. Of the last group, only the rows that w has.
+  // Only some groups of 16 rows of w, at least one: output 16 i + j is row 16 groups[i] + j; num_outputs counts as many
+  // as the launch has blocks for, no fewer than there are. Of the last group, only the rows that w has.
   const int32_t* groups = nullptr;             // [num_outputs / 16]
   const int32_t* device_num_groups = nullptr;  // [1]
 

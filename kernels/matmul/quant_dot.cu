@@ -212,7 +212,7 @@ __device__ __forceinline__ void dot_rows(const MatmulArguments& a, const DotPlac
 
 /// All rows, kRows at a time: of a window, as many as there are.
 template <WeightType kType, int kRows>
-__global__ void __launch_bounds__(128, kRows >= 4 ? 3 : 4)
+__global__ void __launch_bounds__(128, kRows >= 3 ? 3 : 4)
     cuda_quant_dot(const __grid_constant__ MatmulArguments a, int log2_slots) {
   DotPlace place;
   if (!find_place(a, log2_slots, place)) return;

@@ -2,6 +2,7 @@
 
 #include <catch2/catch.hpp>
 #include <cmath>
+#include <numeric>
 #include <optional>
 
 #include "engine/cuda/cuda_backend.h"
@@ -287,7 +288,41 @@ TEST_CASE("device session: draft logits of chosen groups, chained and over many 
   CHECK(std::memcmp(logits[0].data(), logits[1].data(), logits[0].size() * sizeof(float)) == 0);
 }
 
+TEST_CASE("device session: the draft head is recorded again as its groups grow") {
+  RandomModel spec = small_model("qwen35moe");
+  spec.vocab_size = 1500;
+  Subject subject(spec, /*prompt_tokens=*/6, /*new_tokens=*/40);
+  DecodeOptions options = subject.decode_options(2, /*sampled=*/true);
+  options.draft_vocab = 1;
+  static_cast<void>(subject.check_cycle(options));
+}
+
 #ifdef FORETOKEN_CUDA_EMULATION
+TEST_CASE("device session: the draft head has blocks for the groups that there are") {
+  RandomModel spec = small_model("qwen35moe");
+  spec.vocab_size = 4096;
+  Subject subject(spec, /*prompt_tokens=*/2, /*new_tokens=*/2);
+  SessionOptions options = subject.session_options(Device::kCuda, 2);
+  options.with_mtp = true;
+  Session session(subject.model(), options);
+  session.forward(subject.prompt());
+  session.commit(2);
+  const float* hidden = session.hidden(0);
+  session.mtp_forward(std::span(subject.prompt()).first(1), 0, std::span(&hidden, 1));
+  const auto threads_of_head = [&](const std::vector<int32_t>& groups) {
+    session.set_draft_groups(groups);
+    const uint64_t before = cuda::emulation::threads_run();
+    session.mtp_compute_logits(0, 1);
+    (void)session.mtp_logits(0);
+    return cuda::emulation::threads_run() - before;
+  };
+  std::vector<int32_t> all(256);
+  std::iota(all.begin(), all.end(), 0);
+  const uint64_t whole = threads_of_head(all);
+  CHECK(16 * threads_of_head({1, 4, 255}) == whole);
+  CHECK(threads_of_head(all) == whole);
+}
+
 TEST_CASE("device session: too little memory and a lost device are one clear line each") {
   Subject subject(small_model("qwen35moe"), /*prompt_tokens=*/4, /*new_tokens=*/4);
   const auto message = [&](const SessionOptions& options) -> std::string {
