@@ -91,7 +91,7 @@ void DraftController::choose(const DraftingBatch& batch, double tokens_per_ms, s
     double probability = kLeastProbable;
     for (size_t s = 0; s < num_sequences; ++s) {
       if (chosen_[s] >= most_drafts(batch.sequences[s])) continue;
-      const double right = prefix_[s] * batch.sequences[s].history->rate(shared_);
+      const double right = prefix_[s] * batch.sequences[s].history->rate(shared_, num_sequences > 1);
       if (right <= probability) continue;
       probability = right;
       next = s;

@@ -8,8 +8,9 @@ namespace {
 
 // Counts fade so that a change of text shows: some 33 drafts are remembered.
 constexpr double kFade = 0.97;
-// Published runs accept 0.8 to 0.9 of the first drafts; the first two readings outweigh that.
-constexpr double kAssumedRate = 0.8, kAssumedRateWeight = 2;
+// Published runs accept 0.8 to 0.9 of the first drafts; the first two readings outweigh that. In a batch, where the first
+// drafts are few and a wrong one costs less, the first four do.
+constexpr double kAssumedRate = 0.8, kAssumedRateWeight = 2, kAssumedRateWeightOfBatch = 4;
 // Drafts that weigh as much as what confidences promise, for one confidence and for all.
 constexpr double kPromiseWeight = 4;
 // No draft is taken to be surer than that.
@@ -40,8 +41,9 @@ void AcceptanceCounts::count(std::span<const float> confidences, int num_accepte
   }
 }
 
-double AcceptanceCounts::rate() const {
-  return (overall_.right + kAssumedRateWeight * kAssumedRate) / (overall_.all + kAssumedRateWeight);
+double AcceptanceCounts::rate(bool is_batch) const {
+  const double weight = is_batch ? kAssumedRateWeightOfBatch : kAssumedRateWeight;
+  return (overall_.right + weight * kAssumedRate) / (overall_.all + weight);
 }
 
 double AcceptanceCounts::rate(float confidence) const {
@@ -57,8 +59,8 @@ double DraftHistory::rate(const AcceptanceCounts& shared, float confidence) cons
   return (own.right + kSharedWeight * shared.rate(confidence)) / (own.all + kSharedWeight);
 }
 
-double DraftHistory::rate(const AcceptanceCounts& shared) const {
-  return (own_.overall_.right + kSharedWeight * shared.rate()) / (own_.overall_.all + kSharedWeight);
+double DraftHistory::rate(const AcceptanceCounts& shared, bool is_batch) const {
+  return (own_.overall_.right + kSharedWeight * shared.rate(is_batch)) / (own_.overall_.all + kSharedWeight);
 }
 
 }  // namespace foretoken

@@ -18,9 +18,9 @@ class AcceptanceCounts {
 
   [[nodiscard]] bool has_counted() const { return overall_.all > 0; }
 
-  /// Probability that a draft is right, of this confidence or of one not known yet.
+  /// Probability that a draft is right, of this confidence or of one not known yet. is_batch: several sequences draft.
   [[nodiscard]] double rate(float confidence) const;
-  [[nodiscard]] double rate() const;
+  [[nodiscard]] double rate(bool is_batch) const;
 
  private:
   friend class DraftHistory;
@@ -44,7 +44,7 @@ class DraftHistory {
   static constexpr double kSharedWeight = 12;
 
   [[nodiscard]] double rate(const AcceptanceCounts& shared, float confidence) const;
-  [[nodiscard]] double rate(const AcceptanceCounts& shared) const;
+  [[nodiscard]] double rate(const AcceptanceCounts& shared, bool is_batch) const;
 
  private:
   friend class DraftController;
