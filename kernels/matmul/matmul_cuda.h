@@ -150,7 +150,7 @@ struct MatmulConfig {
 inline constexpr int64_t kManyFloatOutputs = 4096;
 
 inline constexpr int kMaxDotRows = 12;
-/// So many rows have a kernel for their number: those of a window of eight drafts.
+/// So many rows have a kernel for their number: those of a window of nine rows.
 inline constexpr int kMostExactDotRows = 9;
 
 [[nodiscard]] MatmulConfig choose_config(const MatmulDesc& desc);
