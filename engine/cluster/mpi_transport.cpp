@@ -5,6 +5,7 @@
 #define MPICH_SKIP_MPICXX 1
 #include <mpi.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -32,6 +33,7 @@ void check(int result) {
 class MpiTransport final : public Transport {
  public:
   explicit MpiTransport(Activity& activity) : activity_(activity) {
+    activity_.worker = ::gettid();
     int provided = MPI_THREAD_SINGLE;
     check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided));
     if (provided < MPI_THREAD_SERIALIZED)
@@ -51,7 +53,11 @@ class MpiTransport final : public Transport {
   int rank() const override { return rank_; }
   int num_ranks() const override { return num_ranks_; }
   bool shares_memory() const override { return board_.has_value(); }
-  void set_busy(bool is_busy) override { activity_.is_busy.store(is_busy, std::memory_order_relaxed); }
+  void set_busy(bool is_busy) override {
+    thread_local const int self = ::gettid();
+    if (is_busy) activity_.worker.store(self, std::memory_order_relaxed);
+    activity_.is_busy.store(is_busy, std::memory_order_relaxed);
+  }
 
   void broadcast(std::span<std::byte> bytes) override {
     const Call call(*this, rank_ == 0 ? 0 : bytes.size(), board_.has_value());

@@ -17,7 +17,10 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <fstream>
 #include <random>
+#include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -100,6 +103,17 @@ class SignsOfLife {
   int64_t from_disk_ = 0, computed_ns_ = 0;
   uint64_t count_ = 0;
 };
+
+/// A thread that is stopped by a debugger or a signal, or waits for a disk: not one that waits for input, for a reader
+/// of its output or for another thread.
+bool is_held(int thread) {
+  std::ifstream file(fmt::format("/proc/self/task/{}/stat", thread));
+  std::string stat;
+  std::getline(file, stat);
+  const size_t name_end = stat.rfind(')');  // "number (name) state ..."
+  return name_end != std::string::npos && name_end + 2 < stat.size() &&
+         std::string_view("tTD").find(stat[name_end + 2]) != std::string_view::npos;
+}
 
 /// A process that finds that it was stopped for so long may have been given up by the others, and tells for so long
 /// nobody of those that it does not find any more.
@@ -299,7 +313,7 @@ struct Watchdog::Impl {
   void say(Leaving leaving) {
     const State at_work = activity.waits ? State::kWaits : State::kWorks;
     const Beat beat{activity.steps + num_loops_done(), signs.look(),
-                    is_root() && !activity.is_busy ? State::kIdle : at_work, leaving};
+                    is_root() && !activity.is_busy && !is_held(activity.worker) ? State::kIdle : at_work, leaving};
     // A peer that does not read for long is silent as well.
     for (const Peer& peer : peers) {
       if (!peer.has_left) (void)::send(peer.fd, &beat, sizeof beat, MSG_NOSIGNAL | MSG_DONTWAIT);

@@ -15,6 +15,7 @@ struct Activity {
   std::atomic<uint64_t> steps{0};    // messages, and pieces of a file that were loaded
   std::atomic<bool> waits{false};    // for another process
   std::atomic<bool> is_busy{false};  // rank 0: with what the others wait for
+  std::atomic<int> worker{0};        // rank 0: the thread that is, or was last, or will be
 };
 
 /// Sees that a process of a cluster is gone or stands still, which who waits for it in a message may never learn. Every
@@ -23,7 +24,8 @@ struct Activity {
 ///   - a connection that ends, or is silent for kSilenceSeconds;
 ///   - a process that stands still: for kSilenceSeconds it has taken no step, used no processor time and got nothing
 ///     from a disk. A slow one does some of that, and so does one that waits for a message, since it asks for it;
-///     rank 0 may stand still while it is not busy;
+///     rank 0 may stand still while it is not busy, if it waits for what comes from outside: not where something holds
+///     it, or its disk does not answer;
 ///   - a process that computes for kNoProgressSeconds without coming to the end of a loop over its weights.
 ///
 /// Who finds it says so and tells the others to end without a word. Whoever was stopped for so long that the others have

@@ -281,9 +281,9 @@ for mode in ("rows", "experts", "layers"):
         for rank in (0, 1):
             cases.append(Case("decode", mode, "window", [(rank, signal.SIGSTOP), (None, number)], ""))
     if stalls:
-        # Rank 0 may stand still between two passes, where it writes; it is in one nearly all the time of its prompt.
-        cases += [Case("decode", mode, stage, [(rank, STALL)], stands_still(rank)) for stage in ("load", "prompt", "window") for rank in (0, 1, 2)
-                  if stage != "window" or rank > 0]
+        cases += [Case("decode", mode, stage, [(rank, STALL)], stands_still(rank)) for stage in ("load", "prompt", "window") for rank in (0, 1, 2)]
+        # The others wait for nothing, but who is held will not come back from its input.
+        cases.append(Case("decode", mode, "input", [(0, STALL)], stands_still(0)))
         cases.append(Case("serve", mode, "idle", [(1, STALL)], stands_still(1)))
     cases.append(Case("decode", mode, "input", [(1, signal.SIGSTOP)], "standard input: the prompt is empty.*; besides, " + silent(1)))
 words = sys.argv[3:]
