@@ -75,7 +75,6 @@ Generator::Generator(Engine& engine, const GeneratorOptions& options)
   extending_.reserve(parallel);
   batch_.reserve(parallel);
   num_drafts_.reserve(parallel);
-  prompt_rows_.reserve(parallel);
   controller_.reserve(engine.options().parallel);
   known_.reserve(parallel);
   hidden_.reserve(max_rows + parallel);
@@ -460,7 +459,6 @@ void Generator::refresh(std::span<const Part> parts) {
 // Drafts that each text is likely to get in its next window.
 void Generator::plan_drafts(std::span<const Part> parts) {
   drafting_.clear();
-  prompt_rows_.clear();
   for (const Part& part : parts) {
     Generation& g = *part.generation;
     g.planned_ = 0;
@@ -468,14 +466,16 @@ void Generator::plan_drafts(std::span<const Part> parts) {
     g.planned_ = 1;  // may draft, as far as batch_of is concerned
     g.window_.confidences.clear();
     drafting_.push_back(&g);
-    prompt_rows_.push_back(part.prompt_rows);
   }
   if (drafting_.empty()) return;
   DraftingBatch batch = batch_of(drafting_, {});
-  for (size_t i = 0; i < drafting_.size(); ++i) {
-    const Generation& g = *drafting_[i];
-    batch_[i].tokens_left = g.tokens_left(engine_.options().ctx_size);
-    batch_[i].waiting = drafter_->waiting(g.sequence_) + prompt_rows_[i];
+  auto sequence = batch_.begin();
+  for (const Part& part : parts) {
+    const Generation& g = *part.generation;
+    if (g.planned_ == 0) continue;
+    sequence->tokens_left = g.tokens_left(engine_.options().ctx_size);
+    sequence->waiting = drafter_->waiting(g.sequence_) + part.prompt_rows;
+    ++sequence;
   }
   if (prompt_tokens_left_ > 0) {
     // As many as in this pass.

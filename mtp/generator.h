@@ -150,7 +150,6 @@ class Generator {
   std::vector<DraftWindow*> extending_;
   std::vector<DraftingSequence> batch_;
   std::vector<int> num_drafts_;
-  std::vector<int> prompt_rows_;  // of the same texts, in the pass that was just run
   std::vector<KnownTokens> known_;
   std::vector<const float*> hidden_;
   std::vector<TokenId> known_ids_;
