@@ -17,13 +17,11 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
-#include <fstream>
 #include <random>
-#include <string>
-#include <string_view>
 #include <thread>
 #include <vector>
 
+#include "engine/cluster/process_state.h"
 #include "engine/cluster/protocol.h"
 #include "engine/cluster/signals_blocked.h"
 #include "kernels/base/error.h"
@@ -107,12 +105,8 @@ class SignsOfLife {
 /// A thread that is stopped by a debugger or a signal, or waits for a disk: not one that waits for input, for a reader
 /// of its output or for another thread.
 bool is_held(int thread) {
-  std::ifstream file(fmt::format("/proc/self/task/{}/stat", thread));
-  std::string stat;
-  std::getline(file, stat);
-  const size_t name_end = stat.rfind(')');  // "number (name) state ..."
-  return name_end != std::string::npos && name_end + 2 < stat.size() &&
-         std::string_view("tTD").find(stat[name_end + 2]) != std::string_view::npos;
+  const char state = process_state(fmt::format("/proc/self/task/{}/stat", thread));
+  return state == 't' || state == 'T' || state == 'D';
 }
 
 /// A process that finds that it was stopped for so long may have been given up by the others, and tells for so long

@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/cluster/process_state.h"
 #include "engine/cluster/protocol.h"
 #include "engine/cluster/signals_blocked.h"
 #include "engine/part_file.h"
@@ -70,12 +71,8 @@ std::vector<JobProcess> processes_of_job() {
     const std::string environment = text_of(entry.path() / "environ");
     if (job_in(environment) != job) continue;
     const std::optional<std::string> rank = variable_in(environment, "PMIX_RANK");
-    // Behind the program's name, which may have any letters in it.
-    const std::string stat = text_of(entry.path() / "stat");
-    const size_t at = stat.rfind(") ");
-    if (!rank || at == std::string::npos || at + 2 >= stat.size()) continue;
-    const char state = stat[at + 2];
-    if (state == 'Z' || state == 'X') continue;
+    const char state = process_state(entry.path() / "stat");
+    if (!rank || state == '\0' || state == 'Z' || state == 'X') continue;
     found.push_back({process, std::atoi(rank->c_str()), variable_in(environment, "PMIX_HOSTNAME").value_or(host_name()),
                      state == 'T'});
   }
