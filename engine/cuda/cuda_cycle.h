@@ -54,7 +54,7 @@ class CudaCycle final : public DeviceCycle {
   std::vector<Recorded> first_, step_, next_;  // by number of windows
   std::vector<Recorded> decide_, take_in_;     // by number of rows
   int num_draft_heads_ = 0;                    // the engine's, when step_ and next_ were empty
-  Event began_, drafted_, verified_, refreshed_;
+  Event began_{/*with_time=*/true}, drafted_{true}, verified_{true}, refreshed_{true};
   std::vector<Known> known_;   // by slot
   std::vector<size_t> order_;  // of the running windows
   // Of the running windows, in that order: windows whose MTP layer makes more than i drafts, and rows of those that

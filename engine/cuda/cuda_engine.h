@@ -42,7 +42,7 @@ class CudaEngine {
   /// Rows and pages of spans for `input`, on the host's side.
   void set_spans(TrunkInput& input, std::span<const Span> spans);
   /// The trunk over the rows of `input`, which is `windows` (recorded) or `chunks` (launched).
-  /// In a split the host computes between the launches, so that this returns with the last layers under way.
+  /// In a split the host computes its experts in here; this returns with the last layers under way.
   void run_trunk(const TrunkInput& input, bool has_windows);
   /// The next run_trunk() over so many rows of windows replays what is recorded.
   [[nodiscard]] bool is_recorded(int num_rows) const;

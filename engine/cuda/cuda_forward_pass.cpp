@@ -436,14 +436,14 @@ void CudaForwardPass::dense(const CudaDense& weights) {
 void CudaForwardPass::experts(const CudaMoe& weights, int layer_idx) {
   FT_CHECK(rows_.exact);
   if (split_ != nullptr && split_->splits(layer_idx)) {
-    // The host computes its experts while the device computes those that are here; the next step begins with all slots
-    // together.
+    // The host computes its experts while the device computes those that are here.
     route(weights, layer_idx);
     split_->send_rows(rows_.max_rows, weights.top_k);
-    recorder_.cut([split = split_, &stream = stream_] { split->routed().record(stream); });
     routed_experts(weights, layer_idx);
     if (weights.has_shared() && !joins_buckets(weights)) shared_or_dense(weights.shared);
-    recorder_.cut([split = split_, layer_idx, num_rows = rows_.max_rows] { split->compute(layer_idx, num_rows); });
+    recorder_.host_step(
+        [split = split_, layer_idx, num_rows = rows_.max_rows] { split->compute(layer_idx, num_rows); });
+    split_->receive_slots(layer_idx, rows_.max_rows, weights.top_k);
   } else {
     if (weights.has_shared() && !joins_buckets(weights)) shared_or_dense(weights.shared);
     route(weights, layer_idx);

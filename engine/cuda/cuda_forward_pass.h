@@ -29,8 +29,8 @@ struct CudaRows {
 };
 
 /// The operations that a model family is written in, as launches on one stream; the counterpart of ForwardPass, where
-/// their words are explained. Nothing here waits or allocates, so all of it can be recorded in a graph, which a layer
-/// with experts on the host cuts in pieces.
+/// their words are explained. Nothing here waits or allocates, so all of it can be recorded in a graph, beside which the
+/// host has a step for each layer with experts of its own.
 ///
 /// What a layer's part computes is added to the residual by the norm that follows (launches are what a window's time
 /// goes to): `pending_` says what that is.

@@ -83,9 +83,6 @@ struct CudaIo {
   float* draft_logits = nullptr;        // [logits_rows, 16 * vocab_groups]
   int32_t* draft_groups = nullptr;      // [vocab_groups + 1] their number, then the groups
   float* choose_work = nullptr;
-  // Of a split: what the host has computed of a layer's slots.
-  float* slot_rows = nullptr;   // [pass_rows * top_k, hidden_dim]
-  int32_t* slot_ids = nullptr;  // [pass_rows * top_k]
 
   DeviceArena memory;
 };

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <functional>
-#include <optional>
 #include <vector>
 
 #include "kernels/cuda/cuda_runtime_wrap.h"
@@ -10,7 +9,7 @@ namespace foretoken::cuda {
 
 /// Work that is done over and over. The first time it is launched piece by piece, which also brings its kernels onto
 /// the device (that cannot be done while a graph is recorded); the second time it is recorded, and from then on
-/// replayed: as one launch, or as several with the host's steps between them.
+/// replayed as one launch. Steps that the host does beside it come behind the launch; the work waits for them by flags.
 class Recorded {
  public:
   /// The next run is nothing but replaying.
@@ -18,8 +17,8 @@ class Recorded {
 
  private:
   friend class Recorder;
-  std::vector<Graph> graphs_;
-  std::vector<std::function<void()>> steps_;  // the host's, steps_[i] after the launch of graphs_[i]
+  Graph graph_;
+  std::vector<std::function<void()>> steps_;  // the host's
   bool ran_once_ = false;
   bool is_recorded_ = false;
 };
@@ -32,21 +31,17 @@ class Recorder {
   /// run of `recorded`.
   void run(Recorded& recorded, const std::function<void()>& work);
 
-  /// Within work, recorded or not: what it has put into the stream so far is launched, then the host does `step`; in
-  /// every replay too. REQUIRES: what `step` refers to lives as long as the recording.
-  void cut(std::function<void()> step);
+  /// Within work: what the host has to do beside it, when everything has been launched that comes before. What comes
+  /// behind in the stream waits for the step by a flag (ReceiveRowsDesc): work that is launched piece by piece is
+  /// launched that far and waits for the step first, a recording is launched as a whole. REQUIRES: what `step` refers to
+  /// lives as long as the recording.
+  void host_step(std::function<void()> step);
 
  private:
-  void end_piece();
-  // Lists the work of a recording again; the host's steps are left out.
-  void compare(Recorded& recorded, const std::function<void()>& work);
-  void compare_piece();
+  [[nodiscard]] Graph record(const std::function<void()>& work, std::vector<std::function<void()>>& steps);
 
   const Stream& stream_;
-  Recorded* recorded_ = nullptr;   // that is being recorded
-  Recorded* comparing_ = nullptr;  // that is being compared with what its work is now
-  size_t num_compared_ = 0;
-  std::optional<GraphRecording> piece_;  // of it, the one that is open
+  std::vector<std::function<void()>>* steps_ = nullptr;  // of what is being recorded
 };
 
 }  // namespace foretoken::cuda

@@ -18,19 +18,18 @@ unsigned x_forms(const MoeWeights& moe) {
 }
 
 template <class T>
-PinnedBuffer pinned(int64_t count) {
-  return PinnedBuffer(static_cast<size_t>(count) * sizeof(T));
+MappedBuffer mapped(int64_t count) {
+  return MappedBuffer(static_cast<size_t>(count) * sizeof(T));
 }
 
 }  // namespace
 
 CudaSplit::CudaSplit(const Model& model, const ModelShapes& shapes, const SessionOptions& o, HotExperts& hot,
-                     CudaBuffers& buffers, const CudaIo& io, const Stream& stream, ThreadTeam& team)
+                     CudaBuffers& buffers, const Stream& stream, ThreadTeam& team)
     : model_(model),
       options_(o),
       hot_(hot),
       buffers_(buffers),
-      io_(io),
       stream_(stream),
       team_(team),
       distinct_(static_cast<size_t>(hot.num_layers()), 0),
@@ -39,25 +38,65 @@ CudaSplit::CudaSplit(const Model& model, const ModelShapes& shapes, const Sessio
 
 void CudaSplit::allocate() {
   const int64_t dim = host_.x.num_cols();
-  rows_in_ = pinned<float>(host_.x.max_rows() * dim);
-  experts_in_ = pinned<int32_t>(host_.num_slots);
-  rows_out_ = pinned<float>(host_.num_slots * dim);
-  slots_out_ = pinned<int32_t>(host_.num_slots);
+  rows_in_ = mapped<float>(host_.x.max_rows() * dim);
+  experts_in_ = mapped<int32_t>(host_.num_slots);
+  rows_out_ = mapped<float>(host_.num_slots * dim);
+  slots_out_ = mapped<int32_t>(host_.num_slots);
+  num_out_ = mapped<int32_t>(hot_.num_layers());
+  sent_ = Flags(static_cast<int>(host_.x.max_rows()));
+  ready_ = Flags(hot_.num_layers());
   // Slots of experts that are not on the device are quantised with the others there: they have to be numbers.
   buffers_.memory.clear(stream_);
 }
 
+void CudaSplit::begin_pass() {
+  for (int l = 0; l < hot_.num_layers(); ++l) ready_.lower(l);
+}
+
 void CudaSplit::send_rows(int num_rows, int top_k) {
-  const ModelConfig& c = model_.config();
-  copy_to_host(stream_, rows_in_.data(), buffers_.normed.values,
-               static_cast<size_t>(num_rows * c.hidden_dim) * sizeof(float));
-  copy_to_host(stream_, experts_in_.data(), buffers_.experts, static_cast<size_t>(num_rows * top_k) * sizeof(int32_t));
+  SendRowsDesc desc;
+  desc.from = buffers_.normed.values;
+  desc.experts = buffers_.experts;
+  desc.to = rows_in_.data<float>();
+  desc.to_experts = experts_in_.data<int32_t>();
+  desc.flags = sent_.words();
+  desc.num_cols = host_.x.num_cols();
+  desc.top_k = top_k;
+  desc.num_rows = num_rows;
+  launch(desc, stream_);
+}
+
+void CudaSplit::receive_slots(int layer_idx, int num_rows, int top_k) {
+  ReceiveRowsDesc desc;
+  desc.flag = ready_.words() + layer_idx;
+  desc.num_rows = num_out_.data<const int32_t>() + layer_idx;
+  desc.from = rows_out_.data<const float>();
+  desc.to_rows = slots_out_.data<const int32_t>();
+  desc.to = buffers_.slots;
+  desc.num_cols = host_.x.num_cols();
+  desc.max_rows = num_rows * top_k;
+  launch(desc, stream_);
 }
 
 void CudaSplit::compute(int layer_idx, int num_rows) {
+  try {
+    compute_slots(layer_idx, num_rows);
+  } catch (...) {
+    // Whoever gives the stream's memory back now would wait for a device that waits for the host.
+    for (int l = layer_idx; l < hot_.num_layers(); ++l) {
+      num_out_.data<int32_t>()[l] = 0;
+      ready_.raise(l);
+    }
+    throw;
+  }
+}
+
+void CudaSplit::compute_slots(int layer_idx, int num_rows) {
   const ModelConfig& c = model_.config();
   const MoeWeights& moe = model_.weights().layers[layer_idx].moe();
-  routed_.synchronize();
+  sent_.wait(stream_, num_rows);
+  // They are raised again behind this layer's slots, which are not there yet.
+  for (int r = 0; r < num_rows; ++r) sent_.lower(r);
   Routing& routing = host_.scratch.routing;
   routing.resize(num_rows, moe.top_k);
   std::copy_n(experts_in_.data<const int32_t>(), routing.experts.size(), routing.experts.begin());
@@ -81,16 +120,12 @@ void CudaSplit::compute(int layer_idx, int num_rows) {
   host_experts(options_.isa, team_, options_.moe_verify, moe, x, num_rows, hot_.places(layer_idx), host_.scratch,
                slots_);
   const auto num_slots = static_cast<int64_t>(slots_.size());
-  if (num_slots == 0) return;
   std::copy(slots_.begin(), slots_.end(), slots_out_.data<int32_t>());
   team_.parallel_for(num_slots, [&](int64_t i, int) {
     std::copy_n(host_.scratch.partial(slots_[i]), c.hidden_dim, rows_out_.data<float>() + i * c.hidden_dim);
   });
-  copy_to_device(stream_, io_.slot_ids, slots_out_.data(), static_cast<size_t>(num_slots) * sizeof(int32_t));
-  copy_to_device(stream_, io_.slot_rows, rows_out_.data(),
-                 static_cast<size_t>(num_slots * c.hidden_dim) * sizeof(float));
-  launch(ScatterRowsDesc{io_.slot_rows, io_.slot_ids, buffers_.slots, c.hidden_dim, static_cast<int>(num_slots)},
-         stream_);
+  num_out_.data<int32_t>()[layer_idx] = static_cast<int32_t>(num_slots);
+  ready_.raise(layer_idx);
 }
 
 }  // namespace foretoken::cuda

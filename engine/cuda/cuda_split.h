@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "engine/cuda/cuda_buffers.h"
-#include "engine/cuda/cuda_io.h"
 #include "engine/cuda/hot_experts.h"
 #include "kernels/rows/row_buffer.h"
 #include "kernels/threads/thread_team.h"
@@ -15,7 +14,7 @@ namespace foretoken::cuda {
 /// Host memory of CudaSplit, for a pass of up to pass_rows(options) rows.
 struct SplitBuffers {
   SplitBuffers(const ModelShapes& shapes, const SessionOptions& options);
-  /// With pinned memory, [max_rows + num_slots, hidden_dim] floats and twice [num_slots] ids, which CudaSplit takes where
+  /// With mapped memory, [max_rows + num_slots, hidden_dim] floats and twice [num_slots] ids, which CudaSplit takes where
   /// there is a device.
   [[nodiscard]] size_t size_bytes() const;
 
@@ -28,14 +27,15 @@ struct SplitBuffers {
 /// there, this computes the others; each (row, rank) slot's result is a row of its own, so that the device adds them in
 /// the router's rank order, whoever made them, and no bit depends on where an expert lies.
 ///
-///   device  ... norm, router | rows and choices leave | experts that are there        | slots arrive | next layer's
-///   norm ... host                                              | the others, in buckets        |
+///   device  ... norm, router | rows and choices leave | experts that are there, shared one | slots arrive | next layer's
+///   host                                              | the others, in buckets             |
 ///
-/// Where an expert lies changes between passes only (CudaModel::begin_pass).
+/// Rows and slots lie in memory that both reach, and each side tells the other by flags, so that a pass is one piece of
+/// work for the device. Where an expert lies changes between passes only (CudaModel::begin_pass).
 class CudaSplit {
  public:
   CudaSplit(const Model& model, const ModelShapes& shapes, const SessionOptions& options, HotExperts& hot,
-            CudaBuffers& buffers, const CudaIo& io, const Stream& stream, ThreadTeam& team);
+            CudaBuffers& buffers, const Stream& stream, ThreadTeam& team);
   CudaSplit(const CudaSplit&) = delete;
   CudaSplit& operator=(const CudaSplit&) = delete;
 
@@ -45,33 +45,39 @@ class CudaSplit {
   /// Some experts of this layer may be in RAM alone.
   [[nodiscard]] bool splits(int layer_idx) const { return layer_idx < hot_.num_layers() && hot_.is_split(layer_idx); }
 
-  /// Recordable: the rows behind a layer's router and their choices leave for the host.
+  /// Before a pass. REQUIRES: the stream is idle.
+  void begin_pass();
+  /// Work of the device: the rows behind a layer's router and their choices leave for the host.
   void send_rows(int num_rows, int top_k);
-  /// Not recordable: behind send_rows() and the device's own experts. Computes the host's slots of layer `layer_idx`
-  /// and sends them. routed() is recorded between the two.
+  /// The host's step: takes these rows, computes its slots of layer `layer_idx` and leaves them for receive_slots(). If it
+  /// throws, the device does not wait for this pass's slots any more, and what it computes is nobody's.
   void compute(int layer_idx, int num_rows);
-  [[nodiscard]] Event& routed() { return routed_; }
+  /// Work of the device, behind its own experts: waits for the host's slots and puts them among the others.
+  void receive_slots(int layer_idx, int num_rows, int top_k);
 
   [[nodiscard]] size_t host_bytes() const { return host_.size_bytes(); }
   /// Distinct experts of the last pass at a split layer.
   [[nodiscard]] int distinct_experts(int layer_idx) const { return distinct_[layer_idx]; }
 
  private:
+  void compute_slots(int layer_idx, int num_rows);
+
   const Model& model_;
   const SessionOptions& options_;
   HotExperts& hot_;
   CudaBuffers& buffers_;
-  const CudaIo& io_;
   const Stream& stream_;
   ThreadTeam& team_;
   std::vector<int> distinct_;  // [num_layers]
-  Event routed_;
 
   SplitBuffers host_;
-  PinnedBuffer rows_in_;        // [max_rows, hidden_dim] from the device
-  PinnedBuffer experts_in_;     // [max_rows, top_k]
-  PinnedBuffer rows_out_;       // [num_slots, hidden_dim] to the device
-  PinnedBuffer slots_out_;      // [num_slots]
+  MappedBuffer rows_in_;        // [max_rows, hidden_dim] from the device
+  MappedBuffer experts_in_;     // [max_rows, top_k]
+  MappedBuffer rows_out_;       // [num_slots, hidden_dim] to the device
+  MappedBuffer slots_out_;      // [num_slots]
+  MappedBuffer num_out_;        // [num_layers] how many of them each layer has
+  Flags sent_;                  // [max_rows] by the device: the row of the running layer is there
+  Flags ready_;                 // [num_layers] by the host: the layer's slots are
   std::vector<int32_t> slots_;  // the host's of the running layer
   std::vector<uint8_t> seen_;   // [num_experts]
 };

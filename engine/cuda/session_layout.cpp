@@ -99,10 +99,6 @@ CudaIo::CudaIo(const ModelShapes& s, const BasicModelWeights<MatrixView>& weight
     head_forms |= draft_forms;
   }
   memory.take_rows(logits_rows(o), dim, head_forms, gathered);
-  if (o.device == Device::kSplit && s.moe.num_experts > 0) {
-    memory.take(n * s.moe.top_k * dim, slot_rows);
-    memory.take(n * s.moe.top_k, slot_ids);
-  }
 }
 
 SplitBuffers::SplitBuffers(const ModelShapes& shapes, const SessionOptions& o)
@@ -111,8 +107,8 @@ SplitBuffers::SplitBuffers(const ModelShapes& shapes, const SessionOptions& o)
       scratch(routed_alone(shapes.moe), pass_rows(o), o.threads) {}
 
 size_t SplitBuffers::size_bytes() const {
-  const size_t pinned = bytes_of<float>((x.max_rows() + num_slots) * x.num_cols()) + 2 * bytes_of<int32_t>(num_slots);
-  return pinned + x.size_bytes() + scratch.size_bytes();
+  const size_t mapped = bytes_of<float>((x.max_rows() + num_slots) * x.num_cols()) + 2 * bytes_of<int32_t>(num_slots);
+  return mapped + x.size_bytes() + scratch.size_bytes();
 }
 
 size_t CudaIo::pinned_bytes() const {

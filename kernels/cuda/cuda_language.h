@@ -55,6 +55,21 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kUnderWay) : "memory");
 }
 
+/// Tells the host by a flag (Flags) that what the calling thread has written, and what others of its block had written before
+/// their last barrier, is there.
+__device__ __forceinline__ void raise_flag(uint32_t* flag) {
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(flag), "r"(1u) : "memory");
+}
+/// Returns when the host has raised the flag; what the host wrote before is then there for this thread, and for others of its
+/// block behind a barrier. REQUIRES: the launch says so (LaunchShape::waits_for).
+__device__ __forceinline__ void wait_for_flag(const uint32_t* flag) {
+  constexpr unsigned kNanoseconds = 200;  // a look takes a way over the bus and back
+  for (uint32_t raised = 0; true; __nanosleep(kNanoseconds)) {
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(raised) : "l"(flag) : "memory");
+    if (raised != 0) return;
+  }
+}
+
 /// C += A B over int8 fragments of a warp; see emulated_mma for the layout of the registers.
 __device__ __forceinline__ void mma_16x8x32(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"

@@ -2,7 +2,12 @@
 
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
+#include <immintrin.h>
+#include <unistd.h>
 
+#include <atomic>
+
+#include "kernels/base/error.h"
 #include "kernels/cuda/cuda_faults.h"
 
 namespace foretoken::cuda {
@@ -38,9 +43,9 @@ void Stream::synchronize() const {
   check(cudaStreamSynchronize(stream_of(*this)), "waiting for the device");
 }
 
-Event::Event() {
+Event::Event(bool with_time) {
   cudaEvent_t event = nullptr;
-  check(cudaEventCreate(&event), "creating an event");
+  check(cudaEventCreateWithFlags(&event, with_time ? cudaEventDefault : cudaEventDisableTiming), "creating an event");
   handle_ = event;
 }
 
@@ -134,6 +139,73 @@ PinnedBuffer::PinnedBuffer(size_t size_bytes) {
 
 PinnedBuffer::~PinnedBuffer() {
   if (data_ != nullptr) cudaFreeHost(data_);
+}
+
+MappedBuffer::MappedBuffer(size_t size_bytes) {
+  if (size_bytes == 0) return;
+  check(cudaHostAlloc(&data_, size_bytes, cudaHostAllocMapped),
+        fmt::format("mapping {:.1f} MiB of host memory", mebibytes(size_bytes)));
+  size_bytes_ = size_bytes;
+  // Kernels get the host's address: with one address space for both, which all GPUs have that we run on, it is theirs.
+  void* of_device = nullptr;
+  check(cudaHostGetDevicePointer(&of_device, data_, 0), "mapping host memory");
+  FT_CHECK(of_device == data_);
+}
+
+MappedBuffer::~MappedBuffer() {
+  if (data_ != nullptr) cudaFreeHost(data_);
+}
+
+RegisteredMemory::RegisteredMemory(const void* data, size_t size_bytes) {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + size_bytes + page - 1) / page * page;
+  auto* const pages = reinterpret_cast<void*>(begin);
+  // Where the driver can register memory for reading alone, it has to be asked so: pages of a file cannot be written.
+  int read_only = 0, current = 0;
+  check(cudaGetDevice(&current), "asking for the device");
+  check(cudaDeviceGetAttribute(&read_only, cudaDevAttrHostRegisterReadOnlySupported, current), "asking for the device");
+  const unsigned flags = cudaHostRegisterMapped | (read_only != 0 ? cudaHostRegisterReadOnly : 0u);
+  if (cudaHostRegister(pages, end - begin, flags) != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());  // the failure is not sticky
+    return;
+  }
+  data_ = pages;
+  void* of_device = nullptr;
+  if (cudaHostGetDevicePointer(&of_device, pages, 0) == cudaSuccess && of_device == pages) return;
+  static_cast<void>(cudaGetLastError());
+  static_cast<void>(cudaHostUnregister(std::exchange(data_, nullptr)));
+}
+
+RegisteredMemory::~RegisteredMemory() {
+  if (data_ != nullptr) cudaHostUnregister(data_);
+}
+
+Flags::Flags(int count) : memory_(static_cast<size_t>(count) * sizeof(uint32_t)) {
+  for (int i = 0; i < count; ++i) lower(i);
+}
+
+void Flags::raise(int i) const {
+  std::atomic_ref(words()[i]).store(1, std::memory_order_release);
+}
+
+void Flags::lower(int i) const {
+  std::atomic_ref(words()[i]).store(0, std::memory_order_relaxed);
+}
+
+void Flags::wait(const Stream& stream, int count) const {
+  constexpr int kLooksPerQuery = 1 << 14;  // a question to the driver takes as long as hundreds of looks
+  for (int i = 0; i < count; ++i) {
+    const std::atomic_ref flag(words()[i]);
+    for (int looks = 1; flag.load(std::memory_order_acquire) == 0; ++looks) {
+      _mm_pause();
+      if (looks % kLooksPerQuery != 0) continue;
+      const cudaError_t status = cudaStreamQuery(stream_of(stream));
+      if (status == cudaErrorNotReady) continue;
+      check(status, "waiting for the device");
+      FT_CHECK(flag.load(std::memory_order_acquire) != 0);  // all work is done, and it was not raised
+    }
+  }
 }
 
 void copy_to_device(const Stream& stream, void* to, const void* from, size_t size_bytes) {

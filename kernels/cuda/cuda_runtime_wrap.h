@@ -25,6 +25,9 @@ struct Dim3 {
 struct LaunchShape {
   Dim3 grid, block;
   size_t shared_bytes = 0;  // dynamic shared memory
+  /// A flag that the kernel waits for (wait_for_flag() of cuda_language.h), of Flags; nullptr: none. The emulation starts
+  /// it when the flag is raised.
+  const uint32_t* waits_for = nullptr;
 };
 
 /// A queue of work on the device. Work begins in the order in which it was put in. One host thread at a time.
@@ -48,7 +51,8 @@ class Stream {
 
 class Event {
  public:
-  Event();
+  /// with_time: milliseconds_since() may be asked of it, which makes recording dearer.
+  explicit Event(bool with_time = false);
   ~Event();
   Event(Event&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
   Event& operator=(Event&& other) noexcept {
@@ -58,7 +62,7 @@ class Event {
 
   void record(const Stream& stream);
   void synchronize() const;
-  /// REQUIRES: both were recorded and have happened.
+  /// REQUIRES: both have their time, were recorded and have happened.
   [[nodiscard]] float milliseconds_since(const Event& begin) const;
   [[nodiscard]] void* handle() const { return handle_; }
 
@@ -176,6 +180,70 @@ class PinnedBuffer {
  private:
   void* data_ = nullptr;
   size_t size_bytes_ = 0;
+};
+
+/// Host memory that kernels read and write where it lies, over the bus. Move-only.
+class MappedBuffer {
+ public:
+  MappedBuffer() = default;
+  explicit MappedBuffer(size_t size_bytes);
+  ~MappedBuffer();
+  MappedBuffer(MappedBuffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), size_bytes_(std::exchange(other.size_bytes_, 0)) {}
+  MappedBuffer& operator=(MappedBuffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_bytes_, other.size_bytes_);
+    return *this;
+  }
+
+  template <class T = std::byte>
+  [[nodiscard]] T* data() const {
+    return static_cast<T*>(data_);
+  }
+  [[nodiscard]] size_t size_bytes() const { return size_bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t size_bytes_ = 0;
+};
+
+/// While one of these lives, kernels may load from host memory that is somebody else's, where it lies. Move-only.
+class RegisteredMemory {
+ public:
+  RegisteredMemory() = default;
+  /// Whole pages around [data, data + size_bytes). Pages are registered once: no other of these may hold one of them. What
+  /// the driver cannot register (memory of some files) stays as it was; is_registered() tells.
+  RegisteredMemory(const void* data, size_t size_bytes);
+  ~RegisteredMemory();
+  RegisteredMemory(RegisteredMemory&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
+  RegisteredMemory& operator=(RegisteredMemory&& other) noexcept {
+    std::swap(data_, other.data_);
+    return *this;
+  }
+
+  [[nodiscard]] bool is_registered() const { return data_ != nullptr; }
+
+ private:
+  void* data_ = nullptr;
+};
+
+/// By flags host and device tell each other, in the midst of a stream's work, that something is ready in memory that both
+/// reach. Who sees a flag raised sees all that was written before it was raised.
+class Flags {
+ public:
+  Flags() = default;
+  explicit Flags(int count);
+
+  /// [count] for kernels: raise_flag() and wait_for_flag() of cuda_language.h.
+  [[nodiscard]] uint32_t* words() const { return memory_.data<uint32_t>(); }
+  void raise(int i) const;
+  void lower(int i) const;
+  /// Returns when kernels of `stream` have raised flags [0, count). Throws InputError if the device fails, or has nothing
+  /// more to do.
+  void wait(const Stream& stream, int count) const;
+
+ private:
+  MappedBuffer memory_;
 };
 
 // Copies and fills are work of the stream. A copy from or to memory that is not pinned may wait for it.

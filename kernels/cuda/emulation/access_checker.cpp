@@ -245,7 +245,7 @@ void look_at_access(const void* address, size_t size_bytes, bool is_store, const
     if (is_inside(at, running->stack_begin, running->stack_end) ||
         is_inside(at, running->parameters, running->parameters_end) || owned_by_machine(address))
       return;
-    if (!is_store && is_inside(at, program_image().begin, program_image().end)) return;
+    if (!is_store && (is_inside(at, program_image().begin, program_image().end) || is_registered(address))) return;
     fail_access({address, size_bytes, is_store, place_of(code), "of host memory in a kernel"});
   }
   ++num_accesses;

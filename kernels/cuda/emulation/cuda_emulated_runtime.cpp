@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -10,6 +11,7 @@
 #include <map>
 #include <mutex>
 #include <random>
+#include <span>
 #include <sstream>
 #include <string>
 #include <unordered_set>
@@ -65,6 +67,11 @@ struct Item {
   std::byte* pinned_target = nullptr;
   size_t size_bytes = 0;
   uint64_t source_sum = 0;
+  const uint32_t* waits_for = nullptr;  // a flag of the host's
+
+  [[nodiscard]] bool can_run() const {
+    return waits_for == nullptr || std::atomic_ref(const_cast<uint32_t&>(*waits_for)).load() != 0;
+  }
 };
 
 struct EmulatedStream {
@@ -80,6 +87,7 @@ struct EmulatedEvent {
   Clock::time_point time;
   uint64_t recorded = 0, happened = 0;  // how often
   EmulatedStream* stream = nullptr;
+  bool with_time = false;
 };
 
 uint64_t sum_of(const std::byte* data, size_t size_bytes) {
@@ -155,6 +163,11 @@ class Device {
     if (event.recorded > 0) run_until([&event] { return event.happened == event.recorded; }, event.stream);
   }
 
+  void finish(EmulatedStream* stream, std::span<const uint32_t> flags) {
+    const std::lock_guard lock(mutex_);
+    run_until([&] { return std::all_of(flags.begin(), flags.end(), [](uint32_t flag) { return flag != 0; }); }, stream);
+  }
+
   // Allocation and release, as cudaMalloc and cudaFree: the latter waits for all work of the device.
   void* allocate(size_t size_bytes, size_t counted_bytes, std::string_view what, std::span<const BufferPiece> pieces) {
     refuse_in_recording("allocating memory");
@@ -200,6 +213,11 @@ class Device {
     finish_quietly();
     pinned_.erase(static_cast<std::byte*>(data));
     std::free(data);
+  }
+  // As cudaFreeHost: what still works with the memory comes to its end.
+  void finish_all() {
+    const std::lock_guard lock(mutex_);
+    finish_quietly();
   }
   [[nodiscard]] bool is_pinned(const void* data) {
     const std::lock_guard lock(mutex_);
@@ -249,7 +267,13 @@ class Device {
     while (!done()) {
       EmulatedStream* stream = wanted;
       if (any_order_ && random_() % 2 == 0) stream = streams_[random_() % streams_.size()];
-      if (stream->queue.empty()) continue;
+      if (stream == wanted && (stream->queue.empty() || !stream->queue.front().can_run())) {
+        throw EmulationError(stream->queue.empty() ? "the host waits for what nothing in the stream brings about"
+                                                   : stream->queue.front().name +
+                                                         " waits for a flag that the host has not raised, and "
+                                                         "the host waits for the stream");
+      }
+      if (stream->queue.empty() || !stream->queue.front().can_run()) continue;
       const Item item = std::move(stream->queue.front());
       stream->queue.pop_front();
       if (item.kernel != nullptr) ++kernel_counts_[item.name];
@@ -270,7 +294,11 @@ class Device {
       try {
         run_until([stream] { return stream->queue.empty(); }, stream);
       } catch (const std::exception&) {
-        return;
+        if (stream->queue.empty() || stream->queue.front().can_run()) return;
+        // On a GPU this would wait for ever, and whoever releases memory with it.
+        fmt::print(stderr, "cuda emulation: memory or a stream is released while {} waits for the host\n",
+                   stream->queue.front().name);
+        std::abort();
       }
     }
   }
@@ -370,14 +398,21 @@ Stream::~Stream() {
   device().remove(emulated(*this));
   delete emulated(*this);
 }
-void Stream::synchronize() const {
-  refuse_in_recording("waiting for a stream");
+// What the host does before each wait for work of the device.
+static void begin_wait(const char* what) {
+  refuse_in_recording(what);
   if (emulation::faults.waits_until_lost && (*emulation::faults.waits_until_lost)-- == 0) emulation::lost = true;
   notice_loss("waiting for the device");
+}
+
+void Stream::synchronize() const {
+  begin_wait("waiting for a stream");
   device().finish(emulated(*this));
 }
 
-Event::Event() : handle_(new std::shared_ptr<EmulatedEvent>(std::make_shared<EmulatedEvent>())) {}
+Event::Event(bool with_time) : handle_(new std::shared_ptr<EmulatedEvent>(std::make_shared<EmulatedEvent>())) {
+  (*static_cast<std::shared_ptr<EmulatedEvent>*>(handle_))->with_time = with_time;
+}
 Event::~Event() {
   delete static_cast<std::shared_ptr<EmulatedEvent>*>(handle_);
 }
@@ -403,6 +438,7 @@ float Event::milliseconds_since(const Event& begin) const {
   refuse_in_recording("reading the time between two events");
   const EmulatedEvent &from = **static_cast<std::shared_ptr<EmulatedEvent>*>(begin.handle_),
                       &to = **static_cast<std::shared_ptr<EmulatedEvent>*>(handle_);
+  if (!from.with_time || !to.with_time) throw EmulationError("a time is asked of an event that has none");
   if (from.happened != from.recorded || to.happened != to.recorded)
     throw EmulationError("the time between two events is asked for before they have happened");
   return std::chrono::duration<float, std::milli>(to.time - from.time).count();
@@ -481,6 +517,56 @@ PinnedBuffer::~PinnedBuffer() {
   device().unpin(data_);
 }
 
+MappedBuffer::MappedBuffer(size_t size_bytes) : size_bytes_(size_bytes) {
+  refuse_in_recording("mapping memory");
+  notice_loss("allocating memory");
+  if (size_bytes == 0) return;
+#if defined(FORETOKEN_ACCESS_CHECKS)
+  data_ = emulation::allocate_mapped_memory(size_bytes);
+#else
+  FT_CHECK(posix_memalign(&data_, 256, size_bytes) == 0);
+  std::memset(data_, 0xff, size_bytes);
+#endif
+}
+MappedBuffer::~MappedBuffer() {
+  if (data_ == nullptr) return;
+  device().finish_all();
+#if defined(FORETOKEN_ACCESS_CHECKS)
+  emulation::free_mapped_memory(static_cast<std::byte*>(data_));
+#else
+  std::free(data_);
+#endif
+}
+
+// Pages are not rounded here: a kernel that leaves what was asked for is found.
+RegisteredMemory::RegisteredMemory(const void* data, [[maybe_unused]] size_t size_bytes)
+    : data_(const_cast<void*>(data)) {
+#if defined(FORETOKEN_ACCESS_CHECKS)
+  emulation::register_host_memory(data, size_bytes);
+#endif
+}
+RegisteredMemory::~RegisteredMemory() {
+  if (data_ == nullptr) return;
+  device().finish_all();
+#if defined(FORETOKEN_ACCESS_CHECKS)
+  emulation::unregister_host_memory(data_);
+#endif
+}
+
+Flags::Flags(int count) : memory_(static_cast<size_t>(count) * sizeof(uint32_t)) {
+  for (int i = 0; i < count; ++i) lower(i);
+}
+void Flags::raise(int i) const {
+  std::atomic_ref(words()[i]).store(1);
+}
+void Flags::lower(int i) const {
+  std::atomic_ref(words()[i]).store(0);
+}
+void Flags::wait(const Stream& stream, int count) const {
+  begin_wait("waiting for a flag");
+  device().finish(emulated(stream), {words(), static_cast<size_t>(count)});
+}
+
 void copy_to_device(const Stream& stream, void* to, const void* from, size_t size_bytes) {
   if (size_bytes > 0) submit_copy(stream, "a copy to the device", to, from, size_bytes);
 }
@@ -554,6 +640,7 @@ static void submit_kernel(const Stream& stream, const LaunchShape& shape, const 
   item.name = name;
   item.kernel = kernel;
   item.hash = add_to_hash(hash, shape);
+  item.waits_for = shape.waits_for;
   item.run = [shape, name, body = std::move(body), parameters] {
     try {
 #if defined(FORETOKEN_ACCESS_CHECKS)

@@ -253,6 +253,15 @@ void wait_for_copies() {
   while (emulation::take_copy(kUnderWay, copy)) *static_cast<uint4*>(copy.to) = *static_cast<const uint4*>(copy.from);
 }
 
+inline void raise_flag(uint32_t* flag) {
+  *flag = 1;
+}
+// The runtime starts a kernel only when the flag that its launch names is raised, and threads here take turns with each
+// other alone: to wait would be to wait for ever.
+inline void wait_for_flag(const uint32_t* flag) {
+  if (*flag == 0) emulation::fail("a wait for a flag that the launch does not name");
+}
+
 // mma.sync.aligned.{m16n8k32,m16n8k16}.row.col.s32.s8.s8.s32, with the register layout that the PTX manual gives: lane
 // = 4 * group + quad. A[row][k]: register i holds row group + 8 * (i % 2), k = 16 * (i / 2) + 4 * quad + byte;
 // B[k][col]: register i holds k = 16 * i + 4 * quad + byte, col = group; C[row][col]: register i holds row group + 8 *

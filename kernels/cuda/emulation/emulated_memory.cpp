@@ -27,6 +27,8 @@ std::byte* reserve(size_t size_bytes, int protection) {
   return static_cast<std::byte*>(mapped);
 }
 
+constexpr size_t kMappedBegin = DeviceMemory::kBytes - DeviceMemory::kMappedBytes;
+
 class Heap {
  public:
   Heap() {
@@ -70,6 +72,32 @@ class Heap {
     live_.erase(found);
   }
 
+  std::byte* allocate_mapped(size_t size_bytes) {
+    const std::lock_guard lock(mutex_);
+    const size_t length = round_to_pages(DeviceMemory::kGuardBytes + size_bytes) + kPage;
+    if (mapped_.empty()) mapped_cursor_ = kMappedBegin;
+    const size_t begin = mapped_cursor_;
+    FT_CHECK(begin + length <= DeviceMemory::kBytes);
+    mapped_cursor_ += length;
+    mapped_.emplace(begin, length);
+    FT_CHECK(mprotect(memory_.begin + begin, length, PROT_READ | PROT_WRITE) == 0);
+    std::byte* data = memory_.begin + begin + DeviceMemory::kGuardBytes;
+    std::memset(data, 0xff, size_bytes);
+    std::memset(state_of(data), kAllocated | kWrittenBytes, (size_bytes + 3) / 4);
+    return data;
+  }
+
+  void free_mapped(std::byte* data) {
+    const std::lock_guard lock(mutex_);
+    const auto begin = static_cast<size_t>(data - memory_.begin) - DeviceMemory::kGuardBytes;
+    const auto found = mapped_.find(begin);
+    FT_CHECK(found != mapped_.end());
+    std::memset(memory_.states + begin / 4, 0, found->second / 4);
+    FT_CHECK(madvise(memory_.begin + begin, found->second, MADV_DONTNEED) == 0);
+    FT_CHECK(mprotect(memory_.begin + begin, found->second, PROT_NONE) == 0);
+    mapped_.erase(found);
+  }
+
   void open() {
     const std::lock_guard lock(mutex_);
     if (++open_ == 1) protect(PROT_READ | PROT_WRITE);
@@ -100,7 +128,7 @@ class Heap {
       auto next = live_.lower_bound(at);
       if (next != live_.begin()) at = std::max(at, std::prev(next)->second.end);
       for (; next != live_.end() && next->first - at < length; ++next) at = next->second.end;
-      if (DeviceMemory::kBytes - at >= length) return at;
+      if (kMappedBegin - at >= length) return at;
     }
     FT_CHECK(!"the emulated device's address range is full");
     return 0;
@@ -119,6 +147,8 @@ class Heap {
   std::map<size_t, Live> live_;  // by begin
   size_t cursor_ = DeviceMemory::kSharedBytes, top_ = DeviceMemory::kSharedBytes;
   int open_ = 0;
+  std::map<size_t, size_t> mapped_;  // length by begin
+  size_t mapped_cursor_ = kMappedBegin;
 };
 
 Heap& heap() {
@@ -137,6 +167,42 @@ std::byte* allocate_device_memory(size_t size_bytes, std::span<const Piece> piec
 }
 void free_device_memory(std::byte* data) {
   heap().free(data);
+}
+
+std::byte* allocate_mapped_memory(size_t size_bytes) {
+  return heap().allocate_mapped(size_bytes);
+}
+void free_mapped_memory(std::byte* data) {
+  heap().free_mapped(data);
+}
+
+namespace {
+
+struct Registered {
+  std::mutex mutex;
+  std::map<const std::byte*, size_t> sizes;  // by begin
+};
+
+Registered& registered() {
+  static Registered* instance = new Registered;
+  return *instance;
+}
+
+}  // namespace
+
+void register_host_memory(const void* data, size_t size_bytes) {
+  const std::lock_guard lock(registered().mutex);
+  FT_CHECK(registered().sizes.emplace(static_cast<const std::byte*>(data), size_bytes).second);
+}
+void unregister_host_memory(const void* data) {
+  const std::lock_guard lock(registered().mutex);
+  FT_CHECK(registered().sizes.erase(static_cast<const std::byte*>(data)) == 1);
+}
+bool is_registered(const void* address) {
+  const std::lock_guard lock(registered().mutex);
+  const auto* at = static_cast<const std::byte*>(address);
+  const auto next = registered().sizes.upper_bound(at);
+  return next != registered().sizes.begin() && at < std::prev(next)->first + std::prev(next)->second;
 }
 
 void check_allocated(const void* data, size_t size_bytes) {

@@ -20,6 +20,7 @@ inline constexpr uint8_t kAllocated = 0x80, kSplit = 0x40, kWrittenBytes = 0x0f;
 /// All zero-based: offsets from `begin`. The first kSharedBytes are the shared memory of the block that runs.
 struct DeviceMemory {
   static constexpr size_t kBytes = size_t{12} << 30, kSharedBytes = size_t{1} << 20;
+  static constexpr size_t kMappedBytes = size_t{1} << 30;  // the last ones: host memory that is mapped
   static constexpr size_t kGuardBytes = 256;
 
   std::byte* begin = nullptr;
@@ -40,6 +41,15 @@ struct Piece {
 };
 std::byte* allocate_device_memory(size_t size_bytes, std::span<const Piece> pieces);
 void free_device_memory(std::byte* data);
+
+/// Mapped host memory: open to host and kernels at any time; counts as written.
+std::byte* allocate_mapped_memory(size_t size_bytes);
+void free_mapped_memory(std::byte* data);
+
+/// Host memory that kernels may load from: from now on, and no longer.
+void register_host_memory(const void* data, size_t size_bytes);
+void unregister_host_memory(const void* data);
+[[nodiscard]] bool is_registered(const void* address);
 
 /// Throws EmulationError where a range of device memory leaves an allocation. Host memory passes.
 void check_allocated(const void* data, size_t size_bytes);

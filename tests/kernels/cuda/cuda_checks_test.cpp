@@ -112,6 +112,18 @@ __global__ void read_wide(int* out, const std::byte* from, int offset) {
   out[threadIdx.x] = static_cast<int>(*reinterpret_cast<const uint64_t*>(from + offset));
 }
 
+__global__ void tell_host(int* values, uint32_t* flag) {
+  values[threadIdx.x] = static_cast<int>(threadIdx.x);
+  __syncthreads();
+  if (threadIdx.x == 0) raise_flag(flag);
+}
+
+__global__ void hear_host(const uint32_t* flag, const int* from, int* to) {
+  if (threadIdx.x == 0) wait_for_flag(flag);
+  __syncthreads();
+  to[threadIdx.x] = from[threadIdx.x];
+}
+
 __global__ void add_one(int* values) {
   values[threadIdx.x] += 1;
 }
@@ -269,12 +281,15 @@ TEST_CASE("Late: nothing has happened before somebody waits") {
   CHECK(result.data<int>()[5] == -1);  // poisoned
   stream.synchronize();
   CHECK(result.data<int>()[5] == 1);
-  Event begin, end;
+  Event begin(/*with_time=*/true), end(true), timeless;
   begin.record(stream);
   end.record(stream);
   CHECK_THAT(failure([&] { static_cast<void>(end.milliseconds_since(begin)); }), Contains("before they have happened"));
   end.synchronize();
   CHECK(end.milliseconds_since(begin) >= 0);
+  timeless.record(stream);
+  timeless.synchronize();
+  CHECK_THAT(failure([&] { static_cast<void>(timeless.milliseconds_since(begin)); }), Contains("event that has none"));
 }
 
 TEST_CASE("Late: pinned memory is read when the copy runs, other memory at the call") {
@@ -291,6 +306,57 @@ TEST_CASE("Late: pinned memory is read when the copy runs, other memory at the c
   std::vector<int> seen(32);
   copy_to_host(stream, seen.data(), values.data(), 128);
   CHECK(seen == std::vector<int>(32, 4));
+}
+
+TEST_CASE("Late: host and device tell each other by flags") {
+  const DeviceBuffer result = zeros(128);
+  const MappedBuffer up(128), down(128);
+  const Flags flags(2);
+  const Stream stream;
+  std::vector<int> seen(32);
+  const auto list = [&] {
+    launch(stream, {{1}, {32}}, "tell_host", tell_host, up.data<int>(), flags.words());
+    launch(stream, {{1}, {32}, 0, flags.words() + 1}, "hear_host", hear_host, flags.words() + 1, down.data<const int>(),
+           result.data<int>());
+  };
+  const auto answer = [&](int factor) {
+    flags.wait(stream, 1);
+    for (int i = 0; i < 32; ++i) down.data<int>()[i] = factor * up.data<int>()[i];
+    flags.raise(1);
+    copy_to_host(stream, seen.data(), result.data(), 128);
+  };
+  list();
+  CHECK(up.data<int>()[5] == -1);  // nothing has happened
+  answer(2);
+  CHECK(seen[5] == 10);
+  // In a recording, which is launched as a whole.
+  const Graph graph(stream, list);
+  for (const int factor : {3, 4}) {
+    for (int i = 0; i < 2; ++i) flags.lower(i);
+    graph.launch(stream);
+    answer(factor);
+    CHECK(seen[5] == 5 * factor);
+  }
+
+  // What would wait for ever.
+  flags.lower(0);
+  flags.lower(1);
+  CHECK_THAT(failure([&] { flags.wait(stream, 1); }), Contains("nothing in the stream brings about"));
+  list();
+  CHECK_THAT(failure([&] { flags.wait(stream, 2); }),
+             Contains("hear_host waits for a flag that the host has not raised"));
+  CHECK_THAT(failure([&] { stream.synchronize(); }),
+             Contains("hear_host waits for a flag that the host has not raised"));
+  flags.raise(1);
+  stream.synchronize();
+  flags.lower(1);
+  launch(stream, {{1}, {32}}, "hear_host", hear_host, flags.words() + 1, down.data<const int>(), result.data<int>());
+  CHECK_THAT(failure([&] { stream.synchronize(); }), Contains("a flag that the launch does not name"));
+  // Memory that is pinned and not mapped is no kernel's.
+  const PinnedBuffer pinned(128);
+  flags.raise(1);
+  launch(stream, {{1}, {32}}, "hear_host", hear_host, flags.words() + 1, pinned.data<const int>(), result.data<int>());
+  CHECK_THAT(failure([&] { stream.synchronize(); }), Contains("of host memory in a kernel"));
 }
 
 TEST_CASE("Late: streams have no order among each other") {

@@ -81,6 +81,14 @@ TEST_CASE("every launch fits a grid at the largest sizes that the flags allow") 
       const int32_t* list = somewhere<int32_t>();
       launch(GatherRowsDesc{somewhere<float>(), list, somewhere<float>(), kCols, kRows}, stream);
       launch(ScatterRowsDesc{somewhere<float>(), list, somewhere<float>(), kCols, kRows * kExpertsOfRow}, stream);
+      SendRowsDesc send;
+      send.num_cols = kCols;
+      send.num_rows = kRows;
+      launch(send, stream);
+      ReceiveRowsDesc receive;
+      receive.num_cols = kCols;
+      receive.max_rows = kRows * kExpertsOfRow;
+      launch(receive, stream);
       launch(SiluMulDesc{somewhere<float>(), somewhere<float>(), int64_t{kRows} * kExpertsOfRow * 4096}, stream);
     });
     for (const WeightTypeInfo& info : all_weight_types()) {
