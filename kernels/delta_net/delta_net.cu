@@ -1,5 +1,7 @@
 #include "kernels/delta_net/delta_net_cuda.h"
 
+#include <type_traits>
+
 #include "kernels/base/error.h"
 #include "kernels/matmul/float_dot_cuda.cuh"
 
@@ -9,6 +11,7 @@ namespace {
 
 constexpr int kMaxStateSize = 128;
 constexpr int kMaxTaps = 8;
+constexpr int kRowsAtOnce = 8;  // of the convolution
 
 /// Rows [row, ...) of a bank.
 __device__ __forceinline__ DeltaBank rows_from(const DeltaBank& bank, int64_t row, int64_t channels,
@@ -31,10 +34,12 @@ __device__ __forceinline__ DeltaBank new_rows(const DeltaBanks& banks, const Dev
 }
 
 // A block of threads a head of q, k or v of a span (blockIdx.x, blockIdx.y), a thread a channel: its history, its rows
-// and its place in the new bank are that thread's alone. One more block makes the gates.
-__global__ void __launch_bounds__(kMaxStateSize) cuda_convolve(ConvolveDesc a) {
-  FT_SHARED(float, row_values, kMaxStateSize);
-  FT_SHARED(float, inverse, 1);
+// and its place in the new bank are that thread's alone. Eight rows are asked for before the first is needed and share
+// their barriers: one by one, each would wait for its load and for the sum of squares. One more block makes the gates. Told of four blocks, the compiler
+// spills nothing.
+__global__ void __launch_bounds__(kMaxStateSize, 4) cuda_convolve(ConvolveDesc a) {
+  FT_SHARED(float, row_values, kRowsAtOnce* kMaxStateSize);
+  FT_SHARED(float, inverse, kRowsAtOnce);
   if (static_cast<int>(blockIdx.y) >= a.pass.counts->num_spans) return;  // the whole block
   const DeviceSpan span = a.pass.spans[blockIdx.y];
   const int heads = 2 * a.num_key_heads + a.num_value_heads, head = static_cast<int>(blockIdx.x);
@@ -52,54 +57,74 @@ __global__ void __launch_bounds__(kMaxStateSize) cuda_convolve(ConvolveDesc a) {
     }
     return;
   }
-  // Threads beyond the head (a warp has more lanes than a head of 16 has values) read and write nothing.
+  // Threads beyond the head (a warp has more lanes than a head of 16 has values) read its first channel's rows, so that
+  // no load of those is in a branch, and write nothing.
   const bool inside = static_cast<int>(threadIdx.x) < a.state_size;
-  const int64_t c = int64_t{head} * a.state_size + threadIdx.x;
-  const float* rows = a.raw + first_row * channels;
+  const int64_t c = int64_t{head} * a.state_size + (inside ? threadIdx.x : 0);
+  const float* rows = a.raw + first_row * channels + c;
   float* history = a.history + int64_t{span.sequence} * (a.taps - 1) * channels;
 
-  // u[j]: raw row r - (taps - 1) + j of the span, before it those kept in the old bank, before them the history.
+  // Row `at` of the span, before it those kept in the old bank, before them the history.
   const auto raw = [&](int at) {
-    if (!inside) return 0.0f;
-    if (at >= 0) return rows[at * channels + c];
+    if (at >= 0) return load_constant(rows + at * channels);
+    if (!inside) return 0.0f;  // the first channel's thread moves this history
     if (-at <= span.kept) return from.raw[(span.kept + at) * channels + c];
     return history[(a.taps - 1 + at + span.kept) * channels + c];
   };
-  float weight[kMaxTaps], u[kMaxTaps];
+  // u[j]: raw row r - (kMaxTaps - 1) + j. With fewer taps the first weights and rows count for nothing.
+  const int unused = kMaxTaps - a.taps;
+  float weight[kMaxTaps], u[kMaxTaps - 1 + kRowsAtOnce];
   FT_UNROLL
-  for (int j = 0; j < kMaxTaps; ++j) {
-    weight[j] = j < a.taps && inside ? a.weight[c * a.taps + j] : 0.0f;
-    u[j] = j + 1 < a.taps ? raw(j - (a.taps - 1)) : 0.0f;
-  }
+  for (int j = 0; j < kMaxTaps; ++j) weight[j] = j >= unused ? a.weight[c * a.taps + j - unused] : 0.0f;
+  FT_UNROLL
+  for (int j = 0; j + 1 < kMaxTaps; ++j) u[j] = j >= unused ? raw(j - (kMaxTaps - 1)) : 0.0f;
   float moved[kMaxTaps];  // the history of the next pass, read before any of it is written
   const int behind = span.is_window == 0 ? span.num_rows : 0;
   FT_UNROLL
   for (int j = 0; j < kMaxTaps; ++j) moved[j] = j + 1 < a.taps ? raw(behind - (a.taps - 1) + j) : 0.0f;
 
-  for (int r = 0; r < span.num_rows; ++r) {
-    const float newest = raw(r);
-    if (to.raw != nullptr && inside) to.raw[r * channels + c] = newest;
-    float y = 0.0f;
+  const bool is_normed = head < 2 * a.num_key_heads;  // the same in the whole block
+  const int lane = static_cast<int>(threadIdx.x % kWarpSize), warp = static_cast<int>(threadIdx.x / kWarpSize);
+  // Rows [r, r + count); kAll: count is kRowsAtOnce, so that nothing is asked between them.
+  const auto take_rows = [&]<bool kAll>(std::bool_constant<kAll>, int r, int count) {
     FT_UNROLL
-    for (int j = 0; j < kMaxTaps; ++j) {
-      if (j + 1 == a.taps) u[j] = newest;
-      if (j < a.taps) y = __fmaf_rn(weight[j], u[j], y);
+    for (int i = 0; i < kRowsAtOnce; ++i) {
+      u[kMaxTaps - 1 + i] = load_constant(rows + (r + (kAll || i < count ? i : count - 1)) * channels);
     }
+    float x[kRowsAtOnce];
     FT_UNROLL
-    for (int j = 0; j + 1 < kMaxTaps; ++j) u[j] = u[j + 1];
-    float x = math::silu(y);
-    if (head < 2 * a.num_key_heads) {  // the same in the whole block
-      if (inside) row_values[threadIdx.x] = x;
+    for (int i = 0; i < kRowsAtOnce; ++i) {
+      if (!kAll && i >= count) continue;
+      if (to.raw != nullptr && inside) to.raw[(r + i) * channels + c] = u[kMaxTaps - 1 + i];
+      float y = 0.0f;
+      FT_UNROLL
+      for (int j = 0; j < kMaxTaps; ++j) {
+        if (j >= unused) y = __fmaf_rn(weight[j], u[i + j], y);
+      }
+      x[i] = math::silu(y);
+      if (is_normed && inside) row_values[i * kMaxStateSize + threadIdx.x] = x[i];
+    }
+    if (is_normed) {
       __syncthreads();
-      if (threadIdx.x < kWarpSize) {
-        const float sum = warp_dot(row_values, row_values, a.state_size, static_cast<int>(threadIdx.x));
-        if (threadIdx.x == 0) inverse[0] = l2_inverse(sum, a.eps);
+      for (int i = warp; i < count; i += static_cast<int>(blockDim.x / kWarpSize)) {
+        const float* values = row_values + i * kMaxStateSize;
+        const float sum = warp_dot(values, values, a.state_size, lane);
+        if (lane == 0) inverse[i] = l2_inverse(sum, a.eps);
       }
       __syncthreads();
-      x = x * inverse[0];
     }
-    if (inside) to.mixed[r * channels + c] = x;
-  }
+    FT_UNROLL
+    for (int i = 0; i < kRowsAtOnce; ++i) {
+      if (!inside || (!kAll && i >= count)) continue;
+      to.mixed[(r + i) * channels + c] = is_normed ? x[i] * inverse[i] : x[i];
+    }
+    FT_UNROLL
+    for (int j = 0; j + 1 < kMaxTaps; ++j) u[j] = u[kRowsAtOnce + j];
+  };
+  int r = 0;
+  for (; r + kRowsAtOnce <= span.num_rows; r += kRowsAtOnce) take_rows(std::true_type{}, r, kRowsAtOnce);
+  if (r < span.num_rows) take_rows(std::false_type{}, r, span.num_rows - r);
+
   if (!inside) return;
   FT_UNROLL
   for (int j = 0; j < kMaxTaps; ++j) {
