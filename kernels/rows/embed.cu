@@ -9,47 +9,76 @@ namespace {
 
 constexpr int kThreads = 128;
 
+constexpr int kAtOnce = 4;  // values of a store
+
+// (d * scale) * q - dmin * min of four values, as decode_row.
+__device__ __forceinline__ float4 decode_four(uint32_t q, float scale, float min) {
+  const auto value = [&](int i) { return scale * static_cast<float>(static_cast<int8_t>(q >> (8 * i))) - min; };
+  return {value(0), value(1), value(2), value(3)};
+}
+
+// One lane's share of a block of 256: four runs of 16 values. Two lanes have neighbouring runs; by turns both store to
+// the run of one of them, side by side, so that no sector of 32 bytes is left half written.
+template <WeightType kType>
+__device__ __forceinline__ void store_runs(const LaneBlock<kType>& block, float* to, int t, bool inside) {
+  const bool is_odd = t % 2 != 0;
+  FT_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    const uint32_t(&own)[4] = block.q[j];
+    const float scale = block.d * static_cast<float>(block.scale[j]);
+    const float min = has_lane_mins<kType>() ? block.dmin * static_cast<float>(block.mins >> (8 * j) & 0xffu) : 0.0f;
+    const float other_scale = __shfl_xor_sync(kAllLanes, scale, 1);
+    const float other_min = has_lane_mins<kType>() ? __shfl_xor_sync(kAllLanes, min, 1) : 0.0f;
+    FT_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      // Of each eight values the even lane takes the first four, of its own run and of the odd lane's.
+      const uint32_t front = own[2 * half], back = own[2 * half + 1];
+      const uint32_t other = __shfl_xor_sync(kAllLanes, is_odd ? front : back, 1);
+      const float4 first = decode_four(is_odd ? other : front, is_odd ? other_scale : scale, is_odd ? other_min : min);
+      const float4 second = decode_four(is_odd ? back : other, is_odd ? scale : other_scale, is_odd ? min : other_min);
+      if (!inside) continue;
+      float* at = to + run_of_lane(t - t % 2, j) * 16 + 8 * half + kAtOnce * (t % 2);
+      *reinterpret_cast<float4*>(at) = first;
+      *reinterpret_cast<float4*>(at + 16) = second;
+    }
+  }
+}
+
 // blockIdx.x: row, of which a prompt chunk can have more than a grid's y. Quantised: four lanes a block; float: a lane
-// a value.
+// four values.
 template <WeightType kType>
 __global__ void __launch_bounds__(kThreads) cuda_embed(EmbedDesc a) {
   const int64_t row = blockIdx.x, item = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   if (a.device_num_rows != nullptr && row >= *a.device_num_rows) return;
   const std::byte* from = a.matrix.data + a.ids[row] * a.matrix.row_bytes;
   float* to = a.to + row * a.matrix.num_cols;
-  if constexpr (kType == WeightType::kF32 || kType == WeightType::kF16 || kType == WeightType::kBF16) {
-    if (item >= a.matrix.num_cols) return;
-    if constexpr (kType == WeightType::kF32) {
-      to[item] = reinterpret_cast<const float*>(from)[item];
-    } else {
-      const uint16_t half = reinterpret_cast<const uint16_t*>(from)[item];
-      to[item] = kType == WeightType::kF16 ? half_bits_to_float(half)
-                                           : math::float_from_bits(static_cast<uint32_t>(half) << 16);
-    }
+  if constexpr (kType == WeightType::kF32) {
+    if (item * kAtOnce >= a.matrix.num_cols) return;
+    reinterpret_cast<float4*>(to)[item] = load_constant(reinterpret_cast<const float4*>(from) + item);
+  } else if constexpr (kType == WeightType::kF16 || kType == WeightType::kBF16) {
+    if (item * kAtOnce >= a.matrix.num_cols) return;
+    const uint2 halves = load_constant(reinterpret_cast<const uint2*>(from) + item);
+    const auto value = [](uint32_t half) {
+      return kType == WeightType::kF16 ? half_bits_to_float(static_cast<uint16_t>(half))
+                                       : math::float_from_bits(half << 16);
+    };
+    reinterpret_cast<float4*>(to)[item] = {value(halves.x & 0xffffu), value(halves.x >> 16), value(halves.y & 0xffffu),
+                                           value(halves.y >> 16)};
   } else {
     constexpr int kBlock = block_size_of<kType>();
     const int64_t num_blocks = a.matrix.num_cols / kBlock, b = item / 4;
     const int t = static_cast<int>(item % 4);
-    if (b >= num_blocks) return;
+    const bool inside = b < num_blocks;  // lanes beyond the row read its last block and store nothing
     LaneBlock<kType> block;
-    block.load(from, num_blocks, b, t);
-    // (d * scale) * q - dmin * min, as decode_row.
+    block.load(from, num_blocks, inside ? b : num_blocks - 1, t);
     if constexpr (kBlock == 256) {
-      for (int j = 0; j < 4; ++j) {
-        const float scale = block.d * static_cast<float>(block.scale[j]);
-        const float min =
-            has_lane_mins<kType>() ? block.dmin * static_cast<float>(block.mins >> (8 * j) & 0xffu) : 0.0f;
-        for (int i = 0; i < 16; ++i) {
-          const auto q = static_cast<int8_t>(block.q[j][i / 4] >> (8 * (i % 4)));
-          to[b * 256 + run_of_lane(t, j) * 16 + i] = scale * static_cast<float>(q) - min;
-        }
-      }
-    } else {
+      store_runs<kType>(block, to + b * 256, t, inside);
+    } else if (inside) {
       const float min = has_lane_mins<kType>() ? block.dmin : 0.0f;
-      for (int i = 0; i < 8; ++i) {
-        const auto q = static_cast<int8_t>(block.q[i / 4] >> (8 * (i % 4)));
-        const float scale = has_float_runs<kType>() && i >= 4 ? block.second_d : block.d;
-        to[b * 32 + i / 4 * 16 + 4 * t + i % 4] = scale * static_cast<float>(q) - min;
+      FT_UNROLL
+      for (int run = 0; run < 2; ++run) {
+        const float scale = has_float_runs<kType>() && run == 1 ? block.second_d : block.d;
+        *reinterpret_cast<float4*>(to + b * 32 + run * 16 + kAtOnce * t) = decode_four(block.q[run], scale, min);
       }
     }
   }
@@ -65,8 +94,10 @@ void launch_type(const EmbedDesc& desc, int64_t items, const Stream& stream) {
 }  // namespace
 
 void launch(const EmbedDesc& desc, const Stream& stream) {
+  FT_CHECK_EQ(desc.matrix.num_cols % kAtOnce, 0);
   const WeightTypeInfo& info = weight_type_info(desc.matrix.type);
-  const int64_t items = info.is_float() ? desc.matrix.num_cols : desc.matrix.num_cols / info.activation_block * 4;
+  const int64_t items =
+      info.is_float() ? desc.matrix.num_cols / kAtOnce : desc.matrix.num_cols / info.activation_block * 4;
   switch (desc.matrix.type) {
     case WeightType::kF32:
       return launch_type<WeightType::kF32>(desc, items, stream);

@@ -7,7 +7,8 @@
 
 namespace foretoken::cuda {
 
-/// to[r] = the float values of row ids[r] of `matrix`, as decode_row.
+/// to[r] = the float values of row ids[r] of `matrix`, as decode_row. REQUIRES: num_cols is a multiple of 4, `to` aligned to
+/// 16 bytes.
 struct EmbedDesc {
   DeviceMatrix matrix;
   const int32_t* ids = nullptr;  // [rows] in device memory, each in [0, matrix.num_rows)
