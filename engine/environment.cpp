@@ -17,10 +17,10 @@ MoeVerify moe_verify_from_name(std::string_view name) {
   throw UsageError(fmt::format("FORETOKEN_MOE_VERIFY={}: unknown value; known: grouped, per-token", name));
 }
 
-bool numa_from_text(std::string_view text) {
+bool switch_from_text(const char* name, std::string_view text) {
   if (text == "on") return true;
   if (text == "off") return false;
-  throw UsageError(fmt::format("FORETOKEN_NUMA={}: unknown value; known: on, off", text));
+  throw UsageError(fmt::format("{}={}: unknown value; known: on, off", name, text));
 }
 
 int threads_from_text(std::string_view text) {
@@ -46,7 +46,12 @@ Environment Environment::read() {
   if (const auto value = value_of("FORETOKEN_MOE_VERIFY")) environment.moe_verify = moe_verify_from_name(*value);
   if (const auto value = value_of("FORETOKEN_ISA")) environment.isa = isa_from_name(*value);
   if (const auto value = value_of("FORETOKEN_THREADS")) environment.threads = threads_from_text(*value);
-  if (const auto value = value_of("FORETOKEN_NUMA")) environment.numa = numa_from_text(*value);
+  const auto switch_of = [&](const char* name) -> std::optional<bool> {
+    const auto value = value_of(name);
+    return value ? std::optional(switch_from_text(name, *value)) : std::nullopt;
+  };
+  environment.numa = switch_of("FORETOKEN_NUMA");
+  environment.dependent_launch = switch_of("FORETOKEN_CUDA_DEPENDENT_LAUNCH");
   return environment;
 }
 

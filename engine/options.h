@@ -21,11 +21,12 @@ enum class Device { kCpu, kCuda, kSplit };
 
 /// What the environment asks for. Read once at start; see `foretoken decode --help`.
 struct Environment {
-  std::optional<MoeVerify> moe_verify;  // FORETOKEN_MOE_VERIFY=grouped|per-token
-  std::optional<Isa> isa;               // FORETOKEN_ISA=scalar|avx2|avx512
-  std::optional<int> threads;           // FORETOKEN_THREADS=N, 1..ThreadTeam::kMaxThreads
-  std::optional<bool> numa;             // FORETOKEN_NUMA=on|off
-  std::vector<std::string> set;         // "NAME=value" of each variable that is set, for printing
+  std::optional<MoeVerify> moe_verify;   // FORETOKEN_MOE_VERIFY=grouped|per-token
+  std::optional<Isa> isa;                // FORETOKEN_ISA=scalar|avx2|avx512
+  std::optional<int> threads;            // FORETOKEN_THREADS=N, 1..ThreadTeam::kMaxThreads
+  std::optional<bool> numa;              // FORETOKEN_NUMA=on|off
+  std::optional<bool> dependent_launch;  // FORETOKEN_CUDA_DEPENDENT_LAUNCH=on|off
+  std::vector<std::string> set;          // "NAME=value" of each variable that is set, for printing
 
   /// Throws UsageError listing the known values for an unknown one, InputError for an instruction set that the
   /// processor lacks.
@@ -84,6 +85,8 @@ struct SessionOptions {
   SplitOptions split;  // with Device::kSplit
   /// F16 and BF16 matrices on the GPU by cuBLAS, whose bits are not the CPU's. REQUIRES: not Device::kCpu.
   bool cublas = false;
+  /// Kernels on the GPU may begin before those ahead have ended (Launches::kDependent). The bits are the same.
+  bool dependent_launch = true;
   Isa isa = best_isa();
   int threads = 0;                            // 0: available_cores()
   NumaNodes nodes = NumaNodes::of_machine();  // that the threads are laid over

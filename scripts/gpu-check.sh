@@ -209,8 +209,28 @@ model() {
   [ -s "$path" ] || step "synth $(basename "$path")" 3600 "$program" synth "$path" "$@"
 }
 
+# same_ids COMMAND...: runs it with kernels launched in order, then as dependent ones. The ids that it prints have to be the same.
+same_ids() {
+  local value
+  for value in off on; do
+    echo "FORETOKEN_CUDA_DEPENDENT_LAUNCH=$value"
+    FORETOKEN_CUDA_DEPENDENT_LAUNCH=$value "$@" >"$logs/ids-$value" || return
+  done
+  if ! [ -s "$logs/ids-off" ]; then
+    echo "no ids were printed"
+    return 1
+  fi
+  cmp "$logs/ids-off" "$logs/ids-on" && echo "$(wc -l <"$logs/ids-on") ids, the same"
+}
+
 if wants selfcheck && [ -n "$built" ]; then
-  step "selfcheck: the demonstration model" 1800 "$program" selfcheck -m "$root/models/foretoken-demo.gguf"
+  demo=$root/models/foretoken-demo.gguf
+  step "selfcheck: the demonstration model" 1800 "$program" selfcheck -m "$demo"
+  step "selfcheck: the demonstration model, launches in order" 1800 env FORETOKEN_CUDA_DEPENDENT_LAUNCH=off "$program" selfcheck -m "$demo"
+  for drafts in 0 3; do
+    step "same ids with dependent launches, --mtp $drafts" 600 same_ids "$program" decode -m "$demo" --device cuda --mtp "$drafts" \
+      -p "int main" -n 400 --ignore-eos --print-ids
+  done
   types=q4_k,q6_k,q8_0,q5_k,iq4_xs,f16,q4_0,mxfp4
   model random-qwen35moe.gguf --text random --arch qwen35moe --type "$types" --seed 11 &&
     step "selfcheck: random qwen35moe" 1800 "$program" selfcheck -m "$data/random-qwen35moe.gguf"
@@ -283,6 +303,12 @@ if wants bench && [ -n "$built" ]; then
       arms=off,mtp:1:fixed,mtp:2:fixed,mtp:3:fixed,mtp:4:fixed,mtp:5:fixed,mtp:6:fixed,mtp:3:fixed:per-token,auto
       step "bench, --device cuda" 3600 "$program" bench -m "$large" --device cuda --arms "$arms" --rounds 5 -n 128 --ignore-eos \
         --forced-acceptance 0.85 --csv "$logs/bench-cuda.csv"
+      step "bench, --device cuda, launches in order" 3600 env FORETOKEN_CUDA_DEPENDENT_LAUNCH=off "$program" bench -m "$large" \
+        --device cuda --arms "$arms" --rounds 5 -n 128 --ignore-eos --forced-acceptance 0.85
+      for drafts in 0 3; do
+        step "same ids with dependent launches, --mtp $drafts" 1800 same_ids "$program" decode -m "$large" --device cuda --mtp "$drafts" \
+          --ids "$data/prompt-512.ids" -c 4352 --prompt-chunk 512 -n 500 --ignore-eos --print-ids
+      done
       step "bench, --device split, half of the experts" 3600 "$program" bench -m "$large" --device split --gpu-experts 128 --gpu-cache 0 \
         --arms off,mtp:3:fixed,auto --rounds 3 -n 64 --ignore-eos --forced-acceptance 0.85
       step "bench, --device split, half of the experts and 32 hot ones" 3600 "$program" bench -m "$large" --device split --gpu-experts 96 \

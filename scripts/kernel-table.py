@@ -12,7 +12,7 @@ many loads of device memory are under way at once in the inner loop that loads m
                    (package nvidia-cuda-nvdisasm) the last three columns stay as they are in the table
   --jobs N         compilers at once (default: one a core)
 
-Worse is: stack or spills that were not there, more static shared memory than 48 KiB, another bound on threads, a block that does not fit
+Worse is: no wait for the kernels ahead (9.0 and newer), stack or spills that were not there, more static shared memory than 48 KiB, another bound on threads, a block that does not fit
 into the registers of a multiprocessor; with the compiler that the table names also more registers than 8 above the table's, or fewer loads
 under way. An architecture that the table lacks is held to 9.0's lines in all but registers and loads. Exit 77 where there is no nvcc.
 """
@@ -32,6 +32,7 @@ COLUMNS = ["kernel", "arch", "registers", "spilled", "stack", "shared", "threads
 STATIC_SHARED = 48 << 10
 REGISTERS = 65536  # of a multiprocessor, all capabilities
 SPARE_REGISTERS = 8
+DEPENDENT_LAUNCH = 90  # from here on kernels are launched before those ahead have ended
 STAND_IN = "90"  # whose lines count for an architecture that the table lacks, but for registers and loads
 
 
@@ -176,11 +177,13 @@ def compile_one(job):
     ptxas = pathlib.Path(nvcc).resolve().parent / "ptxas"
     said = run([str(ptxas), "-v", f"-arch=sm_{arch}", str(ptx), "-o", str(cubin)])
 
-    threads = {}
+    threads, waits = {}, set()
     entry = None
     for text in ptx.read_text().split("\n"):
         begins = re.search(r"\.entry\s+(\w+)", text)
         entry = begins.group(1) if begins else entry
+        if "griddepcontrol.wait" in text:
+            waits.add(entry)
         bound = re.match(r"\.maxntid\s+(\d+)(?:,\s*(\d+))?(?:,\s*(\d+))?", text)
         if bound:
             threads[entry] = int(bound.group(1)) * int(bound.group(2) or 1) * int(bound.group(3) or 1)
@@ -190,7 +193,7 @@ def compile_one(job):
         begins = re.search(r"Compiling entry function '(\w+)'", text)
         if begins:
             name = begins.group(1)
-            rows[name] = {"arch": arch, "threads": threads.get(name, 1024), "shared": 0}
+            rows[name] = {"arch": arch, "threads": threads.get(name, 1024), "shared": 0, "waits": name in waits}
             continue
         kept = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text)
         if kept and name:
@@ -232,6 +235,8 @@ def read_table():
 
 
 def faults_of(key, row, known, same_compiler):
+    if int(key[1]) >= DEPENDENT_LAUNCH and not row["waits"]:
+        return ["does not wait for the kernels ahead of it: wait_for_kernels_ahead() is missing"]
     if known is None:
         return ["is not in the table: run scripts/kernel-table.py and look at its line"]
     found = []

@@ -36,6 +36,7 @@ CudaEngine::CudaEngine(const Model& m, const SessionOptions& o, ThreadTeam& team
       config(m.config()),
       options(o),
       shapes(ModelShapes::of(m.weights(), config, o.with_mtp)),
+      stream(o.dependent_launch ? Launches::kDependent : Launches::kInOrder),
       shared(CudaModel::of(m, o)),
       weights(shared->weights),
       state(shapes, o),

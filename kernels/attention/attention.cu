@@ -43,6 +43,8 @@ __device__ __forceinline__ float with_bias(const float* x, const float* bias, in
 // blockIdx.x: row; a warp a head: first the query heads, then keys, then values.
 __global__ void __launch_bounds__(kThreads) cuda_prepare_attention(PrepareAttentionDesc a) {
   FT_SHARED(float, shared, kWarps* kMaxHeadDim);
+  start_next_kernel();
+  wait_for_kernels_ahead();
   const int row = static_cast<int>(blockIdx.x);
   if (row >= a.pass.counts->num_rows) return;
   const int span_idx = a.pass.span_of_row[row];
@@ -151,7 +153,7 @@ struct KvRing {
     if constexpr (kWhole) {
       start_copy_16<kOnce>(to, data + row + i);
     } else {
-      for (int v = 0; v < kValuesOf16 && i + v < head_dim; ++v) to[v] = load_constant(data + row + i + v);
+      for (int v = 0; v < kValuesOf16 && i + v < head_dim; ++v) to[v] = load_global(data + row + i + v);
     }
   }
   /// Keys of positions [first, first + kKeys) of a split of `count` positions, whose keys begin at `base`, into the slot
@@ -237,6 +239,8 @@ __global__ void __launch_bounds__(kThreads, kWhole ? 2 : 1) cuda_attention(Atten
   FT_SHARED(float, all_sums, kQueries);
   FT_SHARED(float, weights_before, kQueries);  // of what was summed up, and of the split
   FT_SHARED(float, weights_now, kQueries);
+  start_next_kernel();
+  wait_for_kernels_ahead();
   float* weights = reinterpret_cast<float*>(weights4);
   const int warp = static_cast<int>(threadIdx.x / kWarpSize), lane = static_cast<int>(threadIdx.x % kWarpSize);
   const int group = a.num_heads / a.num_kv_heads, kv_head = static_cast<int>(blockIdx.y);
@@ -304,7 +308,7 @@ __global__ void __launch_bounds__(kThreads, kWhole ? 2 : 1) cuda_attention(Atten
     FT_UNROLL
     for (int c = 0; c < kChunks; ++c) {
       const int i = c * kWarpSize + lane;
-      weights[warp * kWeightStride + i] = i < a.head_dim ? load_constant(query + i) : 0.0f;
+      weights[warp * kWeightStride + i] = i < a.head_dim ? load_global(query + i) : 0.0f;
     }
     __syncthreads();
     float query_values[kQueries][kChunks];
@@ -468,6 +472,8 @@ constexpr int kPartsAhead = 4;
 // blockIdx.y: 256 values of all its heads; a thread a value.
 __global__ void __launch_bounds__(kMergedValues) cuda_merge_attention(AttentionDesc a) {
   FT_SHARED(float4, merged, kMergedValues / 4);
+  start_next_kernel();
+  wait_for_kernels_ahead();
   const int64_t row = blockIdx.x, chunk = blockIdx.y, num_cols = int64_t{a.num_heads} * a.head_dim;
   if (row >= a.pass.counts->num_rows) return;  // as all that follow: the whole block
   const int span_idx = a.pass.span_of_row[row];
@@ -488,9 +494,9 @@ __global__ void __launch_bounds__(kMergedValues) cuda_merge_attention(AttentionD
       FT_UNROLL
       for (int i = 0; i < kPartsAhead; ++i) {
         const float* part = parts + (first + i < num_splits ? first + i : first) * part_floats;
-        m[i] = load_constant(part + a.head_dim);
-        l[i] = load_constant(part + a.head_dim + 1);
-        o[i] = load_constant(part + dim);
+        m[i] = load_global(part + a.head_dim);
+        l[i] = load_global(part + a.head_dim + 1);
+        o[i] = load_global(part + dim);
       }
       FT_UNROLL
       for (int i = 0; i < kPartsAhead; ++i) {

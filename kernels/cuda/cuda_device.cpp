@@ -84,8 +84,11 @@ DeviceQuery query_device() {
     static_cast<void>(cudaGetLastError());
     return {{}, reason_for_image(properties.name, capability, FORETOKEN_CUDA_BUILT_FOR)};
   }
+  // Kernels that were compiled for an older GPU have no waits in them.
+  const bool dependent_launch =
+      capability >= kDependentLaunchCapability && attributes.ptxVersion >= kDependentLaunchCapability;
   return {DeviceProperties{properties.name, capability, properties.multiProcessorCount,
-                           properties.sharedMemPerBlockOptin, properties.totalGlobalMem},
+                           properties.sharedMemPerBlockOptin, properties.totalGlobalMem, dependent_launch},
           {}};
 }
 

@@ -13,6 +13,7 @@ struct DeviceProperties {
   int num_multiprocessors = 0;
   size_t shared_bytes_per_block = 0;  // that a kernel may ask for
   size_t memory_bytes = 0;
+  bool dependent_launch = false;  // it is 9.0 or newer, and so is what the kernels were compiled for
 };
 
 /// The GPU, or why there is none, in one line that says what to do.
@@ -31,6 +32,8 @@ struct DeviceQuery {
 
 /// Oldest compute capability that the kernels run on.
 inline constexpr int kOldestCapability = 80;
+/// Oldest one with programmatic dependent launch (Launches::kDependent).
+inline constexpr int kDependentLaunchCapability = 90;
 
 /// What the runtime says where it finds no device, and why that is in a user's words. For query_device().
 struct DeviceFailure {

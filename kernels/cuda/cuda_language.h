@@ -25,11 +25,45 @@ __device__ __forceinline__ uint16_t float_to_half_bits(float x) {
   return __half_as_ushort(__float2half_rn(x));
 }
 
-/// Loads from device memory that nobody writes while the kernel runs, by the path for such data (ld.global.nc). It also
-/// says that the address is the device's: through a pointer that was chosen among several, the compiler does not know.
+// Dependent launch (cuda_runtime_wrap.h): blocks of a kernel may be there while kernels ahead of it in the stream still
+// run. So every thread of every kernel waits before its first access of what another kernel writes, also a thread that
+// then finds nothing to do: a kernel has ended when its threads have, and only by their waiting does its end say that all
+// kernels ahead have ended too. Before it a kernel may read what no kernel writes: weights, norms' weights.
+
+/// Waits until all kernels ahead have ended and what they have stored can be read. At once where none is ahead.
+__device__ __forceinline__ void wait_for_kernels_ahead() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/// The kernel behind this one may be started as soon as every block of this one has come here, or has ended. Then all of
+/// them have their places, so that none is left waiting for one that the next kernel's blocks have taken.
+__device__ __forceinline__ void start_next_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+/// Asks for bytes that no kernel writes to be brought to the L2 cache: weights, before the wait. One thread of a warp
+/// calls it. Address and size are multiples of 16.
+__device__ __forceinline__ void prefetch_constant([[maybe_unused]] const void* from,
+                                                  [[maybe_unused]] unsigned size_bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(from)), "r"(size_bytes));
+#endif
+}
+
+/// Loads from device memory that no kernel writes, by the path for such data (ld.global.nc): weights. It also says that
+/// the address is the device's: through a pointer that was chosen among several, the compiler does not know. Not for what
+/// kernels ahead store: the compiler moves this load over the wait for them, in both directions.
 template <class T>
 __device__ __forceinline__ T load_constant(const T* p) {
   return __ldg(p);
+}
+/// Loads from device memory whoever writes it, and stays where it stands to the wait. It says whose the address is too.
+template <class T>
+__device__ __forceinline__ T load_global(const T* p) {
+  __builtin_assume(__isGlobal(p));
+  return *p;
 }
 
 /// Starts to bring 16 bytes from device memory to shared memory (cp.async): no register holds them, so that many are

@@ -8,6 +8,7 @@
 #include <atomic>
 
 #include "kernels/base/error.h"
+#include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_faults.h"
 
 namespace foretoken::cuda {
@@ -29,7 +30,8 @@ double mebibytes(size_t size_bytes) {
 
 }  // namespace
 
-Stream::Stream() {
+Stream::Stream(Launches launches)
+    : is_dependent_(launches == Launches::kDependent && require_device().dependent_launch) {
   cudaStream_t stream = nullptr;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream");
   handle_ = stream;
@@ -235,8 +237,18 @@ void launch_function(const Stream& stream, const LaunchShape& shape, const char*
                                static_cast<int>(shape.shared_bytes)),
           name);
   }
-  const dim3 grid(shape.grid.x, shape.grid.y, shape.grid.z), block(shape.block.x, shape.block.y, shape.block.z);
-  check(cudaLaunchKernel(function, grid, block, arguments, shape.shared_bytes, stream_of(stream)), name);
+  cudaLaunchConfig_t launch{};
+  launch.gridDim = dim3(shape.grid.x, shape.grid.y, shape.grid.z);
+  launch.blockDim = dim3(shape.block.x, shape.block.y, shape.block.z);
+  launch.dynamicSmemBytes = shape.shared_bytes;
+  launch.stream = stream_of(stream);
+  // Of a graph that is recorded it makes programmatic edges between kernels.
+  cudaLaunchAttribute dependent{};
+  dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  dependent.val.programmaticStreamSerializationAllowed = 1;
+  launch.attrs = &dependent;
+  launch.numAttrs = stream.is_dependent() ? 1 : 0;
+  check(cudaLaunchKernelExC(&launch, function, arguments), name);
 }
 
 }  // namespace foretoken::cuda

@@ -30,23 +30,34 @@ struct LaunchShape {
   const uint32_t* waits_for = nullptr;
 };
 
+/// When a kernel of a stream begins. kInOrder: when all work ahead of it has ended. kDependent (programmatic dependent
+/// launch): behind another kernel it may begin before that one has ended, and its threads wait themselves
+/// (wait_for_kernels_ahead() in cuda_language.h); behind anything else as kInOrder, and so for copies and fills. Where the
+/// device or the image of the kernels has no such launches (DeviceProperties::dependent_launch), it is kInOrder.
+enum class Launches { kInOrder, kDependent };
+
 /// A queue of work on the device. Work begins in the order in which it was put in. One host thread at a time.
 class Stream {
  public:
-  Stream();
+  explicit Stream(Launches launches = Launches::kDependent);
   ~Stream();
-  Stream(Stream&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Stream(Stream&& other) noexcept
+      : handle_(std::exchange(other.handle_, nullptr)), is_dependent_(other.is_dependent_) {}
   Stream& operator=(Stream&& other) noexcept {
     std::swap(handle_, other.handle_);
+    std::swap(is_dependent_, other.is_dependent_);
     return *this;
   }
 
   /// Waits for all work; errors of the work appear here.
   void synchronize() const;
   [[nodiscard]] void* handle() const { return handle_; }
+  /// Whether its kernels are launched as kDependent.
+  [[nodiscard]] bool is_dependent() const { return is_dependent_; }
 
  private:
   void* handle_ = nullptr;
+  bool is_dependent_ = false;
 };
 
 class Event {

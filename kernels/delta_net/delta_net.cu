@@ -40,6 +40,8 @@ __device__ __forceinline__ DeltaBank new_rows(const DeltaBanks& banks, const Dev
 __global__ void __launch_bounds__(kMaxStateSize, 4) cuda_convolve(ConvolveDesc a) {
   FT_SHARED(float, row_values, kRowsAtOnce* kMaxStateSize);
   FT_SHARED(float, inverse, kRowsAtOnce);
+  start_next_kernel();
+  wait_for_kernels_ahead();
   if (static_cast<int>(blockIdx.y) >= a.pass.counts->num_spans) return;  // the whole block
   const DeviceSpan span = a.pass.spans[blockIdx.y];
   const int heads = 2 * a.num_key_heads + a.num_value_heads, head = static_cast<int>(blockIdx.x);
@@ -66,7 +68,7 @@ __global__ void __launch_bounds__(kMaxStateSize, 4) cuda_convolve(ConvolveDesc a
 
   // Row `at` of the span, before it those kept in the old bank, before them the history.
   const auto raw = [&](int at) {
-    if (at >= 0) return load_constant(rows + at * channels);
+    if (at >= 0) return load_global(rows + at * channels);
     if (!inside) return 0.0f;  // the first channel's thread moves this history
     if (-at <= span.kept) return from.raw[(span.kept + at) * channels + c];
     return history[(a.taps - 1 + at + span.kept) * channels + c];
@@ -89,7 +91,7 @@ __global__ void __launch_bounds__(kMaxStateSize, 4) cuda_convolve(ConvolveDesc a
   const auto take_rows = [&]<bool kAll>(std::bool_constant<kAll>, int r, int count) {
     FT_UNROLL
     for (int i = 0; i < kRowsAtOnce; ++i) {
-      u[kMaxTaps - 1 + i] = load_constant(rows + (r + (kAll || i < count ? i : count - 1)) * channels);
+      u[kMaxTaps - 1 + i] = load_global(rows + (r + (kAll || i < count ? i : count - 1)) * channels);
     }
     float x[kRowsAtOnce];
     FT_UNROLL
@@ -142,6 +144,8 @@ __global__ void __launch_bounds__(kWarpSize) cuda_delta_net(DeltaNetDesc a) {
   FT_SHARED(float, key, kSize);
   FT_SHARED(float, query, kSize);
   FT_SHARED(float, rest, (kSize > kHeld ? kSize - kHeld : 1) * kWarpSize);  // [value][lane]
+  start_next_kernel();
+  wait_for_kernels_ahead();
   if (static_cast<int>(blockIdx.z) >= a.pass.counts->num_spans) return;
   const DeviceSpan span = a.pass.spans[blockIdx.z];
   const int head = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);

@@ -35,12 +35,11 @@ __device__ __forceinline__ LaneRow<kBlock> load_lane_row(const QuantRows& rows, 
   const int8_t* q = rows.q + row * q_stride(kBlock, rows.num_blocks);
   const int16_t* sums = rows.sums + row * sums_stride(kBlock, rows.num_blocks);
   if constexpr (kBlock == 256) {
-    for (int j = 0; j < 4; ++j)
-      lane.run[j] = load_constant(reinterpret_cast<const uint4*>(q + run_offset(block, t, j)));
-    lane.sums = load_constant(reinterpret_cast<const uint2*>(sums + block * 16 + t * 4));
+    for (int j = 0; j < 4; ++j) lane.run[j] = load_global(reinterpret_cast<const uint4*>(q + run_offset(block, t, j)));
+    lane.sums = load_global(reinterpret_cast<const uint2*>(sums + block * 16 + t * 4));
   } else {
-    lane.words = load_constant(reinterpret_cast<const uint2*>(q + block * 32 + t * 8));
-    lane.sum = load_constant(sums + block);
+    lane.words = load_global(reinterpret_cast<const uint2*>(q + block * 32 + t * 8));
+    lane.sum = load_global(sums + block);
   }
   return lane;
 }

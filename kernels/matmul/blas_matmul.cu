@@ -83,6 +83,8 @@ __device__ __forceinline__ float largest_magnitude(const float* x, int64_t num_c
 template <WeightType kType>
 __global__ void __launch_bounds__(kThreads)
     cuda_split_rows(BlasGroup group, const float* x, int64_t num_cols, uint16_t* columns, int64_t stride) {
+  start_next_kernel();
+  wait_for_kernels_ahead();
   const int row = static_cast<int>(blockIdx.x);
   uint16_t* high = columns + row * stride;
   uint16_t* low = high + kBlasRows * stride;
@@ -121,6 +123,8 @@ struct BlasProducts {
 // blockIdx.y: row.
 __global__ void __launch_bounds__(kThreads)
     cuda_join_rows(BlasGroup group, BlasProducts products, int64_t num_outputs, float* y, int64_t y_stride) {
+  start_next_kernel();
+  wait_for_kernels_ahead();
   const int row = static_cast<int>(blockIdx.y);
   const int64_t output = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (row >= group.count() || output >= num_outputs) return;

@@ -23,9 +23,7 @@ __device__ __forceinline__ float load_weight(const std::byte* row, int64_t colum
   }
 }
 
-__device__ __forceinline__ void load_floats(const float* from, float (&to)[8]) {
-  const float4 a = load_constant(reinterpret_cast<const float4*>(from)),
-               b = load_constant(reinterpret_cast<const float4*>(from) + 1);
+__device__ __forceinline__ void put_floats(const float4& a, const float4& b, float (&to)[8]) {
   to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w, to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
 }
 
@@ -38,7 +36,8 @@ struct LaneWeights {
     if constexpr (kSums == 1) {
       values[0] = load_weight<kType>(row, column);
     } else {
-      load_floats(reinterpret_cast<const float*>(row) + column, values);
+      const auto* from = reinterpret_cast<const float4*>(reinterpret_cast<const float*>(row) + column);
+      put_floats(load_constant(from), load_constant(from + 1), values);
     }
   }
   [[nodiscard]] __device__ __forceinline__ float value(int i) const { return values[i]; }
@@ -73,9 +72,10 @@ struct LaneSums {
       FT_UNROLL
       for (int s = 0; s < kSteps; ++s) {
         if constexpr (kSums == 1) {
-          values[s][0] = load_constant(x[r] + column + s * kFloatLanes);
+          values[s][0] = load_global(x[r] + column + s * kFloatLanes);
         } else {
-          load_floats(x[r] + column + s * kFloatLanes, values[s]);
+          const auto* from = reinterpret_cast<const float4*>(x[r] + column + s * kFloatLanes);
+          put_floats(load_global(from), load_global(from + 1), values[s]);
         }
       }
       FT_UNROLL
@@ -95,7 +95,7 @@ struct LaneSums {
       const float weight = load_weight<kType>(w, at);
       FT_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        const float sum = __fmaf_rn(weight, load_constant(x[r] + at), sums[r][i]);
+        const float sum = __fmaf_rn(weight, load_global(x[r] + at), sums[r][i]);
         sums[r][i] = inside ? sum : sums[r][i];
       }
     }
@@ -135,15 +135,19 @@ __global__ void __launch_bounds__(128, blocks_at_once(kRows, kSums))
   constexpr int kLanes = kFloatLanes / kSums, kOutputs = kWarpSize / kLanes;  // of an output; of a warp
   constexpr int kAhead = steps_ahead(kRows, kSums), kFew = kAhead > 8 ? 8 : 1;
   const MatmulPart& part = a.parts[part_of_block(a)];
-  const RowSet rows = rows_of_bucket(a, part, static_cast<int>(blockIdx.y));
   const int first = static_cast<int>(blockIdx.z) * kRows;
   const int lane = static_cast<int>(threadIdx.x % kWarpSize), t = lane % kLanes, group = lane / kLanes;
   // With `up`, neighbouring groups of lanes hold gate and up of one output.
   const bool pair = kSums > 1 && a.up != nullptr;
-  const int64_t num_outputs = outputs_of(a, part);
   const int64_t warp =
       static_cast<int64_t>(blockIdx.x - part.first_block) * (blockDim.x / kWarpSize) + threadIdx.x / kWarpSize;
-  if (first >= rows.count || warp * (pair ? kOutputs / 2 : kOutputs) >= num_outputs) return;  // the whole warp
+  const int outputs_of_warp = pair ? kOutputs / 2 : kOutputs;
+  start_next_kernel();
+  prefetch_weights(a, part, warp * outputs_of_warp, outputs_of_warp);
+  wait_for_kernels_ahead();
+  const RowSet rows = rows_of_bucket(a, part, static_cast<int>(blockIdx.y));
+  const int64_t num_outputs = outputs_of(a, part);
+  if (first >= rows.count || warp * outputs_of_warp >= num_outputs) return;  // the whole warp
   const int64_t output = pair ? warp * (kOutputs / 2) + group / 2 : warp * kOutputs + group;
   const std::byte* w = (pair && group % 2 == 1 ? rows.up : rows.w) +
                        weight_row(a, output < num_outputs ? output : num_outputs - 1) * a.row_bytes;

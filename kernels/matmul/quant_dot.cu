@@ -106,7 +106,7 @@ struct DotTile {
       }
     }
     const int64_t own = input(4 * g + dealt_to<kDeal>(t));  // the row that this lane turns into floats
-    const float d = load_constant(a.rows.d + own * a.rows.num_blocks + b);
+    const float d = load_global(a.rows.d + own * a.rows.num_blocks + b);
     FT_UNROLL
     for (int o = 0; o < 2; ++o) {
       const int sum = deal_sums<kDeal>(isum[o], t);
@@ -123,7 +123,7 @@ struct DotTile {
         if constexpr (kBlock == 256) {
           mins = deal_sums<kDeal>(msum[o], t);
         } else {
-          mins = load_constant(a.rows.sums + own * sums_stride(32, a.rows.num_blocks) + b);
+          mins = load_global(a.rows.sums + own * sums_stride(32, a.rows.num_blocks) + b);
         }
         if (inside) acc[o][g] = __fmaf_rn(-static_cast<float>(mins), block[o].dmin * d, acc[o][g]);
       }
@@ -133,6 +133,22 @@ struct DotTile {
     }
   }
 };
+
+/// The first pair of outputs that this warp has.
+__device__ __forceinline__ int64_t first_pair_of_warp(const MatmulPart& part, int slots) {
+  const int64_t warp =
+      static_cast<int64_t>(blockIdx.x - part.first_block) * (blockDim.x / kWarpSize) + threadIdx.x / kWarpSize;
+  return warp * (kPartialSums / slots);
+}
+
+/// What every kernel here begins with.
+__device__ __forceinline__ void begin_kernel(const MatmulArguments& a, int log2_slots) {
+  start_next_kernel();
+  const int slots = 1 << log2_slots, per_pair = a.up == nullptr ? 2 : 1;
+  const MatmulPart& part = a.parts[part_of_block(a)];
+  prefetch_weights(a, part, first_pair_of_warp(part, slots) * per_pair, kPartialSums / slots * per_pair);
+  wait_for_kernels_ahead();
+}
 
 /// Where a lane works: two outputs and the rows of one bucket. What the launch's parameters hold is not copied.
 struct DotPlace {
@@ -151,10 +167,7 @@ __device__ __forceinline__ bool find_place(const MatmulArguments& a, int log2_sl
   const int quad = static_cast<int>(threadIdx.x % kWarpSize) / 4;
   const int slots = 1 << log2_slots;
   place.num_outputs = outputs_of(a, part);
-  const int64_t per_pair = a.up == nullptr ? 2 : 1;
-  const int64_t warp =
-      static_cast<int64_t>(blockIdx.x - part.first_block) * (blockDim.x / kWarpSize) + threadIdx.x / kWarpSize;
-  const int64_t first_pair = warp * (kPartialSums / slots);
+  const int64_t per_pair = a.up == nullptr ? 2 : 1, first_pair = first_pair_of_warp(part, slots);
   if (place.rows.count == 0 || first_pair * per_pair >= place.num_outputs) return false;  // the whole warp
   place.pair = first_pair + quad / slots;
   FT_UNROLL
@@ -214,6 +227,7 @@ __device__ __forceinline__ void dot_rows(const MatmulArguments& a, const DotPlac
 template <WeightType kType, int kRows>
 __global__ void __launch_bounds__(128, kRows >= 3 ? 3 : 4)
     cuda_quant_dot(const __grid_constant__ MatmulArguments a, int log2_slots) {
+  begin_kernel(a, log2_slots);
   DotPlace place;
   if (!find_place(a, log2_slots, place)) return;
   for (int first = 0; first < place.rows.count; first += kRows) dot_rows<kType, kRows>(a, place, log2_slots, first);
@@ -226,6 +240,7 @@ __global__ void __launch_bounds__(128, kRows >= 3 ? 3 : 4)
 template <WeightType kType, int kMost>
 __global__ void __launch_bounds__(128, kMost >= 4 ? 3 : 4)
     cuda_quant_dot_buckets(const __grid_constant__ MatmulArguments a, int log2_slots) {
+  begin_kernel(a, log2_slots);
   DotPlace place;
   if (!find_place(a, log2_slots, place)) return;
   const int count = place.rows.count;

@@ -280,6 +280,8 @@ __global__ void __launch_bounds__(kThreads, kPair ? kPairsAtOnce : kTilesAtOnce)
                                row_d,
                                reinterpret_cast<int16_t*>(row_sums)};
 
+  start_next_kernel();
+  wait_for_kernels_ahead();
   const MatmulPart& part = a.parts[0];
   const BucketTile place = tile_of_block<kPair, S::kRows>(a);
   if (place.bucket < 0) return;  // the whole block of threads, as below

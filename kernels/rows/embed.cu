@@ -48,6 +48,8 @@ __device__ __forceinline__ void store_runs(const LaneBlock<kType>& block, float*
 // four values.
 template <WeightType kType>
 __global__ void __launch_bounds__(kThreads) cuda_embed(EmbedDesc a) {
+  start_next_kernel();
+  wait_for_kernels_ahead();
   const int64_t row = blockIdx.x, item = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   if (a.device_num_rows != nullptr && row >= *a.device_num_rows) return;
   const std::byte* from = a.matrix.data + a.ids[row] * a.matrix.row_bytes;

@@ -8,6 +8,8 @@ namespace {
 
 // A warp takes 256 values of one row: blockIdx.x is the row, of which there can be more than a grid's y.
 __global__ void cuda_quantise_rows(DeviceRows rows, const int32_t* num_rows) {
+  start_next_kernel();
+  wait_for_kernels_ahead();
   const int64_t row = blockIdx.x;
   if (num_rows != nullptr && row >= *num_rows) return;
   const int64_t chunk = static_cast<int64_t>(blockIdx.y) * (blockDim.x / kWarpSize) + threadIdx.x / kWarpSize;

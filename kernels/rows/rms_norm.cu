@@ -16,17 +16,10 @@ struct alignas(4 * kWidth) Values {
   float x[kWidth];
 };
 
-/// Values [i, i + kWidth) of a row, from device memory that this kernel does not write.
+/// Values [i, i + kWidth) of a row that this kernel does not write.
 template <int kWidth>
 __device__ __forceinline__ Values<kWidth> load_values(const float* row, int64_t i) {
-  Values<kWidth> values;
-  if constexpr (kWidth == 4) {
-    const float4 loaded = load_constant(reinterpret_cast<const float4*>(row + i));
-    values = {{loaded.x, loaded.y, loaded.z, loaded.w}};
-  } else {
-    values.x[0] = load_constant(row + i);
-  }
-  return values;
+  return load_global(reinterpret_cast<const Values<kWidth>*>(row + i));
 }
 
 /// Adds to x what a layer's part gives: `add`, or the experts in rank order and the shared one. All loads come first;
@@ -44,7 +37,7 @@ __device__ __forceinline__ void add_part(const NormRowsDesc& a, int64_t row, int
     float shared_weight = 1.0f;
     if (e.shared != nullptr) {
       shared = load_values<kWidth>(e.shared + row * a.num_cols, i);
-      if (e.shared_weight != nullptr) shared_weight = load_constant(e.shared_weight + row);
+      if (e.shared_weight != nullptr) shared_weight = load_global(e.shared_weight + row);
     }
     for (int first = 0; first < e.top_k; first += kRanks) {
       float weights[kRanks];
@@ -52,7 +45,7 @@ __device__ __forceinline__ void add_part(const NormRowsDesc& a, int64_t row, int
       FT_UNROLL
       for (int r = 0; r < kRanks; ++r) {
         const int64_t slot = row * e.top_k + (first + r < e.top_k ? first + r : first);
-        weights[r] = load_constant(e.weights + slot);
+        weights[r] = load_global(e.weights + slot);
         values[r] = load_values<kWidth>(e.slots + slot * a.num_cols, i);
       }
       FT_UNROLL
@@ -81,20 +74,22 @@ __device__ __forceinline__ void quantise_shared_row(const float* values, int64_t
 }
 
 // A block of threads a row. The sum of squares is one warp's: the contract has 32 sums, so more could not help. A thread's
-// first values stay in registers, and the norm's weights for them are asked for before anybody waits for the sum.
+// first values stay in registers, and the norm's weights for them are asked for first of all, while kernels ahead still run.
 template <int kRanks, int kWidth>
 __global__ void __launch_bounds__(kMostThreads, 1) cuda_rms_norm_rows(NormRowsDesc a) {
   using Piece = Values<kWidth>;
   FT_DYNAMIC_SHARED(float, values);  // [num_cols]
   FT_SHARED(float, inverse, 1);
+  const int64_t own = int64_t{threadIdx.x} * kWidth, step = int64_t{blockDim.x} * kWidth;
+  const bool has_own = own < a.num_cols;
+  Piece first{}, first_weight{};
+  start_next_kernel();
+  if (a.weight != nullptr && has_own) first_weight = load_values<kWidth>(a.weight, own);
+  wait_for_kernels_ahead();
   const int64_t row = blockIdx.x;
   if (a.device_num_rows != nullptr && row >= *a.device_num_rows) return;
   float* residual = a.residual + row * a.num_cols;
   const bool changes = kRanks > 0 || a.add != nullptr;
-  const int64_t own = int64_t{threadIdx.x} * kWidth, step = int64_t{blockDim.x} * kWidth;
-  const bool has_own = own < a.num_cols;
-  Piece first{}, first_weight{};
-  if (a.weight != nullptr && has_own) first_weight = load_values<kWidth>(a.weight, own);
   for (int64_t i = own; i < a.num_cols; i += step) {
     Piece x = *reinterpret_cast<const Piece*>(residual + i);
     add_part<kRanks, kWidth>(a, row, i, x);
@@ -129,14 +124,16 @@ template <int kHeld>
 __global__ void __launch_bounds__(1024) cuda_gated_norm_rows(GatedNormRowsDesc a) {
   FT_DYNAMIC_SHARED(float, values);  // [num_heads * head_dim]
   const int64_t row = blockIdx.x, num_cols = int64_t{a.num_heads} * a.head_dim;
-  if (a.device_num_rows != nullptr && row >= *a.device_num_rows) return;
   const int lane = static_cast<int>(threadIdx.x % kWarpSize);
+  start_next_kernel();
   float weight[kHeld];
   FT_UNROLL
   for (int h = 0; h < kHeld; ++h) {
     const int i = h * kWarpSize + lane;
-    weight[h] = i < a.head_dim ? load_constant(a.weight + i) : 0.0f;
+    weight[h] = i < a.head_dim ? load_global(a.weight + i) : 0.0f;
   }
+  wait_for_kernels_ahead();
+  if (a.device_num_rows != nullptr && row >= *a.device_num_rows) return;
   for (int head = static_cast<int>(threadIdx.x / kWarpSize); head < a.num_heads;
        head += static_cast<int>(blockDim.x / kWarpSize)) {
     const int64_t begin = row * num_cols + int64_t{head} * a.head_dim;
@@ -145,7 +142,7 @@ __global__ void __launch_bounds__(1024) cuda_gated_norm_rows(GatedNormRowsDesc a
     for (int h = 0; h < kHeld; ++h) {
       const int i = h * kWarpSize + lane;
       x[h] = i < a.head_dim ? a.x[begin + i] : 0.0f;  // out may be x
-      z[h] = i < a.head_dim ? load_constant(a.z + begin + i) : 0.0f;
+      z[h] = i < a.head_dim ? load_global(a.z + begin + i) : 0.0f;
     }
     float sum = 0.0f;
     FT_UNROLL

@@ -12,12 +12,16 @@ constexpr int kBlocksAtOnce = 4;  // of rows: told nothing, the compiler spills 
 
 // blockIdx.x: row, of which a prompt chunk can have more than a grid's y.
 __global__ void __launch_bounds__(kThreads) cuda_gather_rows(GatherRowsDesc a) {
+  start_next_kernel();
+  wait_for_kernels_ahead();
   const int64_t i = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x, row = blockIdx.x;
   if (i < a.num_cols) a.to[row * a.num_cols + i] = a.from[a.from_rows[row] * a.num_cols + i];
 }
 
 // blockIdx.x: row.
 __global__ void __launch_bounds__(kThreads) cuda_scatter_rows(ScatterRowsDesc a) {
+  start_next_kernel();
+  wait_for_kernels_ahead();
   const int64_t i = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x, row = blockIdx.x, to = a.to_rows[row];
   if (i < a.num_cols && to >= 0) a.to[to * a.num_cols + i] = a.from[row * a.num_cols + i];
 }
@@ -36,6 +40,8 @@ __device__ __forceinline__ void copy_row(const float* from, float* to, int64_t n
 
 // A block a row, so that the host can be told without the blocks waiting for each other.
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) cuda_send_rows(SendRowsDesc a) {
+  start_next_kernel();
+  wait_for_kernels_ahead();
   const int64_t row = blockIdx.x;
   copy_row(a.from + row * a.num_cols, a.to + row * a.num_cols, a.num_cols);
   for (int k = static_cast<int>(threadIdx.x); k < a.top_k; k += kThreads) {
@@ -47,6 +53,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) cuda_send_rows(SendRo
 
 // A block a row. How many there are only the host knows.
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) cuda_receive_rows(ReceiveRowsDesc a) {
+  start_next_kernel();
+  wait_for_kernels_ahead();
   if (threadIdx.x == 0) wait_for_flag(a.flag);
   __syncthreads();
   const int64_t row = blockIdx.x;
@@ -54,6 +62,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) cuda_receive_rows(Rec
 }
 
 __global__ void __launch_bounds__(kThreads) cuda_silu_mul(SiluMulDesc a) {
+  start_next_kernel();
+  wait_for_kernels_ahead();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i < a.num_values) a.gate[i] = math::silu(a.gate[i]) * a.up[i];
 }

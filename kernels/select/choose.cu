@@ -92,6 +92,8 @@ __device__ __forceinline__ bool is_greedy(const SamplingScalars& sampling, Best 
 
 __global__ void __launch_bounds__(kThreads) cuda_find_largest(ChooseDesc a) {
   FT_SHARED(Best, warps, kThreads / kWarpSize);
+  start_next_kernel();
+  wait_for_kernels_ahead();
   const int64_t row = blockIdx.y, count = logits_of(a);
   if (span_of(a, row) == nullptr) return;
   const int lane = static_cast<int>(threadIdx.x % kWarpSize);
@@ -119,6 +121,8 @@ __global__ void __launch_bounds__(kThreads) cuda_score(ChooseDesc a) {
   FT_SHARED(Best, shared_largest, 1);
   FT_SHARED(Best, warps, kThreads / kWarpSize);
   FT_SHARED(float, sums, kThreads / kWarpSize);
+  start_next_kernel();
+  wait_for_kernels_ahead();
   const int64_t row = blockIdx.y, count = logits_of(a);
   const DeviceSpan* span = span_of(a, row);
   if (span == nullptr) return;
@@ -166,6 +170,8 @@ __global__ void __launch_bounds__(kThreads) cuda_score(ChooseDesc a) {
 
 // blockIdx.x: row; one warp.
 __global__ void __launch_bounds__(kWarpSize) cuda_choose(ChooseDesc a) {
+  start_next_kernel();
+  wait_for_kernels_ahead();
   const int64_t row = blockIdx.x;
   const DeviceSpan* span = span_of(a, row);
   if (span == nullptr) return;

@@ -89,6 +89,8 @@ __device__ __forceinline__ void route_row(const RouteDesc& a, int64_t row, int l
 
 template <int kCount>
 __global__ void __launch_bounds__(kWarpSize) cuda_route(RouteDesc a) {
+  start_next_kernel();
+  wait_for_kernels_ahead();
   const int64_t row = blockIdx.x;
   if (a.device_num_rows != nullptr && row >= *a.device_num_rows) return;
   route_row<kCount>(a, row, static_cast<int>(threadIdx.x), nullptr);
@@ -164,6 +166,8 @@ __device__ __forceinline__ void group_slots(const GroupDesc& a, const int32_t* c
 // One block of threads.
 __global__ void __launch_bounds__(kMaxExperts) cuda_group_by_expert(GroupDesc a) {
   FT_SHARED(int32_t, sums, kGroupSums * kMaxExperts);
+  start_next_kernel();
+  wait_for_kernels_ahead();
   group_slots(a, a.experts, rows_of(a) * a.top_k, sums);
 }
 
@@ -172,6 +176,8 @@ template <int kCount>
 __global__ void __launch_bounds__(kCount* kWarpSize) cuda_route_and_group(RouteDesc route, GroupDesc group) {
   FT_SHARED(int32_t, sums, kGroupSums * kCount * kWarpSize);
   FT_SHARED(int32_t, chosen, kMostJoinedSlots);
+  start_next_kernel();
+  wait_for_kernels_ahead();
   const int num_rows = rows_of(route), lane = static_cast<int>(threadIdx.x % kWarpSize);
   for (int row = static_cast<int>(threadIdx.x / kWarpSize); row < num_rows;
        row += static_cast<int>(blockDim.x / kWarpSize)) {

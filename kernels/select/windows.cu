@@ -11,6 +11,8 @@ static_assert(kMaxWindow <= kWarpSize);
 
 // A thread a window.
 __global__ void __launch_bounds__(kWarpSize) cuda_extend_windows(ExtendWindowsDesc a) {
+  start_next_kernel();
+  wait_for_kernels_ahead();
   const int w = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (w >= a.num_windows) return;
   const DeviceSpan window = a.windows.spans[w];
@@ -34,6 +36,8 @@ __device__ __forceinline__ DeviceSpan span_of_rows(int first_row, int num_rows, 
 
 // A warp a window, a lane a row.
 __global__ void __launch_bounds__(kWarpSize) cuda_accept(AcceptDesc a) {
+  start_next_kernel();
+  wait_for_kernels_ahead();
   const int w = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
   if (w >= a.windows.counts->num_spans) return;
   const DeviceSpan window = a.windows.spans[w];

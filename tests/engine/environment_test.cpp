@@ -26,7 +26,7 @@ class Variable {
 
 struct Clean {
   Variable moe{"FORETOKEN_MOE_VERIFY", nullptr}, isa{"FORETOKEN_ISA", nullptr}, threads{"FORETOKEN_THREADS", nullptr},
-      numa{"FORETOKEN_NUMA", nullptr};
+      numa{"FORETOKEN_NUMA", nullptr}, dependent_launch{"FORETOKEN_CUDA_DEPENDENT_LAUNCH", nullptr};
 };
 
 }  // namespace
@@ -38,20 +38,23 @@ TEST_CASE("Nothing set asks for nothing", "[environment]") {
   CHECK_FALSE(e.isa);
   CHECK_FALSE(e.threads);
   CHECK_FALSE(e.numa);
+  CHECK_FALSE(e.dependent_launch);
   CHECK(e.set.empty());
 }
 
 TEST_CASE("Known values are read and listed", "[environment]") {
   const Clean clean;
   const Variable a("FORETOKEN_MOE_VERIFY", "per-token"), b("FORETOKEN_ISA", "scalar"), c("FORETOKEN_THREADS", "3"),
-      n("FORETOKEN_NUMA", "off");
+      n("FORETOKEN_NUMA", "off"), l("FORETOKEN_CUDA_DEPENDENT_LAUNCH", "off");
   const Environment e = Environment::read();
   CHECK(e.moe_verify == MoeVerify::kPerToken);
   CHECK(e.isa == Isa::kScalar);
   CHECK(e.threads == 3);
   CHECK(e.numa == false);
+  CHECK(e.dependent_launch == false);
   CHECK(e.set == std::vector<std::string>{"FORETOKEN_MOE_VERIFY=per-token", "FORETOKEN_ISA=scalar",
-                                          "FORETOKEN_THREADS=3", "FORETOKEN_NUMA=off"});
+                                          "FORETOKEN_THREADS=3", "FORETOKEN_NUMA=off",
+                                          "FORETOKEN_CUDA_DEPENDENT_LAUNCH=off"});
   const Variable d("FORETOKEN_MOE_VERIFY", "grouped");
   CHECK(Environment::read().moe_verify == MoeVerify::kGrouped);
 }
@@ -72,6 +75,12 @@ TEST_CASE("Unknown values are refused with the known ones", "[environment]") {
     const Variable v("FORETOKEN_NUMA", "2");
     CHECK_THROWS_AS(Environment::read(), UsageError);
     CHECK_THROWS_WITH(Environment::read(), "FORETOKEN_NUMA=2: unknown value; known: on, off");
+  }
+  for (const char* bad : {"", "1", "On", "auto"}) {
+    const Variable v("FORETOKEN_CUDA_DEPENDENT_LAUNCH", bad);
+    CHECK_THROWS_AS(Environment::read(), UsageError);
+    CHECK_THROWS_WITH(Environment::read(),
+                      std::string("FORETOKEN_CUDA_DEPENDENT_LAUNCH=") + bad + ": unknown value; known: on, off");
   }
   for (const char* bad : {"", "0", "-1", "1025", "two", "3x", " 3", "3 ", "+3", "99999999999999999999", "1e1"}) {
     const Variable v("FORETOKEN_THREADS", bad);

@@ -103,7 +103,7 @@ TEST_CASE("Flag --help of each command lists flags, defaults and the environment
     CHECK(outcome.exit_code == 0);
     CHECK(outcome.err.empty());
     for (const char* word : {"--threads", "--draft-vocab", "16384", "--json", "FORETOKEN_MOE_VERIFY", "FORETOKEN_ISA",
-                             "FORETOKEN_THREADS", "FORETOKEN_NUMA"}) {
+                             "FORETOKEN_THREADS", "FORETOKEN_NUMA", "FORETOKEN_CUDA_DEPENDENT_LAUNCH"}) {
       INFO(word);
       CHECK(outcome.out.find(word) != std::string::npos);
     }

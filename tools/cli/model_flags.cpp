@@ -37,7 +37,8 @@ std::string_view environment_help() {
          "  FORETOKEN_MOE_VERIFY=grouped|per-token  how a window's experts are computed (default grouped)\n"
          "  FORETOKEN_ISA=scalar|avx2|avx512        instruction set (default the best this processor has)\n"
          "  FORETOKEN_THREADS=N                     threads, where -t is not given (default all cores)\n"
-         "  FORETOKEN_NUMA=on|off                   lay threads and weights over the nodes of memory (default on)\n";
+         "  FORETOKEN_NUMA=on|off                   lay threads and weights over the nodes of memory (default on)\n"
+         "  FORETOKEN_CUDA_DEPENDENT_LAUNCH=on|off  GPU kernels may start before those ahead have ended (default on)\n";
 }
 
 void ModelFlags::add_model(CommandLine& line) {
@@ -292,6 +293,7 @@ SessionOptions ModelFlags::session_options(int mtp) const {
   options.nodes = nodes;
   options.device = device;
   options.cublas = cublas;
+  options.dependent_launch = environment.dependent_launch.value_or(true);
   options.cluster = program_cluster();
   if (device == Device::kSplit && placement) options.split = {placement->experts, placement->cache_entries};
   return options;

@@ -7,6 +7,7 @@
 
 #include <cstdio>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/base/error.h"
@@ -144,18 +145,21 @@ struct Access {
   size_t size_bytes;
   bool is_store;
   uint32_t place;
-  const char* fault;
 };
 
-[[noreturn]] void fail_access(const Access& access) {
+[[noreturn]] void fail_access(const Access& access, const char* fault) {
+  const std::pair<Access, const char*> both(access, fault);
   fail_with(
       [](const void* what) {
-        const auto& a = *static_cast<const Access*>(what);
-        return fmt::format("a {} of {} bytes {}, at {}", a.is_store ? "store" : "load", a.size_bytes, a.fault,
+        const auto& [a, why] = *static_cast<const std::pair<Access, const char*>*>(what);
+        return fmt::format("a {} of {} bytes {}, at {}", a.is_store ? "store" : "load", a.size_bytes, why,
                            name_of_place(a.place));
       },
-      &access);
+      &both);
 }
+
+constexpr const char* kTooEarly =
+    "of device memory that a kernel has stored to, before the thread has waited for the kernels ahead";
 
 // A block's shared memory is its own: what other blocks had at the same place is over.
 uint32_t oldest_block(const RunningThread& running, size_t offset) {
@@ -203,19 +207,19 @@ void look_at(const RunningThread& running, Cell& cell, const Stamp& me, bool is_
 
 void look_at_word(const RunningThread& running, size_t word, unsigned bytes, const Stamp& me, const Access& access) {
   uint8_t& state = device_memory().states[word];
+  const bool is_shared = word * 4 < DeviceMemory::kSharedBytes;
   if ((state & kAllocated) == 0) {
-    Access outside = access;
-    outside.fault = word * 4 < DeviceMemory::kSharedBytes ? "outside every shared array"
-                                                          : "outside every allocation of device memory";
-    fail_access(outside);
+    fail_access(access, is_shared ? "outside every shared array" : "outside every allocation of device memory");
+  }
+  if (!running.has_waited && !is_shared) {
+    if (access.is_store) fail_access(access, "to device memory before the thread has waited for the kernels ahead");
+    if ((state & kStored) != 0) fail_access(access, kTooEarly);
   }
   if (access.is_store) {
-    state = static_cast<uint8_t>(state | bytes);
+    state = static_cast<uint8_t>(state | bytes | kStored);
   } else if ((state & bytes) != bytes) {
-    Access unwritten = access;
-    unwritten.fault = word * 4 < DeviceMemory::kSharedBytes ? "of shared memory that nobody has written"
-                                                            : "of device memory that nobody has written";
-    fail_access(unwritten);
+    fail_access(access,
+                is_shared ? "of shared memory that nobody has written" : "of device memory that nobody has written");
   }
   Cell& whole = cells<4>()[word];
   if (bytes == kWrittenBytes && (state & kSplit) == 0) {
@@ -246,13 +250,13 @@ void look_at_access(const void* address, size_t size_bytes, bool is_store, const
         is_inside(at, running->parameters, running->parameters_end) || owned_by_machine(address))
       return;
     if (!is_store && (is_inside(at, program_image().begin, program_image().end) || is_registered(address))) return;
-    fail_access({address, size_bytes, is_store, place_of(code), "of host memory in a kernel"});
+    fail_access({address, size_bytes, is_store, place_of(code)}, "of host memory in a kernel");
   }
   ++num_accesses;
   // A kernel may look at its own block's shared memory before the machine resumes it: never while it waits.
   const Stamp me{running->block, running->thread, running->barriers, running->warp_barriers, place_of(code)};
   const auto offset = static_cast<size_t>(at - memory.begin);
-  const Access access{address, size_bytes, is_store, me.place, nullptr};
+  const Access access{address, size_bytes, is_store, me.place};
   if (measures_traffic()) note_access(me.thread, me.place, offset, size_bytes, offset < DeviceMemory::kSharedBytes);
   const size_t end = offset + size_bytes;
   for (size_t word = offset / 4; word * 4 < end; ++word) {
@@ -266,11 +270,35 @@ void look_at_access(const void* address, size_t size_bytes, bool is_store, const
 
 void look_at_aligned(const void* address, size_t size_bytes, bool is_store, const void* code) {
   if (running_thread != nullptr && reinterpret_cast<uintptr_t>(address) % size_bytes != 0)
-    fail_access({address, size_bytes, is_store, place_of(code), "that is not aligned to its size"});
+    fail_access({address, size_bytes, is_store, place_of(code)}, "that is not aligned to its size");
   look_at_access(address, size_bytes, is_store, code);
 }
 
+// Ends the grid where a kernel has stored to one of the bytes.
+void refuse_stored(const void* from, size_t size_bytes, const void* code, const char* fault) {
+  const DeviceMemory& memory = device_memory();
+  if (!memory.contains(from)) return;  // the load itself finds that
+  const auto offset = static_cast<size_t>(static_cast<const std::byte*>(from) - memory.begin);
+  if (offset < DeviceMemory::kSharedBytes) return;
+  const Access access{from, size_bytes, /*is_store=*/false, place_of(code)};
+  for (size_t word = offset / 4; word * 4 < offset + size_bytes; ++word) {
+    if ((memory.states[word] & kAllocated) == 0) fail_access(access, "outside every allocation of device memory");
+    if ((memory.states[word] & kStored) != 0) fail_access(access, fault);
+  }
+}
+
 }  // namespace
+
+void require_constant(const void* from, size_t size_bytes) {
+  if (running_thread == nullptr || !running_thread->must_wait) return;
+  refuse_stored(from, size_bytes, __builtin_return_address(0),
+                "as of a constant, of device memory that a kernel has stored to");
+}
+
+void require_loadable(const void* from, size_t size_bytes) {
+  if (running_thread == nullptr || running_thread->has_waited) return;
+  refuse_stored(from, size_bytes, __builtin_return_address(0), kTooEarly);
+}
 
 uint64_t accesses_checked() {
   return num_accesses;

@@ -32,7 +32,8 @@ float sum_of(const BlasProduct& p, const uint16_t* a, const uint16_t* b) {
 void multiply_now(const BlasProduct& p) {
   for (int64_t n = 0; n < p.num_rows; ++n) {
 #if defined(FORETOKEN_ACCESS_CHECKS)
-    emulation::mark_written(p.c + n * p.c_stride, static_cast<size_t>(p.num_outputs) * sizeof(float));
+    emulation::mark_written(p.c + n * p.c_stride, static_cast<size_t>(p.num_outputs) * sizeof(float),
+                            emulation::Writer::kKernel);
 #endif
     for (int64_t m = 0; m < p.num_outputs; ++m) {
       p.c[n * p.c_stride + m] = sum_of(p, static_cast<const uint16_t*>(p.a) + m * p.a_stride,

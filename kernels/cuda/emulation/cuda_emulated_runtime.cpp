@@ -390,7 +390,9 @@ std::map<std::string, uint64_t> take_kernel_counts() {
 
 }  // namespace emulation
 
-Stream::Stream() : handle_(new EmulatedStream) {
+Stream::Stream(Launches launches)
+    : handle_(new EmulatedStream),
+      is_dependent_(launches == Launches::kDependent && require_device().dependent_launch) {
   device().add(emulated(*this));
 }
 Stream::~Stream() {
@@ -641,13 +643,14 @@ static void submit_kernel(const Stream& stream, const LaunchShape& shape, const 
   item.kernel = kernel;
   item.hash = add_to_hash(hash, shape);
   item.waits_for = shape.waits_for;
-  item.run = [shape, name, body = std::move(body), parameters] {
+  const bool must_wait = kernel != nullptr && stream.is_dependent();  // a library's kernels see to it themselves
+  item.run = [shape, name, body = std::move(body), parameters, must_wait] {
     try {
 #if defined(FORETOKEN_ACCESS_CHECKS)
       emulation::begin_grid_traffic(name);
 #endif
       emulation::run_grid({shape.grid.x, shape.grid.y, shape.grid.z}, {shape.block.x, shape.block.y, shape.block.z},
-                          shape.shared_bytes, body, parameters);
+                          shape.shared_bytes, body, parameters, must_wait);
     } catch (const EmulationError& error) {
       throw EmulationError(std::string(name) + ": " + error.what());
     }
@@ -667,7 +670,7 @@ void launch_call(const Stream& stream, const LaunchShape& shape, const char* nam
 
 // A small device, so that configurations for several blocks are exercised.
 DeviceQuery query_device() {
-  DeviceProperties device{"emulated", 90, 4, 99 << 10, size_t{1} << 33};
+  DeviceProperties device{"emulated", 90, 4, 99 << 10, size_t{1} << 33, /*dependent_launch=*/true};
   if (emulation::faults.memory_bytes) device.memory_bytes = *emulation::faults.memory_bytes;
   return {device, {}};
 }

@@ -59,6 +59,7 @@ struct Thread {
   std::deque<AsyncCopy> copies;    // under way, oldest first
   std::deque<size_t> copy_groups;  // how many each closed group has, oldest first
   size_t copies_in_open_group = 0;
+  bool has_waited = true;  // for the kernels ahead
   void* fake_stack = nullptr;
   void* tsan_fiber = nullptr;
 };
@@ -113,9 +114,9 @@ class Machine {
   }
 
   void run(uint3 grid, uint3 block, size_t dynamic_shared_bytes, const std::function<void()>& body,
-           Parameters parameters) {
+           Parameters parameters, bool must_wait) {
     const std::lock_guard lock(mutex_);
-    begin_grid(parameters);
+    begin_grid(parameters, must_wait);
     num_threads_ = static_cast<int>(block.x * block.y * block.z);
     FT_CHECK(num_threads_ >= 1 && num_threads_ <= kMaxThreads);
     FT_CHECK(grid.x >= 1 && grid.y >= 1 && grid.z >= 1 && grid.y <= 65535 && grid.z <= 65535);
@@ -132,6 +133,7 @@ class Machine {
         const auto u = static_cast<unsigned>(i);
         t.indices = {{u % block.x, u / block.x % block.y, u / block.x / block.y}, block_idx, block, grid};
         t.state = State::kReady;
+        t.has_waited = !must_wait;
         t.copies.clear();
         t.copy_groups.clear();
         t.copies_in_open_group = 0;
@@ -185,6 +187,11 @@ class Machine {
     const bool is_last = all_lanes && (warp.arrived | 1u << lane()) == mask;
     if (is_last) ++warp.barriers;
     exchange(mask, "", 1, site);
+    tell_checker();
+  }
+
+  void note_wait() {
+    current_->has_waited = true;
     tell_checker();
   }
 
@@ -427,13 +434,23 @@ class Machine {
 #endif
     for (;;) {
       (*machine->body_)();
+      machine->require_wait();
       machine->wait(State::kDone);
     }
   }
 
+  void require_wait() {
+    if (current_->has_waited) return;
+    fail([&] {
+      return name_of(*current_) +
+             " ends without wait_for_kernels_ahead(): when this kernel has ended, kernels ahead of it may still run";
+    });
+  }
+
   // What the access checker has to know; nothing where there is none.
-  void begin_grid([[maybe_unused]] Parameters parameters) {
+  void begin_grid([[maybe_unused]] Parameters parameters, [[maybe_unused]] bool must_wait) {
 #if defined(FORETOKEN_ACCESS_CHECKS)
+    running_.must_wait = must_wait;
     FT_CHECK(running_.block < 0xf0000000u);  // block numbers of a run never come round
     running_.first_block = running_.block + 1;
     running_.parameters = static_cast<const std::byte*>(parameters.begin);
@@ -454,6 +471,7 @@ class Machine {
     running_.thread = static_cast<uint16_t>(current_->number);
     running_.barriers = static_cast<uint16_t>(barriers_);
     running_.warp_barriers = static_cast<uint16_t>(warp.barriers);
+    running_.has_waited = current_->has_waited;
     running_.stack_begin = current_->stack;
     running_.stack_end = current_->stack + kStackBytes;
     running_thread = &running_;
@@ -513,9 +531,16 @@ bool owned_by_machine(const void* address) {
   return machine().owns(address);
 }
 void run_grid(uint3 grid, uint3 block, size_t dynamic_shared_bytes, const std::function<void()>& body,
-              Parameters parameters) {
-  machine().run(grid, block, dynamic_shared_bytes, body, parameters);
+              Parameters parameters, bool must_wait) {
+  machine().run(grid, block, dynamic_shared_bytes, body, parameters, must_wait);
 }
+void note_wait() {
+  machine().note_wait();
+}
+#if !defined(FORETOKEN_ACCESS_CHECKS)
+void require_constant(const void*, size_t) {}
+void require_loadable(const void*, size_t) {}
+#endif
 uint64_t threads_run() {
   return machine().threads_run();
 }

@@ -15,8 +15,9 @@
 // Stands in for nvcc where a host compiler reads a .cu file: the names that kernel bodies use, and a machine that runs
 // one block at a time with a fiber per thread, so that every kernel's arithmetic is tested without a GPU. What it finds
 // beside wrong bits: threads of a block that part at a barrier or a warp collective, results that depend on the order in
-// which warps and lanes run (set_order, set_preemption) or streams go on (set_stream_order), and, by access_checker.h,
-// races, loads of what nobody has written and accesses of memory that is not the kernel's. What it cannot show: speed.
+// which warps and lanes run (set_order, set_preemption) or streams go on (set_stream_order), threads that do not wait for
+// the kernels ahead, and, by access_checker.h, races, loads of what nobody has written, accesses too early and of memory
+// that is not the kernel's. What it cannot show: speed.
 
 namespace foretoken::cuda {
 
@@ -61,9 +62,10 @@ struct Parameters {
   size_t size_bytes = 0;
 };
 
-/// Runs body() once for each thread of the grid. Throws EmulationError.
+/// Runs body() once for each thread of the grid. Throws EmulationError. With must_wait each thread has to call
+/// wait_for_kernels_ahead(), and before it may neither store to device memory nor load what a kernel has stored there.
 void run_grid(uint3 grid, uint3 block, size_t dynamic_shared_bytes, const std::function<void()>& body,
-              Parameters parameters = {});
+              Parameters parameters = {}, bool must_wait = false);
 
 /// Threads that run_grid has run, over all grids: shows that a test really went through the emulation.
 [[nodiscard]] uint64_t threads_run();
@@ -96,6 +98,12 @@ void sync_warp(uint32_t mask, Site site);
 /// For the access checker: called after each access; whether an address is the machine's own.
 void preempt();
 [[nodiscard]] bool owned_by_machine(const void* address);
+/// The running thread has waited for the kernels ahead.
+void note_wait();
+/// For load_constant and prefetch_constant, and for copies that are started: bytes that no kernel has stored to, or, of a
+/// copy, that the thread may load now.
+void require_constant(const void* from, size_t size_bytes);
+void require_loadable(const void* from, size_t size_bytes);
 /// Ends the grid with an EmulationError. Called from a kernel body.
 [[noreturn]] void fail(const char* message);
 /// All lanes of `mask` meet here; values[lane] are the `size_bytes` (at most 64) that each brought. Valid until the
@@ -225,8 +233,22 @@ inline int __ffs(uint32_t x) {
   return __builtin_ffs(static_cast<int>(x));
 }
 
+inline void wait_for_kernels_ahead() {
+  emulation::note_wait();
+}
+inline void start_next_kernel() {}
+inline void prefetch_constant(const void* from, unsigned size_bytes) {
+  if (reinterpret_cast<uintptr_t>(from) % 16 != 0 || size_bytes % 16 != 0)
+    emulation::fail("prefetch_constant: not a multiple of 16 bytes");
+  emulation::require_constant(from, size_bytes);
+}
 template <class T>
-T load_constant(const T* p) {
+__forceinline__ T load_constant(const T* p) {
+  emulation::require_constant(p, sizeof(T));
+  return *p;
+}
+template <class T>
+__forceinline__ T load_global(const T* p) {
   return *p;
 }
 inline float half_bits_to_float(uint16_t h) {
@@ -241,6 +263,7 @@ inline uint16_t float_to_half_bits(float x) {
 template <bool kOnce>
 void start_copy_16(void* to, const void* from) {
   constexpr unsigned kNaN = 0x7fc0dead;
+  emulation::require_loadable(from, 16);
   *static_cast<uint4*>(to) = uint4{kNaN, kNaN, kNaN, kNaN};
   emulation::add_copy({to, from});
 }

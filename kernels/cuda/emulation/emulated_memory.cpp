@@ -211,7 +211,7 @@ void check_allocated(const void* data, size_t size_bytes) {
     throw EmulationError(fmt::format("a copy or a fill of {} bytes leaves its allocation", size_bytes));
 }
 
-void mark_written(const void* data, size_t size_bytes) {
+void mark_written(const void* data, size_t size_bytes, Writer writer) {
   if (size_bytes == 0 || !device_memory().contains(data)) return;
   uint8_t* state = heap().state_of(data);
   const size_t first = reinterpret_cast<uintptr_t>(data) % 4, num_words = (first + size_bytes + 3) / 4;
@@ -220,7 +220,14 @@ void mark_written(const void* data, size_t size_bytes) {
     if (word == 0) bytes = static_cast<uint8_t>(bytes << first & kWrittenBytes);
     if (const size_t end = first + size_bytes - 4 * word; end < 4)
       bytes = static_cast<uint8_t>(bytes & ((1u << end) - 1u));
-    if ((state[word] & kAllocated) != 0) state[word] |= bytes;
+    if ((state[word] & kAllocated) == 0) continue;
+    state[word] |= bytes;
+    // A copy begins when all kernels ahead have ended, and the next kernel when it has.
+    if (writer == Writer::kKernel) {
+      state[word] |= kStored;
+    } else if (bytes == kWrittenBytes) {
+      state[word] &= static_cast<uint8_t>(~kStored);
+    }
   }
 }
 

@@ -7,15 +7,15 @@
 // The memory of the emulated GPU: an address range of its own, so that it is known of every address whether it is the
 // device's. Host code that touches device memory outside a copy gets a segmentation fault, as on a machine with a GPU.
 // Every allocation, every piece of one and every shared array has room around it that belongs to nobody. For each word
-// of four bytes a state byte says whether it is allocated and which of its bytes have been written; access_checker.h
-// looks at it in every access of a kernel.
+// of four bytes a state byte says whether it is allocated, which of its bytes have been written, and whether a kernel has
+// stored to it since it was last copied to or filled; access_checker.h looks at it in every access of a kernel.
 //
 // Under the address and thread sanitizers there is no such range (FORETOKEN_ACCESS_CHECKS is not defined): device memory
 // is then the sanitizers' own, each allocation apart, and they look for themselves.
 
 namespace foretoken::cuda::emulation {
 
-inline constexpr uint8_t kAllocated = 0x80, kSplit = 0x40, kWrittenBytes = 0x0f;
+inline constexpr uint8_t kAllocated = 0x80, kSplit = 0x40, kStored = 0x20, kWrittenBytes = 0x0f;
 
 /// All zero-based: offsets from `begin`. The first kSharedBytes are the shared memory of the block that runs.
 struct DeviceMemory {
@@ -53,8 +53,9 @@ void unregister_host_memory(const void* data);
 
 /// Throws EmulationError where a range of device memory leaves an allocation. Host memory passes.
 void check_allocated(const void* data, size_t size_bytes);
-/// What a copy or a fill has written, where it is the device's.
-void mark_written(const void* data, size_t size_bytes);
+/// What a copy, a fill or a library's kernel has written, where it is the device's.
+enum class Writer { kCopy, kKernel };
+void mark_written(const void* data, size_t size_bytes, Writer writer = Writer::kCopy);
 
 /// While one of these lives, device memory may be touched: around kernels and copies.
 class DeviceAccess {

@@ -14,7 +14,8 @@
 #include "tests/kernels/cuda/cuda_test_support.h"
 
 // What the emulation finds, each shown by a kernel or by host code with that mistake, and by its neighbour without it.
-// This file is compiled as the kernels are: its loads and stores are looked at.
+// This file is compiled as the kernels are: its loads and stores are looked at. Its kernels know of no other kernels, and
+// are launched in order, but for those of a chain.
 
 namespace foretoken::cuda {
 namespace {
@@ -144,7 +145,7 @@ std::string failure(const std::function<void()>& body) {
 template <class... Parameters, class... Arguments>
 std::string run(unsigned blocks, unsigned threads, void (*kernel)(Parameters...), Arguments... arguments) {
   return failure([&] {
-    const Stream stream;
+    const Stream stream(Launches::kInOrder);
     launch(stream, {{blocks, 1, 1}, {threads, 1, 1}}, "kernel", kernel, arguments...);
     stream.synchronize();
   });
@@ -152,7 +153,7 @@ std::string run(unsigned blocks, unsigned threads, void (*kernel)(Parameters...)
 
 DeviceBuffer zeros(size_t size_bytes) {
   DeviceBuffer buffer(size_bytes);
-  const Stream stream;
+  const Stream stream(Launches::kInOrder);
   fill_zero(stream, buffer.data(), size_bytes);
   stream.synchronize();
   return buffer;
@@ -209,7 +210,7 @@ TEST_CASE("Checks: every allocation, piece and shared array ends where it ends")
   CHECK_THAT(run(1, 32, copy_words, out.data<int>(), source.data<int>(), -1), Contains("outside every allocation"));
   const BufferPiece pieces[] = {{0, 128}, {128 + guard_bytes(), 128}};
   const DeviceBuffer parts(256 + 2 * guard_bytes(), "two pieces", pieces);
-  const Stream stream;
+  const Stream stream(Launches::kInOrder);
   fill_zero(stream, parts.data(), parts.size_bytes());
   stream.synchronize();
   CHECK(run(1, 32, copy_words, out.data<int>(), parts.data<int>(), 0).empty());
@@ -262,7 +263,7 @@ TEST_CASE("Checks: preempted threads go on, and what barriers order stays as it 
     emulation::set_preemption(seed, 3);
     CHECK(run(2, 32, reverse_in_warp, out.data<int>(), Between::kNothing) != "");
     CHECK(run(1, 64, reverse_in_shared, out.data<int>(), true).empty());
-    const Stream stream;
+    const Stream stream(Launches::kInOrder);
     std::vector<int> values(64);
     copy_to_host(stream, values.data(), out.data(), values.size() * sizeof(int));
     for (int t = 0; t < 64; ++t) REQUIRE(values[t] == 63 - t);
@@ -275,7 +276,7 @@ TEST_CASE("Late: nothing has happened before somebody waits") {
   const DeviceBuffer values = zeros(128);
   const PinnedBuffer result(128);
   std::memset(result.data(), 0, 128);
-  const Stream stream;
+  const Stream stream(Launches::kInOrder);
   launch(stream, {{1}, {32}}, "add_one", add_one, values.data<int>());
   copy_to_host(stream, result.data(), values.data(), 128);
   CHECK(result.data<int>()[5] == -1);  // poisoned
@@ -296,7 +297,7 @@ TEST_CASE("Late: pinned memory is read when the copy runs, other memory at the c
   const DeviceBuffer values = zeros(128);
   const PinnedBuffer source(128);
   std::memset(source.data(), 0, 128);
-  const Stream stream;
+  const Stream stream(Launches::kInOrder);
   copy_to_device(stream, values.data(), source.data(), 128);
   source.data<int>()[3] = 7;
   CHECK_THAT(failure([&] { stream.synchronize(); }), Contains("written to before the copy had run"));
@@ -312,7 +313,7 @@ TEST_CASE("Late: host and device tell each other by flags") {
   const DeviceBuffer result = zeros(128);
   const MappedBuffer up(128), down(128);
   const Flags flags(2);
-  const Stream stream;
+  const Stream stream(Launches::kInOrder);
   std::vector<int> seen(32);
   const auto list = [&] {
     launch(stream, {{1}, {32}}, "tell_host", tell_host, up.data<int>(), flags.words());
@@ -364,7 +365,7 @@ TEST_CASE("Late: streams have no order among each other") {
   const auto copy_is_seen = [](bool waits, uint32_t seed) {
     emulation::set_stream_order(seed);
     const DeviceBuffer values = zeros(128), copy = zeros(128);
-    const Stream first, second;
+    const Stream first(Launches::kInOrder), second(Launches::kInOrder);
     launch(first, {{1}, {32}}, "add_one", add_one, values.data<int>());
     if (waits) first.synchronize();
     copy_on_device(second, copy.data(), values.data(), 128);
@@ -386,7 +387,7 @@ TEST_CASE("Graphs: what a capture refuses") {
   const DeviceBuffer values = zeros(128);
   const PinnedBuffer pinned(128);
   std::vector<int> ordinary(32);
-  const Stream stream;
+  const Stream stream(Launches::kInOrder);
   const Event event;
   const auto record = [&](const std::function<void()>& work) {
     return failure([&] { const Graph graph(stream, work); });
@@ -408,7 +409,7 @@ TEST_CASE("Graphs: what a capture refuses") {
 
 TEST_CASE("Graphs: a recording that is out of date is found at its replay") {
   const DeviceBuffer values = zeros(128), other = zeros(128);
-  const Stream stream;
+  const Stream stream(Launches::kInOrder);
   int* target = values.data<int>();
   unsigned threads = 32;
   int times = 1;
@@ -438,6 +439,108 @@ TEST_CASE("Graphs: a recording that is out of date is found at its replay") {
   CHECK(seen == std::vector<int>(32, 3));
 }
 
+// --- Dependent launches.
+
+// A kernel of a chain: what the kernel ahead has stored, and a weight more.
+enum class ChainMistake {
+  kNone,
+  kLoadsEarly,
+  kStoresEarly,
+  kCopiesEarly,
+  kLoadsAsConstant,
+  kOneWarpEndsEarly,
+  kNoWait
+};
+__global__ void add_weights(const int* weights, const int* from, int* to, ChainMistake mistake) {
+  FT_SHARED(uint4, copied, 64);
+  const unsigned t = threadIdx.x;
+  start_next_kernel();
+  if (t == 0) prefetch_constant(weights, 64 * sizeof(int));
+  const int weight = load_constant(weights + t);  // no kernel writes it: at any time
+  if (mistake == ChainMistake::kOneWarpEndsEarly && t >= 32) return;
+  if (mistake == ChainMistake::kLoadsEarly) copied[t].x = static_cast<unsigned>(from[t]);
+  if (mistake == ChainMistake::kStoresEarly) to[t] = 0;
+  if (mistake == ChainMistake::kCopiesEarly) start_copy_16<true>(copied + t, from + t / 4 * 4);
+  if (mistake != ChainMistake::kNoWait) wait_for_kernels_ahead();
+  const int ahead = mistake == ChainMistake::kLoadsAsConstant ? load_constant(from + t) : load_global(from + t);
+  to[t] = ahead + weight;
+}
+
+struct Chain {
+  DeviceBuffer weights = zeros(256), values[2] = {zeros(256), zeros(256)};
+
+  // Kernel after kernel, each from the other's values, with a copy between them or not.
+  std::string run(ChainMistake mistake, int num_kernels, Launches launches = Launches::kDependent,
+                  bool copies_between = false) const {
+    return failure([&] {
+      const Stream stream(launches);
+      for (const DeviceBuffer& buffer : values) fill_zero(stream, buffer.data(), 256);
+      for (int i = 0; i < num_kernels; ++i) {
+        const DeviceBuffer &from = values[i % 2], &to = values[1 - i % 2];
+        if (copies_between) copy_on_device(stream, from.data(), weights.data(), 256);
+        launch(stream, {{1}, {64}}, "add_weights", add_weights, weights.data<int>(), from.data<int>(), to.data<int>(),
+               mistake);
+      }
+      stream.synchronize();
+    });
+  }
+};
+
+TEST_CASE("Dependent launches: before its wait a thread neither loads what a kernel has stored nor stores") {
+  const Chain chain;
+  CHECK(chain.run(ChainMistake::kNone, 4).empty());
+  for (const auto mistake : {ChainMistake::kLoadsEarly, ChainMistake::kCopiesEarly}) {
+    CHECK_THAT(chain.run(mistake, 2), Contains("add_weights: a load of") && Contains("that a kernel has stored to") &&
+                                          Contains("before the thread has waited for the kernels ahead, at"));
+    CHECK(chain.run(mistake, 1).empty());  // what a fill has written
+    CHECK(chain.run(mistake, 2, Launches::kDependent, /*copies_between=*/true).empty());
+    CHECK(chain.run(mistake, 2, Launches::kInOrder).empty());
+  }
+  CHECK_THAT(chain.run(ChainMistake::kStoresEarly, 1),
+             Contains("add_weights: a store of 4 bytes to device memory before the thread has waited"));
+  CHECK(chain.run(ChainMistake::kStoresEarly, 2, Launches::kInOrder).empty());
+}
+
+TEST_CASE("Dependent launches: every thread waits, also one that has nothing to do") {
+  const Chain chain;
+  CHECK_THAT(chain.run(ChainMistake::kOneWarpEndsEarly, 1),
+             Contains("thread (32,0,0) of block (0,0,0) ends without wait_for_kernels_ahead()"));
+  CHECK(chain.run(ChainMistake::kOneWarpEndsEarly, 2, Launches::kInOrder).empty());
+  CHECK_THAT(chain.run(ChainMistake::kNoWait, 1), Contains("before the thread has waited"));
+}
+
+TEST_CASE("Dependent launches: what a kernel has stored is not loaded as a constant, behind the wait neither") {
+  const Chain chain;
+  CHECK_THAT(chain.run(ChainMistake::kLoadsAsConstant, 2), Contains("as of a constant"));
+  CHECK(chain.run(ChainMistake::kLoadsAsConstant, 1).empty());
+  CHECK(chain.run(ChainMistake::kLoadsAsConstant, 2, Launches::kDependent, /*copies_between=*/true).empty());
+  CHECK(chain.run(ChainMistake::kLoadsAsConstant, 2, Launches::kInOrder).empty());
+}
+
+TEST_CASE("Dependent launches: a graph that is replayed is held to it too") {
+  const Chain chain;
+  emulation::assume_kernels_loaded(true);
+  const Stream stream;
+  ChainMistake mistake = ChainMistake::kNone;
+  const auto work = [&] {
+    for (int i = 0; i < 2; ++i) {
+      launch(stream, {{1}, {64}}, "add_weights", add_weights, chain.weights.data<int>(), chain.values[i].data<int>(),
+             chain.values[1 - i].data<int>(), mistake);
+    }
+  };
+  const auto replay = [&] {
+    const Graph graph(stream, work);
+    return failure([&] {
+      graph.launch(stream);
+      stream.synchronize();
+    });
+  };
+  CHECK(replay().empty());
+  mistake = ChainMistake::kLoadsEarly;
+  CHECK_THAT(replay(), Contains("before the thread has waited"));
+  emulation::assume_kernels_loaded(false);
+}
+
 // --- Limits.
 
 __global__ void large_static_arrays(int* out, bool with_second) {
@@ -454,7 +557,7 @@ TEST_CASE("Limits: static shared memory and the threads of a block") {
   const DeviceBuffer values = zeros(4096);
   const auto run = [&](const char* name, unsigned threads, bool with_second) {
     return failure([&] {
-      const Stream stream;
+      const Stream stream(Launches::kInOrder);
       launch(stream, {{1}, {threads}}, name, large_static_arrays, values.data<int>(), with_second);
       stream.synchronize();
     });
@@ -486,7 +589,7 @@ __global__ void load_shared_with_stride(int* out, unsigned stride) {
 
 TEST_CASE("Copies to shared memory: not read before they are waited for, nor started over what is read") {
   constexpr int kRounds = 5;
-  const Stream stream;
+  const Stream stream(Launches::kInOrder);
   std::vector<int> values(kRounds * 32 * 4);
   for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<int>(i * i % 1001);
   const DeviceBuffer from = test::upload(stream, values), out = zeros(128);
@@ -511,7 +614,7 @@ TEST_CASE("Traffic: sectors of device memory and passes over the banks of shared
   const DeviceBuffer from = zeros(32 * 32 * 4), out = zeros(128);
   const auto measure = [&](const std::function<void(const Stream&)>& work) {
     emulation::measure_traffic(true);
-    const Stream stream;
+    const Stream stream(Launches::kInOrder);
     work(stream);
     stream.synchronize();
     emulation::measure_traffic(false);

@@ -128,7 +128,8 @@ TEST_CASE("Every command and every flag of --help is in man page and completions
   }
   std::sort(names.begin(), names.end());
   CHECK(pages.complete({""}) == names);
-  for (const char* variable : {"FORETOKEN_MOE_VERIFY", "FORETOKEN_ISA", "FORETOKEN_THREADS", "FORETOKEN_NUMA"}) {
+  for (const char* variable : {"FORETOKEN_MOE_VERIFY", "FORETOKEN_ISA", "FORETOKEN_THREADS", "FORETOKEN_NUMA",
+                               "FORETOKEN_CUDA_DEPENDENT_LAUNCH"}) {
     CHECK(between(pages.man, "\n.SH ENVIRONMENT\n", "\n.SH ").find(variable) != std::string::npos);
   }
   CHECK(pages.man.find("foretoken 1.2.3") != std::string::npos);
