@@ -11,6 +11,7 @@
 
 #define FT_UNROLL _Pragma("unroll")
 #define FT_NO_UNROLL _Pragma("unroll 1")
+#define FT_UNROLL_TWICE _Pragma("unroll 2")
 #define FT_SHARED(type, name, count) __shared__ type name[count]
 #define FT_DYNAMIC_SHARED(type, name)                                \
   extern __shared__ __align__(16) unsigned char ft_dynamic_shared[]; \
@@ -102,6 +103,16 @@ __device__ __forceinline__ void wait_for_flag(const uint32_t* flag) {
     asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(raised) : "l"(flag) : "memory");
     if (raised != 0) return;
   }
+}
+
+/// Four matrices of 8 rows of 16 bytes of shared memory (ldmatrix), which a warp loads together: lane l gives the address
+/// of row l % 8 of matrix l / 8, aligned to 16 bytes, and gets of each matrix bytes 4 (l % 4) .. of row l / 4.
+__device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const void* row) {
+  const auto shared = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared)
+               : "memory");
 }
 
 /// C += A B over int8 fragments of a warp; see emulated_mma for the layout of the registers.

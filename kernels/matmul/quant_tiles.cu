@@ -9,15 +9,15 @@
 // The eight partial sums of rule 1 would take 8 x 16 registers a thread. So the blocks are not visited in rising order
 // but partial after partial, 0 4 2 6 1 5 3 7, rising within each: the fold 8 -> 4 -> 2 -> 1 then needs three finished
 // sums beside the running one.
+//
+// Rows are copied past the registers (cp.async) while the same stage's weights are fetched and unpacked, which takes
+// longer: a second buffer for the next stage's rows would take blocks from a multiprocessor and give nothing.
 
 namespace foretoken::cuda {
 
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = kWarps * kWarpSize;
-constexpr int kOutputs = 16 * kWarps;  // of each matrix
-constexpr int kStage = 256;            // values of a row in shared memory at a time
+constexpr int kStage = 256;  // values of a row in shared memory at a time
 constexpr int kStride =
     kStage + 16;  // bytes from row to row there: the eight rows of a fragment fall into different banks
 
@@ -28,108 +28,163 @@ constexpr bool kHasRunScales =
 
 /// Shapes and shared memory of one kernel. With kPair, gate and up share the tile, and half as many rows keep the
 /// registers the same.
-template <WeightType kType, bool kPair>
+template <WeightType kType_, bool kPair_>
 struct TileShape {
-  static constexpr int kBlock = block_size_of<kType>();
+  static constexpr WeightType kType = kType_;
+  static constexpr bool kPair = kPair_;
+  static constexpr int kBlock = block_size_of<kType>(), kBlocksPerStage = kStage / kBlock;
+  static constexpr bool kMins = has_lane_mins<kType>(), kSecondScale = kMins || has_float_runs<kType>();
+  static constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
   static constexpr int kMatrices = kPair ? 2 : 1;
-  static constexpr int kRowTiles = kPair ? 2 : 4;  // of eight rows
-  static constexpr int kRows = 8 * kRowTiles;
+  static constexpr int kOutputs = 64;  // of each matrix
   static constexpr int kWeightRows = kMatrices * kOutputs;
-  static constexpr int kBlocksPerStage = kStage / kBlock;
+  static constexpr int kSize = kPair ? 0 : 1, kRows = tile_rows(kSize);
+  static constexpr int kOutputWarps = kOutputs / 16;  // side by side; with more warps, the others take other rows
+  static constexpr int kWarpRows = kRows * kOutputWarps / kWarps, kRowTiles = kWarpRows / 8;
+
+  // Shared memory, in bytes. The scales of a block stand side by side for all outputs; a few words between the blocks of
+  // a stage let a warp store those of eight at once.
+  static constexpr int kScaleStride = kWeightRows + 4;
+  static constexpr int kScaleBytes = 4 * kBlocksPerStage * kScaleStride;
+  static constexpr int kRunBytes = kBlock == 256 ? 16 * kWeightRows : 0;
+  static constexpr int kWeightBytes =
+      kWeightRows * kStride + (kMins ? 2 : 1) * kRunBytes + (kSecondScale ? 2 : 1) * kScaleBytes;
+  static constexpr int kSumBytes = !kMins ? 0 : kBlock == 256 ? 32 * kRows : 2 * kBlocksPerStage * kRows;
+  static constexpr int kRowBytes = kRows * kStride + kSumBytes + 4 * kBlocksPerStage * kRows;
+  static constexpr int kSharedBytes = kWeightBytes + kRowBytes + 4 * kRows;
 };
 
-template <WeightType kType, bool kPair>
+template <class S>
 struct Shared {
-  using S = TileShape<kType, kPair>;
-  int8_t* weights;    // [kWeightRows][kStride]
-  float* d;           // [kWeightRows][kBlocksPerStage]
-  float* dmin;        // the same; formats with mins. With float runs: the second run's scale
-  int8_t* scales;     // [kWeightRows][16]; 256-value formats
-  uint8_t* mins;      // [kWeightRows][16]; 256-value formats with mins
-  int8_t* rows;       // [kRows][kStride]
-  float* row_d;       // [kRows][kBlocksPerStage]
-  int16_t* row_sums;  // [kRows][16] of runs, or [kRows][8] of 32-value blocks
+  int8_t* memory;
+
+  // Values of 32-value formats lie in each block as in QuantRows, so that rows need no rearranging.
+  __device__ __forceinline__ int8_t* weights() const { return memory; }  // [kWeightRows][kStride]
+  __device__ __forceinline__ int8_t* scales() const {                    // [kWeightRows][16]; 256-value formats
+    return memory + S::kWeightRows * kStride;
+  }
+  /// [kWeightRows][16], in the order of QuantRows::sums; 256-value formats with mins.
+  __device__ __forceinline__ int8_t* mins() const { return scales() + S::kRunBytes; }
+  __device__ __forceinline__ float* d() const {  // [kBlocksPerStage][kScaleStride]
+    return reinterpret_cast<float*>(scales() + (S::kMins ? 2 : 1) * S::kRunBytes);
+  }
+  /// The same; formats with mins. With float runs: the second run's scale.
+  __device__ __forceinline__ float* dmin() const { return d() + S::kBlocksPerStage * S::kScaleStride; }
+  __device__ __forceinline__ int8_t* rows() const { return memory + S::kWeightBytes; }  // [kRows][kStride]
+  /// [kRows][16] of runs in the order of QuantRows::sums, or [kBlocksPerStage][kRows] of blocks; formats with mins.
+  __device__ __forceinline__ int16_t* row_sums() const {
+    return reinterpret_cast<int16_t*>(rows() + S::kRows * kStride);
+  }
+  __device__ __forceinline__ float* row_d() const {  // [kBlocksPerStage][kRows]
+    return reinterpret_cast<float*>(rows() + S::kRows * kStride + S::kSumBytes);
+  }
+  __device__ __forceinline__ int32_t* inputs() const {  // [kRows] of x
+    return reinterpret_cast<int32_t*>(rows() + S::kRowBytes);
+  }
 };
 
 // Block i of a stage that begins with block `first`: 32-value formats step through one partial's blocks.
-template <int kBlock>
 __device__ __forceinline__ int64_t block_of_stage(int64_t first, int i) {
   return first + int64_t{i} * kPartialSums;
 }
 
-template <WeightType kType, bool kPair>
-__device__ __forceinline__ void stage_weights(const Shared<kType, kPair>& s, const MatmulArguments& a,
-                                              const RowSet& rows, int64_t first_output, int64_t num_outputs,
-                                              int64_t first_block, int count) {
-  using S = TileShape<kType, kPair>;
+template <class S>
+__device__ __forceinline__ void stage_weights(const Shared<S>& s, const MatmulArguments& a, const RowSet& rows,
+                                              int64_t first_output, int64_t num_outputs, int64_t first_block,
+                                              int count) {
   const int t = static_cast<int>(threadIdx.x % 4);
-  for (int item = static_cast<int>(threadIdx.x) / 4; item < S::kWeightRows * S::kBlocksPerStage; item += kThreads / 4) {
+  for (int item = static_cast<int>(threadIdx.x) / 4; item < S::kWeightRows * S::kBlocksPerStage;
+       item += S::kThreads / 4) {
     const int row = item / S::kBlocksPerStage, i = item % S::kBlocksPerStage;
     if (i >= count) continue;
-    const int64_t output = first_output + row % kOutputs;
-    const std::byte* matrix = row < kOutputs ? rows.w : rows.up;
-    LaneBlock<kType> block;
+    const int64_t output = first_output + row % S::kOutputs;
+    const std::byte* matrix = row < S::kOutputs ? rows.w : rows.up;
+    LaneBlock<S::kType> block;
     block.load(matrix + weight_row(a, output < num_outputs ? output : num_outputs - 1) * a.row_bytes, a.rows.num_blocks,
-               block_of_stage<S::kBlock>(first_block, i), t);
-    int8_t* to = s.weights + row * kStride;
+               block_of_stage(first_block, i), t);
+    int8_t* to = s.weights() + row * kStride;
     if constexpr (S::kBlock == 256) {
       for (int j = 0; j < 4; ++j) {
         const int run = run_of_lane(t, j);
         *reinterpret_cast<uint4*>(to + 16 * run) = uint4{block.q[j][0], block.q[j][1], block.q[j][2], block.q[j][3]};
-        s.scales[row * 16 + run] = static_cast<int8_t>(block.scale[j]);
-        if constexpr (has_lane_mins<kType>()) s.mins[row * 16 + run] = static_cast<uint8_t>(block.mins >> (8 * j));
+        s.scales()[row * 16 + run] = static_cast<int8_t>(block.scale[j]);
       }
+      if constexpr (S::kMins) *reinterpret_cast<uint32_t*>(s.mins() + row * 16 + 4 * t) = block.mins;
     } else {
-      *reinterpret_cast<uint32_t*>(to + 32 * i + 4 * t) = block.q[0];
-      *reinterpret_cast<uint32_t*>(to + 32 * i + 16 + 4 * t) = block.q[1];
+      *reinterpret_cast<uint2*>(to + 32 * i + 8 * t) = uint2{block.q[0], block.q[1]};
     }
     if (t == 0) {
-      s.d[row * S::kBlocksPerStage + i] = block.d;
-      if constexpr (has_lane_mins<kType>()) s.dmin[row * S::kBlocksPerStage + i] = block.dmin;
-      if constexpr (has_float_runs<kType>()) s.dmin[row * S::kBlocksPerStage + i] = block.second_d;
+      s.d()[i * S::kScaleStride + row] = block.d;
+      if constexpr (S::kMins) s.dmin()[i * S::kScaleStride + row] = block.dmin;
+      if constexpr (has_float_runs<S::kType>()) s.dmin()[i * S::kScaleStride + row] = block.second_d;
     }
   }
 }
 
-template <WeightType kType, bool kPair>
-__device__ __forceinline__ void stage_rows(const Shared<kType, kPair>& s, const QuantRows& x, const RowSet& rows,
-                                           int first_row, int64_t first_block, int count) {
-  using S = TileShape<kType, kPair>;
-  // A thread brings one lane's share of one block: four runs of 16, or eight values.
-  const int t = static_cast<int>(threadIdx.x % 4);
-  for (int item = static_cast<int>(threadIdx.x) / 4; item < S::kRows * S::kBlocksPerStage; item += kThreads / 4) {
-    const int row = item / S::kBlocksPerStage, i = item % S::kBlocksPerStage;
-    if (i >= count) continue;
-    const int64_t input = rows.input(first_row + row < rows.count ? first_row + row : rows.count - 1);
-    const int64_t b = block_of_stage<S::kBlock>(first_block, i);
-    const LaneRow<S::kBlock> lane = load_lane_row<S::kBlock>(x, input, b, t);
-    int8_t* to = s.rows + row * kStride;
-    if constexpr (S::kBlock == 256) {
-      const int16_t sums[4] = {static_cast<int16_t>(lane.sums.x), static_cast<int16_t>(lane.sums.x >> 16),
-                               static_cast<int16_t>(lane.sums.y), static_cast<int16_t>(lane.sums.y >> 16)};
-      for (int j = 0; j < 4; ++j) {
-        const int run = run_of_lane(t, j);
-        *reinterpret_cast<uint4*>(to + 16 * run) = lane.run[j];
-        s.row_sums[row * 16 + run] = sums[j];
-      }
-    } else {
-      *reinterpret_cast<uint32_t*>(to + 32 * i + 4 * t) = lane.words.x;
-      *reinterpret_cast<uint32_t*>(to + 32 * i + 16 + 4 * t) = lane.words.y;
-      if (t == 0) s.row_sums[row * 8 + i] = static_cast<int16_t>(lane.sum);
-    }
-    if (t == 0) s.row_d[row * S::kBlocksPerStage + i] = x.d[input * x.num_blocks + b];
+// Rows of a stage: their values, and of 256-value formats their sums, by copies that are under way when this returns.
+template <class S>
+__device__ __forceinline__ void start_rows(const Shared<S>& s, const QuantRows& x, int64_t first_block, int count) {
+  // 16 bytes an item. A row's are side by side here; there a block of 256 has runs j of all lanes side by side.
+  const int at = static_cast<int>(threadIdx.x % 16);  // of the row
+  const int64_t stride = q_stride(S::kBlock, x.num_blocks);
+  int64_t offset;
+  if constexpr (S::kBlock == 256) {
+    offset = run_offset(first_block, at / 8 * 2 + at % 2, at % 8 / 2);  // at == run_of_lane(t, j)
+  } else {
+    offset = block_of_stage(first_block, at / 2) * 32 + at % 2 * 16;
   }
+  static_assert(S::kRows % (S::kThreads / 16) == 0);
+  if (S::kBlock == 256 || at / 2 < count) {
+    FT_UNROLL
+    for (int n = 0; n < S::kRows / (S::kThreads / 16); ++n) {
+      const int row = n * (S::kThreads / 16) + static_cast<int>(threadIdx.x) / 16;
+      start_copy_16<true>(s.rows() + row * kStride + 16 * at, x.q + s.inputs()[row] * stride + offset);
+    }
+  }
+  if constexpr (S::kBlock == 256 && S::kMins) {
+    static_assert(2 * S::kRows <= S::kThreads);
+    const int row = static_cast<int>(threadIdx.x) / 2, half = static_cast<int>(threadIdx.x) % 2;
+    if (row < S::kRows) {
+      start_copy_16<true>(s.row_sums() + row * 16 + 8 * half,
+                          x.sums + s.inputs()[row] * sums_stride(256, x.num_blocks) + first_block * 16 + 8 * half);
+    }
+  }
+  end_copy_group();
 }
 
-__device__ __forceinline__ uint32_t word_at(const int8_t* bytes) {
-  return *reinterpret_cast<const uint32_t*>(bytes);
-}
+/// Scales of a stage's rows, and of 32-value formats their sums, on their way through registers: lone words.
+template <class S>
+struct RowScales {
+  static constexpr int kItems = (S::kRows * S::kBlocksPerStage + S::kThreads - 1) / S::kThreads;
+  static constexpr bool kSums = S::kBlock == 32 && S::kMins;
+  float d[kItems] = {};
+  int16_t sums[kSums ? kItems : 1] = {};
 
-// One warp's part of a tile: 16 outputs of each matrix x kRows rows. Element e of a fragment is output g + 8 * (e / 2),
+  __device__ __forceinline__ void load(const Shared<S>& s, const QuantRows& x, int64_t first_block, int count) {
+    FT_UNROLL
+    for (int n = 0; n < kItems; ++n) {
+      const int item = n * S::kThreads + static_cast<int>(threadIdx.x), row = item % S::kRows, i = item / S::kRows;
+      if (i >= count) continue;
+      const int64_t at = s.inputs()[row] * x.num_blocks + block_of_stage(first_block, i);
+      d[n] = load_global(x.d + at);
+      if constexpr (kSums) sums[n] = load_global(x.sums + at);
+    }
+  }
+  __device__ __forceinline__ void store(const Shared<S>& s, int count) const {
+    FT_UNROLL
+    for (int n = 0; n < kItems; ++n) {
+      const int item = n * S::kThreads + static_cast<int>(threadIdx.x);  // [kBlocksPerStage][kRows]
+      if (item / S::kRows >= count) continue;
+      s.row_d()[item] = d[n];
+      if constexpr (kSums) s.row_sums()[item] = sums[n];
+    }
+  }
+};
+
+// One warp's part of a tile: 16 outputs of each matrix x kWarpRows rows. Element e of a fragment is output g + 8 * (e / 2),
 // row 2 * quad + e % 2.
-template <WeightType kType, bool kPair>
+template <class S>
 struct WarpTile {
-  using S = TileShape<kType, kPair>;
   using Sums = float[S::kMatrices][S::kRowTiles][4];
   Sums acc;
 
@@ -142,73 +197,115 @@ struct WarpTile {
   }
 
   // isum (and msum) of block i of the stage, then its float step.
-  __device__ __forceinline__ void add_block(const Shared<kType, kPair>& s, int warp, int lane, int i) {
+  __device__ __forceinline__ void add_block(const Shared<S>& s, int first_output, int first_row, int lane, int i) {
     const int g = lane / 4, quad = lane % 4;
     FT_UNROLL
     for (int m = 0; m < S::kMatrices; ++m) {
-      const int output = m * kOutputs + 16 * warp + g;  // and + 8
+      const int output = m * S::kOutputs + first_output + g;  // and + 8
       int isum[S::kRowTiles][4] = {};
-      int second[has_float_runs<kType>() ? S::kRowTiles : 1][4] = {};  // of the second run; isum is the first's
-      // 32 values at a time.
-      for (int k = 0; k < S::kBlock / 32; ++k) {
-        const int at = S::kBlock == 256 ? 32 * k : 32 * i;
-        const int8_t* w = s.weights + output * kStride + at + 4 * quad;
-        const uint32_t fragment[4] = {word_at(w), word_at(w + 8 * kStride), word_at(w + 16),
-                                      word_at(w + 8 * kStride + 16)};
-        const int8_t* scales = S::kBlock == 256 ? s.scales + output * 16 + 2 * k : nullptr;
+      int second[has_float_runs<S::kType>() ? S::kRowTiles : 1][4] = {};  // of the second run; isum is the first's
+      if constexpr (has_float_runs<S::kType>()) {
+        // Of a lane's eight bytes the first four are of the first run.
+        const int8_t* w = s.weights() + output * kStride + 32 * i + 8 * quad;
+        const uint2 top = words_at(w), bottom = words_at(w + 8 * kStride);
+        const uint32_t front[2] = {top.x, bottom.x}, back[2] = {top.y, bottom.y};
         FT_UNROLL
         for (int r = 0; r < S::kRowTiles; ++r) {
-          const int8_t* x = s.rows + (8 * r + g) * kStride + at + 4 * quad;
-          const uint32_t row_fragment[2] = {word_at(x), word_at(x + 16)};
-          if constexpr (has_float_runs<kType>()) {
-            const uint32_t front[2] = {fragment[0], fragment[1]}, back[2] = {fragment[2], fragment[3]};
-            const uint32_t front_row[1] = {row_fragment[0]}, back_row[1] = {row_fragment[1]};
-            mma_16x8x16(isum[r], front, front_row);
-            mma_16x8x16(second[r], back, back_row);
-          } else if constexpr (kHasRunScales<kType>) {  // a scale for every 16 values
-            for (int half = 0; half < 2; ++half) {
-              int sums[4] = {};
-              const uint32_t front[2] = {fragment[2 * half], fragment[2 * half + 1]}, back[1] = {row_fragment[half]};
-              mma_16x8x16(sums, front, back);
-              for (int e = 0; e < 4; ++e) isum[r][e] += scales[half + 8 * 16 * (e / 2)] * sums[e];
+          const uint2 x = words_at(s.rows() + (first_row + 8 * r + g) * kStride + 32 * i + 8 * quad);
+          const uint32_t front_row[1] = {x.x}, back_row[1] = {x.y};
+          mma_16x8x16(isum[r], front, front_row);
+          mma_16x8x16(second[r], back, back_row);
+        }
+      } else {
+        // The rows whose addresses this lane gives: of the weights' four matrices (two of outputs, two of values), and of
+        // two tiles of rows.
+        const int8_t* w = s.weights() + (m * S::kOutputs + first_output + lane % 16) * kStride + lane / 16 * 16;
+        const int8_t* x = s.rows() + (first_row + lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 16;
+        FT_UNROLL_TWICE                                 // eight times: some types spill
+            for (int k = 0; k < S::kBlock / 32; ++k) {  // 32 values at a time
+          const int at = S::kBlock == 256 ? 32 * k : 32 * i;
+          uint32_t fragment[4];
+          load_matrices(fragment, w + at);
+          const int8_t* scales = S::kBlock == 256 ? s.scales() + output * 16 + 2 * k : nullptr;
+          FT_UNROLL
+          for (int pair = 0; pair < S::kRowTiles / 2; ++pair) {
+            uint32_t row_fragments[4];
+            load_matrices(row_fragments, x + 16 * pair * kStride + at);
+            FT_UNROLL
+            for (int of_pair = 0; of_pair < 2; ++of_pair) {
+              const uint32_t row_fragment[2] = {row_fragments[2 * of_pair], row_fragments[2 * of_pair + 1]};
+              add_products(isum[2 * pair + of_pair], fragment, row_fragment, scales);
             }
-          } else if constexpr (S::kBlock == 256) {
-            int sums[4] = {};
-            mma_16x8x32(sums, fragment, row_fragment);
-            for (int e = 0; e < 4; ++e) isum[r][e] += scales[8 * 16 * (e / 2)] * sums[e];
-          } else {
-            mma_16x8x32(isum[r], fragment, row_fragment);
           }
         }
       }
       FT_UNROLL
       for (int r = 0; r < S::kRowTiles; ++r) {
+        const int row = first_row + 8 * r + 2 * quad;  // and + 1
+        const float2 row_d = *reinterpret_cast<const float2*>(s.row_d() + i * S::kRows + row);
+        int msum[4] = {};
+        if constexpr (S::kMins) add_mins(msum, s, output, row, i);
         for (int e = 0; e < 4; ++e) {
-          const int out = output + 8 * (e / 2), row = 8 * r + 2 * quad + e % 2;
-          const float d = s.row_d[row * S::kBlocksPerStage + i];
+          const float d = e % 2 == 0 ? row_d.x : row_d.y;
           float& sum = acc[m][r][e];
-          const int at = out * S::kBlocksPerStage + i;
-          if constexpr (has_float_runs<kType>()) {
-            const float first = static_cast<float>(isum[r][e]) * s.d[at];
-            sum = __fmaf_rn(__fmaf_rn(static_cast<float>(second[r][e]), s.dmin[at], first), d, sum);
+          const int at = i * S::kScaleStride + output + 8 * (e / 2);
+          if constexpr (has_float_runs<S::kType>()) {
+            const float first = static_cast<float>(isum[r][e]) * s.d()[at];
+            sum = __fmaf_rn(__fmaf_rn(static_cast<float>(second[r][e]), s.dmin()[at], first), d, sum);
           } else {
-            sum = __fmaf_rn(static_cast<float>(isum[r][e]), s.d[at] * d, sum);
+            sum = __fmaf_rn(static_cast<float>(isum[r][e]), s.d()[at] * d, sum);
           }
-          if constexpr (has_lane_mins<kType>()) {
-            sum = __fmaf_rn(-static_cast<float>(msum(s, out, row, i)), s.dmin[at] * d, sum);
-          }
+          if constexpr (S::kMins) sum = __fmaf_rn(-static_cast<float>(msum[e]), s.dmin()[at] * d, sum);
         }
       }
     }
   }
 
-  static __device__ __forceinline__ int msum(const Shared<kType, kPair>& s, int output, int row, int i) {
-    if constexpr (S::kBlock == 32) return s.row_sums[row * 8 + i];
-    const auto* mins = reinterpret_cast<const int*>(s.mins + output * 16);
-    const auto* sums = reinterpret_cast<const int*>(s.row_sums + row * 16);
-    int total = 0;
-    for (int j = 0; j < 4; ++j) total = __dp2a_hi(sums[2 * j + 1], mins[j], __dp2a_lo(sums[2 * j], mins[j], total));
-    return total;
+ private:
+  static __device__ __forceinline__ uint2 words_at(const int8_t* bytes) {
+    return *reinterpret_cast<const uint2*>(bytes);
+  }
+
+  // isum += scale * (weights . rows), over 32 values. scales: of output g's two runs of 16, output g + 8's 128 further.
+  static __device__ __forceinline__ void add_products(int (&isum)[4], const uint32_t (&weights)[4],
+                                                      const uint32_t (&rows)[2], const int8_t* scales) {
+    if constexpr (kHasRunScales<S::kType>) {
+      for (int half = 0; half < 2; ++half) {
+        int sums[4] = {};
+        const uint32_t run[2] = {weights[2 * half], weights[2 * half + 1]}, row_run[1] = {rows[half]};
+        mma_16x8x16(sums, run, row_run);
+        for (int e = 0; e < 4; ++e) isum[e] += scales[half + 8 * 16 * (e / 2)] * sums[e];
+      }
+    } else if constexpr (S::kBlock == 256) {
+      int sums[4] = {};
+      mma_16x8x32(sums, weights, rows);
+      for (int e = 0; e < 4; ++e) isum[e] += scales[8 * 16 * (e / 2)] * sums[e];
+    } else {
+      mma_16x8x32(isum, weights, rows);
+    }
+  }
+
+  static __device__ __forceinline__ void add_mins(int (&msum)[4], const Shared<S>& s, int output, int row, int i) {
+    if constexpr (S::kBlock == 32) {
+      for (int e = 0; e < 4; ++e) msum[e] = s.row_sums()[i * S::kRows + row + e % 2];
+    } else {
+      uint4 mins[2], sums[2][2];
+      for (int n = 0; n < 2; ++n) {
+        mins[n] = *reinterpret_cast<const uint4*>(s.mins() + (output + 8 * n) * 16);
+        sums[n][0] = *reinterpret_cast<const uint4*>(s.row_sums() + (row + n) * 16);
+        sums[n][1] = *reinterpret_cast<const uint4*>(s.row_sums() + (row + n) * 16 + 8);
+      }
+      FT_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        FT_UNROLL
+        for (int j = 0; j < 4; ++j) {
+          const auto min = static_cast<int>(word_of(mins[e / 2], j));
+          const auto low = static_cast<int>(word_of(sums[e % 2][j / 2], 2 * (j % 2))),
+                     high = static_cast<int>(word_of(sums[e % 2][j / 2], 2 * (j % 2) + 1));
+          msum[e] = __dp2a_hi(high, min, __dp2a_lo(low, min, msum[e]));
+        }
+      }
+    }
   }
 };
 
@@ -231,78 +328,74 @@ __device__ __forceinline__ void add_sums(Sums& a, const Sums& b) {
   }
 }
 
-// Blocks that a multiprocessor is to hold, with `up` and without; shared memory lets in no fewer. Told so, the compiler takes the
-// registers that they leave, and spills nothing. 0: it needs no telling.
+// Blocks that a multiprocessor is to hold, with `up` and without; shared memory lets in no fewer. Told so, the compiler
+// takes the registers that they leave, and spills nothing. 0: it needs no telling, and would only take more.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
-constexpr int kPairsAtOnce = 3, kTilesAtOnce = 4;
+constexpr int kPairsAtOnce = 3, kTilesAtOnce = 4, kGridTilesAtOnce = 4;
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
-constexpr int kPairsAtOnce = 2, kTilesAtOnce = 0;
+constexpr int kPairsAtOnce = 2, kTilesAtOnce = 0, kGridTilesAtOnce = 3;
 #else
-constexpr int kPairsAtOnce = 4, kTilesAtOnce = 0;
+constexpr int kPairsAtOnce = 4, kTilesAtOnce = 0, kGridTilesAtOnce = 4;
 #endif
+template <WeightType kType, bool kPair>
+constexpr int kAtOnce = kPair                                               ? kPairsAtOnce
+                        : has_levels(kType) || kType == WeightType::kIQ4_XS ? kGridTilesAtOnce
+                                                                            : kTilesAtOnce;
 
 /// The rows that this block of threads takes, as rows_of_bucket counts buckets; bucket -1: none. The grid has a block for
 /// each tile that there can be: without buckets of all rows; with them of the shared one, and then as many as the list
 /// of the others' can have.
-template <bool kPair, int kRows>
+template <class S>
 __device__ __forceinline__ BucketTile tile_of_block(const MatmulArguments& a) {
-  constexpr int kSize = kPair ? 0 : 1;
-  static_assert(tile_rows(kSize) == kRows);
   const int tile = static_cast<int>(blockIdx.x);
-  if (a.buckets.num_buckets == nullptr) return {0, tile * kRows};
-  const int shared_tiles = a.shared.w.data == nullptr ? 0 : (a.num_rows + kRows - 1) / kRows;
-  if (tile < shared_tiles) return {0, tile * kRows};
-  if (tile - shared_tiles >= a.buckets.num_tiles[kSize]) return {-1, 0};
-  const BucketTile listed = a.buckets.tiles[kSize][tile - shared_tiles];
+  if (a.buckets.num_buckets == nullptr) return {0, tile * S::kRows};
+  const int shared_tiles = a.shared.w.data == nullptr ? 0 : (a.num_rows + S::kRows - 1) / S::kRows;
+  if (tile < shared_tiles) return {0, tile * S::kRows};
+  if (tile - shared_tiles >= a.buckets.num_tiles[S::kSize]) return {-1, 0};
+  const BucketTile listed = a.buckets.tiles[S::kSize][tile - shared_tiles];
   return {listed.bucket + (shared_tiles > 0 ? 1 : 0), listed.first};
 }
 
 template <WeightType kType, bool kPair>
-__global__ void __launch_bounds__(kThreads, kPair ? kPairsAtOnce : kTilesAtOnce)
+__global__ void __launch_bounds__(TileShape<kType, kPair>::kThreads, kAtOnce<kType, kPair>)
     cuda_quant_tiles(const __grid_constant__ MatmulArguments a) {
   using S = TileShape<kType, kPair>;
-  constexpr bool kWide = S::kBlock == 256, kMins = has_lane_mins<kType>();
-  constexpr bool kSecondScale = kMins || has_float_runs<kType>();
-  FT_SHARED(uint4, weights, S::kWeightRows * kStride / 16);
-  FT_SHARED(uint4, row_values, S::kRows * kStride / 16);
-  FT_SHARED(float, d, S::kWeightRows* S::kBlocksPerStage);
-  FT_SHARED(float, dmin, kSecondScale ? S::kWeightRows* S::kBlocksPerStage : 1);
-  FT_SHARED(uint4, scales, kWide ? S::kWeightRows : 1);
-  FT_SHARED(uint4, mins, kWide && kMins ? S::kWeightRows : 1);
-  FT_SHARED(float, row_d, S::kRows* S::kBlocksPerStage);
-  FT_SHARED(uint4, row_sums, S::kRows * 2);
-  const Shared<kType, kPair> s{reinterpret_cast<int8_t*>(weights),
-                               d,
-                               dmin,
-                               reinterpret_cast<int8_t*>(scales),
-                               reinterpret_cast<uint8_t*>(mins),
-                               reinterpret_cast<int8_t*>(row_values),
-                               row_d,
-                               reinterpret_cast<int16_t*>(row_sums)};
+  FT_SHARED(uint4, memory, S::kSharedBytes / 16);
+  const Shared<S> s{reinterpret_cast<int8_t*>(memory)};
 
   start_next_kernel();
   wait_for_kernels_ahead();
   const MatmulPart& part = a.parts[0];
-  const BucketTile place = tile_of_block<kPair, S::kRows>(a);
+  const BucketTile place = tile_of_block<S>(a);
   if (place.bucket < 0) return;  // the whole block of threads, as below
   const RowSet rows = rows_of_bucket(a, part, place.bucket);
-  const int64_t num_outputs = outputs_of(a, part), first_output = static_cast<int64_t>(blockIdx.y) * kOutputs;
+  const int64_t num_outputs = outputs_of(a, part), first_output = static_cast<int64_t>(blockIdx.y) * S::kOutputs;
   const int first_row = place.first;
   if (first_row >= rows.count || first_output >= num_outputs) return;
   const int warp = static_cast<int>(threadIdx.x / kWarpSize), lane = static_cast<int>(threadIdx.x % kWarpSize);
+  const int warp_output = warp % S::kOutputWarps * 16, warp_row = warp / S::kOutputWarps * S::kWarpRows;  // of the tile
+  for (int i = static_cast<int>(threadIdx.x); i < S::kRows; i += S::kThreads) {
+    const int row = first_row + i;
+    s.inputs()[i] = static_cast<int32_t>(rows.input(row < rows.count ? row : rows.count - 1));
+  }
+  __syncthreads();
 
-  WarpTile<kType, kPair> tile;
-  typename WarpTile<kType, kPair>::Sums done[3];
+  WarpTile<S> tile;
+  typename WarpTile<S>::Sums done[3];
   for (int step = 0; step < kPartialSums; ++step) {
     const int64_t partial = (step & 1) * 4 + (step & 2) + step / 4;  // 0 4 2 6 1 5 3 7
     tile.clear();
     for (int64_t first = partial; first < a.rows.num_blocks; first += kPartialSums * S::kBlocksPerStage) {
       const int64_t left = (a.rows.num_blocks - first + kPartialSums - 1) / kPartialSums;
       const int count = static_cast<int>(left < S::kBlocksPerStage ? left : S::kBlocksPerStage);
+      RowScales<S> row_scales;
+      start_rows(s, a.rows, first, count);
+      row_scales.load(s, a.rows, first, count);
       stage_weights(s, a, rows, first_output, num_outputs, first, count);
-      stage_rows(s, a.rows, rows, first_row, first, count);
+      row_scales.store(s, count);
+      wait_for_copies<0>();
       __syncthreads();
-      for (int i = 0; i < count; ++i) tile.add_block(s, warp, lane, i);
+      for (int i = 0; i < count; ++i) tile.add_block(s, warp_output, warp_row, lane, i);
       __syncthreads();
     }
     // Finished sums stand in done[] like the digits of a binary counter; a carry is an addition of the fold.
@@ -323,8 +416,8 @@ __global__ void __launch_bounds__(kThreads, kPair ? kPairsAtOnce : kTilesAtOnce)
   FT_UNROLL
   for (int r = 0; r < S::kRowTiles; ++r) {
     for (int e = 0; e < 4; ++e) {
-      const int64_t output = first_output + 16 * warp + g + 8 * (e / 2);
-      const int row = first_row + 8 * r + 2 * quad + e % 2;
+      const int64_t output = first_output + warp_output + g + 8 * (e / 2);
+      const int row = first_row + warp_row + 8 * r + 2 * quad + e % 2;
       if (output >= num_outputs || row >= rows.count) continue;
       float value = done[0][0][r][e] * rows.scale;
       if constexpr (kPair) value = silu_times(value, done[0][1][r][e] * rows.up_scale);
@@ -337,7 +430,8 @@ __global__ void __launch_bounds__(kThreads, kPair ? kPairsAtOnce : kTilesAtOnce)
 template <WeightType kType, bool kPair>
 void launch_shape(const MatmulDesc& desc, const Stream& stream) {
   const MatmulArguments a = matmul_arguments(desc);
-  constexpr int kRows = TileShape<kType, kPair>::kRows;
+  using S = TileShape<kType, kPair>;
+  constexpr int kRows = S::kRows;
   int64_t tiles = (desc.max_rows + kRows - 1) / kRows;  // of all rows, or of the shared bucket
   if (desc.max_buckets > 0) {
     FT_CHECK(desc.buckets.num_tiles != nullptr && desc.max_slots >= desc.max_rows);
@@ -345,8 +439,8 @@ void launch_shape(const MatmulDesc& desc, const Stream& stream) {
     tiles += max_bucket_tiles(desc.max_slots, desc.max_buckets, kRows);
   }
   const LaunchShape shape{
-      {static_cast<unsigned>(tiles), static_cast<unsigned>((desc.num_outputs + kOutputs - 1) / kOutputs)},
-      {static_cast<unsigned>(kThreads)}};
+      {static_cast<unsigned>(tiles), static_cast<unsigned>((desc.num_outputs + S::kOutputs - 1) / S::kOutputs)},
+      {static_cast<unsigned>(S::kThreads)}};
   launch(stream, shape, "cuda_quant_tiles", cuda_quant_tiles<kType, kPair>, a);
 }
 

@@ -285,6 +285,12 @@ class Machine {
     if (dynamic_shared_ == nullptr) dynamic_shared_ = add_shared(dynamic_shared_bytes_, Site::current());
     return dynamic_shared_;
   }
+  [[nodiscard]] bool in_shared_memory(const std::byte* data, size_t size_bytes) const {
+    for (const SharedArray& array : shared_) {
+      if (data >= array.data && data + size_bytes <= array.data + array.size_bytes) return true;
+    }
+    return false;
+  }
 
  private:
   [[nodiscard]] std::vector<int> order(int n, uint32_t salt) const {
@@ -573,6 +579,9 @@ std::byte* shared_array(size_t size_bytes, Site site) {
 }
 std::byte* dynamic_shared() {
   return machine().dynamic_shared();
+}
+bool in_shared_memory(const void* data, size_t size_bytes) {
+  return machine().in_shared_memory(static_cast<const std::byte*>(data), size_bytes);
 }
 
 }  // namespace foretoken::cuda::emulation

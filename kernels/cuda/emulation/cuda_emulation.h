@@ -121,6 +121,8 @@ void end_copy_group();
 [[nodiscard]] bool take_copy(int groups_under_way, AsyncCopy& copy);
 [[nodiscard]] std::byte* shared_array(size_t size_bytes, Site site);
 [[nodiscard]] std::byte* dynamic_shared();
+/// Whether all of it is in one shared array of the running block.
+[[nodiscard]] bool in_shared_memory(const void* data, size_t size_bytes);
 
 template <class T>
 T read_lane(const std::byte (*values)[64], int from) {
@@ -144,6 +146,7 @@ T read_lane(const std::byte (*values)[64], int from) {
 
 #define FT_UNROLL
 #define FT_NO_UNROLL
+#define FT_UNROLL_TWICE
 
 /// FT_SHARED(float, sums, 32): __shared__ float sums[32].
 #define FT_SHARED(type, name, count)                                                     \
@@ -283,6 +286,17 @@ inline void raise_flag(uint32_t* flag) {
 // other alone: to wait would be to wait for ever.
 inline void wait_for_flag(const uint32_t* flag) {
   if (*flag == 0) emulation::fail("a wait for a flag that the launch does not name");
+}
+
+// ldmatrix.sync.aligned.m8n8.x4.shared.b16, as load_matrices in cuda_language.h. It orders no memory.
+inline void load_matrices(uint32_t (&to)[4], const void* row, emulation::Site site = emulation::Site::current()) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) emulation::fail("ldmatrix: a row that is not aligned to 16 bytes");
+  if (!emulation::in_shared_memory(row, 16)) emulation::fail("ldmatrix: a row that is not in shared memory");
+  const std::byte(*values)[64] = emulation::exchange(0xffffffffu, &row, sizeof row, site);
+  const int group = emulation::lane() / 4, quad = emulation::lane() % 4;
+  const std::byte* rows[4];
+  for (int i = 0; i < 4; ++i) rows[i] = emulation::read_lane<const std::byte*>(values, 8 * i + group) + 4 * quad;
+  for (int i = 0; i < 4; ++i) to[i] = *reinterpret_cast<const uint32_t*>(rows[i]);
 }
 
 // mma.sync.aligned.{m16n8k32,m16n8k16}.row.col.s32.s8.s8.s32, with the register layout that the PTX manual gives: lane

@@ -84,6 +84,23 @@ __global__ void sum_by_copies(const int* from, int num_rounds, int* out, CopyMis
   out[lane] = sum;
 }
 
+// Every lane stores a row of 16 bytes; the warp loads all of them as four matrices.
+enum class MatrixMistake { kNone, kNotAligned, kNotShared, kNoBarrier };
+__global__ void load_stored_matrices(const std::byte* device, uint32_t* out, MatrixMistake mistake) {
+  FT_SHARED(uint4, rows, 32 + 1);
+  const unsigned lane = threadIdx.x;
+  rows[lane + 1] = uint4{};
+  __syncwarp();
+  rows[lane] = uint4{4 * lane, 4 * lane + 1, 4 * lane + 2, 4 * lane + 3};
+  if (mistake != MatrixMistake::kNoBarrier) __syncwarp();
+  const auto* row = reinterpret_cast<const std::byte*>(rows + lane);
+  if (mistake == MatrixMistake::kNotAligned && lane == 5) row += 8;
+  if (mistake == MatrixMistake::kNotShared) row = device + 16 * lane;
+  uint32_t words[4];
+  load_matrices(words, row);
+  for (unsigned i = 0; i < 4; ++i) out[4 * lane + i] = words[i];
+}
+
 __global__ void store_by_block(int* out, unsigned stride) {
   if (threadIdx.x == 0) out[blockIdx.x * stride] = 1;
 }
@@ -157,6 +174,22 @@ DeviceBuffer zeros(size_t size_bytes) {
   fill_zero(stream, buffer.data(), size_bytes);
   stream.synchronize();
   return buffer;
+}
+
+TEST_CASE("Checks: rows of matrices that a warp loads are in shared memory, aligned and waited for") {
+  const DeviceBuffer device = zeros(512), out = zeros(512);
+  const auto load = [&](MatrixMistake mistake) {
+    return run(1, 32, load_stored_matrices, device.data<std::byte>(), out.data<uint32_t>(), mistake);
+  };
+  CHECK(load(MatrixMistake::kNone) == "");
+  const Stream stream;
+  const auto words = test::download<uint32_t>(stream, out.data(), 128);
+  for (uint32_t lane = 0; lane < 32; ++lane) {
+    for (uint32_t i = 0; i < 4; ++i) CHECK(words[4 * lane + i] == 4 * (8 * i + lane / 4) + lane % 4);
+  }
+  CHECK_THAT(load(MatrixMistake::kNotAligned), Contains("ldmatrix: a row that is not aligned to 16 bytes"));
+  CHECK_THAT(load(MatrixMistake::kNotShared), Contains("ldmatrix: a row that is not in shared memory"));
+  CHECK_THAT(load(MatrixMistake::kNoBarrier), Contains("a race in shared memory"));
 }
 
 TEST_CASE("Checks: threads of a block are ordered by barriers alone") {
