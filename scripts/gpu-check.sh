@@ -309,10 +309,15 @@ if wants bench && [ -n "$built" ]; then
         step "same ids with dependent launches, --mtp $drafts" 1800 same_ids "$program" decode -m "$large" --device cuda --mtp "$drafts" \
           --ids "$data/prompt-512.ids" -c 4352 --prompt-chunk 512 -n 500 --ignore-eos --print-ids
       done
-      step "bench, --device split, half of the experts" 3600 "$program" bench -m "$large" --device split --gpu-experts 128 --gpu-cache 0 \
-        --arms off,mtp:3:fixed,auto --rounds 3 -n 64 --ignore-eos --forced-acceptance 0.85
-      step "bench, --device split, half of the experts and 32 hot ones" 3600 "$program" bench -m "$large" --device split --gpu-experts 96 \
-        --gpu-cache 32 --arms off,mtp:3:fixed,auto --rounds 3 -n 64 --ignore-eos --forced-acceptance 0.85
+      for placed in 64 128 192; do
+        step "bench, --device split, $placed of 256 experts" 3600 "$program" bench -m "$large" --device split --gpu-experts "$placed" --gpu-cache 0 \
+          --arms off,mtp:3:fixed,auto --rounds 3 -n 64 --ignore-eos --forced-acceptance 0.85
+      done
+      # Half of them with the hot ones: fetched in the midst of a pass, as many as the measured times suggest, and filled beside passes.
+      for fetched in auto 0 8; do
+        step "bench, --device split, 96 experts and 32 hot ones, --gpu-fetch $fetched" 3600 "$program" bench -m "$large" --device split \
+          --gpu-experts 96 --gpu-cache 32 --gpu-fetch "$fetched" --arms off,mtp:3:fixed,auto --rounds 3 -n 64 --ignore-eos --forced-acceptance 0.85
+      done
       step "bench, --device cpu" 3600 "$program" bench -m "$large" --arms off,mtp:3:fixed --rounds 3 -n 64 --ignore-eos \
         --forced-acceptance 0.85
       for drafts in 0 3; do

@@ -56,7 +56,7 @@ class CudaBackend final : public Backend {
       e.set_spans(input, spans);
       FT_CHECK_EQ(input.pass.counts.host->num_rows, num_rows_);
       std::copy(ids.begin(), ids.end(), input.ids.host);
-      e.begin_pass();
+      e.begin_pass(/*has_chunks=*/&input == &e.io.chunks);
       input.memory.send(e.stream);
       e.run_trunk(input, std::any_of(spans.begin(), spans.end(), is_window));
       e.fetch_buckets();

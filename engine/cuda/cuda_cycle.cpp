@@ -297,7 +297,7 @@ void CudaCycle::run_checked(std::span<const Window> windows) {
     outcome_.is_steady = outcome_.is_steady && first_[drafting].is_recorded() && next_[drafting].is_recorded() &&
                          take_in_[drafting_rows].is_recorded();
   }
-  e.begin_pass();
+  e.begin_pass(/*has_chunks=*/false);
   e.io.windows.memory.send(e.stream);
   began_.record(e.stream);
   if (num_drafting > 0) e.recorder.run(first_[drafting], [&] { first(num_drafting); });

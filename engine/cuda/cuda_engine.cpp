@@ -50,7 +50,7 @@ CudaEngine::CudaEngine(const Model& m, const SessionOptions& o, ThreadTeam& team
   check_shapes(m, shapes);
   FT_CHECK(logits_rows(o) >= max_window_rows());
   if (o.device == Device::kSplit && shapes.moe.num_experts > 0) {
-    split = std::make_unique<CudaSplit>(m, shapes, o, shared->hot, buffers, stream, team);
+    split = std::make_unique<CudaSplit>(m, shapes, o, *shared, buffers, stream, team);
     pass.set_split(split.get());
   }
   check_memory();
@@ -100,9 +100,9 @@ void CudaEngine::set_spans(TrunkInput& input, std::span<const Span> spans) {
   }
 }
 
-void CudaEngine::begin_pass() {
-  shared->begin_pass(stream);
-  if (split) split->begin_pass();
+void CudaEngine::begin_pass(bool has_chunks) {
+  shared->begin_pass(stream, has_chunks);
+  if (split) split->begin_pass(has_chunks);
   state.send_pages(stream);
 }
 

@@ -47,7 +47,7 @@ class CudaEngine {
   /// The next run_trunk() over so many rows of windows replays what is recorded.
   [[nodiscard]] bool is_recorded(int num_rows) const;
   /// Before a pass or a cycle: experts and pages. REQUIRES: the stream is idle.
-  void begin_pass();
+  void begin_pass(bool has_chunks);
   // The MTP layer in two steps, launched.
 
   /// Keys and values of `rows`, whose tokens are `ids` and whose preceding hiddens are `preceding`.

@@ -318,6 +318,7 @@ GroupDesc CudaForwardPass::grouping(const CudaMoe& weights, int layer_idx, int f
   group.num_experts = weights.num_experts;
   group.top_k = weights.top_k;
   group.places = weights.places;
+  if (split_ != nullptr && options_.moe_verify == MoeVerify::kGrouped) split_->add_fetching(layer_idx, group);
   group.num_buckets = buffers_.num_buckets + layer_idx;
   group.bucket_experts = buffers_.bucket_experts;
   group.begins = buffers_.bucket_begins;
@@ -439,6 +440,7 @@ void CudaForwardPass::experts(const CudaMoe& weights, int layer_idx) {
     // The host computes its experts while the device computes those that are here.
     route(weights, layer_idx);
     split_->send_rows(rows_.max_rows, weights.top_k);
+    split_->fetch(layer_idx);
     routed_experts(weights, layer_idx);
     if (weights.has_shared() && !joins_buckets(weights)) shared_or_dense(weights.shared);
     recorder_.host_step(

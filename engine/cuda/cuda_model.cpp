@@ -1,6 +1,9 @@
 #include "engine/cuda/cuda_model.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -13,12 +16,20 @@ namespace {
 // Experts on their way at once. Two keep the thread busy; more would only make the newest wait.
 constexpr int kMostFills = 2;
 
+/// Experts' matrices that are memory of their own: gate and up may be one tensor.
+std::vector<std::pair<const ExpertMatrices*, CudaExpertMatrices*>> matrices_of(const MoeWeights& from, CudaMoe& to) {
+  std::vector<std::pair<const ExpertMatrices*, CudaExpertMatrices*>> matrices{{&from.gate, &to.gate}};
+  if (from.up.all.data != from.gate.all.data) matrices.emplace_back(&from.up, &to.up);
+  matrices.emplace_back(&from.down, &to.down);
+  return matrices;
+}
+
 /// What of the routed experts is on the device from the start: all where nothing is split. A layer without any counts
 /// as one that has all of them there.
 SplitOptions split_of(const Model& model, const SessionOptions& o) {
   const ModelConfig& c = model.config();
   if (o.device != Device::kSplit || c.num_experts == 0)
-    return {std::vector<int>(static_cast<size_t>(c.num_layers), c.num_experts), 0};
+    return {std::vector<int>(static_cast<size_t>(c.num_layers), c.num_experts), 0, 0};
   FT_CHECK_EQ(static_cast<int>(o.split.experts.size()), c.num_layers);
   SplitOptions split = o.split;
   for (size_t l = 0; l < split.experts.size(); ++l) {
@@ -141,12 +152,14 @@ CudaModel::CudaModel(const Model& model, const SessionOptions& o)
       with_mtp_(o.with_mtp),
       split_(split_of(model, o)) {
   memory_.take(std::max<int64_t>(int64_t{model.config().num_layers} * model.config().num_experts, 1), places_);
+  memory_.take(model.config().num_layers, candidates_);
+  memory_.take(1, fetch_list_);
 }
 
 bool CudaModel::serves(const Model& model, const SessionOptions& options) const {
   const SplitOptions split = split_of(model, options);
   return &model == &model_ && (with_mtp_ || !options.with_mtp) && split.experts == split_.experts &&
-         split.cache_entries == split_.cache_entries;
+         split.cache_entries == split_.cache_entries && split.fetched == split_.fetched;
 }
 
 void CudaModel::allocate(const Stream& stream) {
@@ -161,7 +174,8 @@ void CudaModel::allocate(const Stream& stream) {
     weights.layers[l].moe().places = places_ + l * num_experts;
     has_entries = has_entries || hot.capacity(l) > hot.placed(l);
   }
-  if (has_entries) filler_ = std::make_unique<ExpertFiller>(model_.weights(), weights);
+  if (has_entries) prepare_fetching(stream);
+  if (has_entries && fetched_.empty()) filler_ = std::make_unique<ExpertFiller>(model_.weights(), weights);
   if (num_experts > 0) send_places(stream);
   allocated_ = true;
 }
@@ -176,23 +190,141 @@ void CudaModel::send_places(const Stream& stream) {
   places_changed_ = false;
 }
 
-void CudaModel::begin_pass(const Stream& stream) {
-  if (filler_ == nullptr) return;
+bool CudaModel::can_fetch_all() const {
+  for (int l = 0; l < hot.num_layers(); ++l) {
+    if (!hot.is_split(l)) continue;
+    const MoeWeights& moe = model_.weights().layers[l].moe();
+    for (const ExpertMatrices* m : {&moe.gate, &moe.up, &moe.down}) {
+      if (m->scales.data != nullptr || !can_fetch(m->all, m->stride_rows)) return false;
+    }
+  }
+  return true;
+}
+
+bool CudaModel::register_experts() {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  std::vector<std::pair<uintptr_t, uintptr_t>> ranges;
+  for (int l = 0; l < hot.num_layers(); ++l) {
+    if (!hot.is_split(l)) continue;
+    for (const auto& [from, to] : matrices_of(model_.weights().layers[l].moe(), weights.layers[l].moe())) {
+      const MatrixView rest = from->all.slice_rows(hot.placed(l) * from->stride_rows, from->all.num_rows);
+      const auto begin = reinterpret_cast<uintptr_t>(rest.data);
+      ranges.emplace_back(begin / page * page, (begin + rest.size_bytes() + page - 1) / page * page);
+    }
+  }
+  std::sort(ranges.begin(), ranges.end());
+  // A page is registered once: matrices that share one go together.
+  size_t last = 0;
+  for (size_t i = 1; i < ranges.size(); ++i) {
+    if (ranges[i].first <= ranges[last].second) {
+      ranges[last].second = std::max(ranges[last].second, ranges[i].second);
+    } else {
+      ranges[++last] = ranges[i];
+    }
+  }
+  ranges.resize(std::min(last + 1, ranges.size()));
+  for (const auto& [begin, end] : ranges) {
+    registered_.emplace_back(reinterpret_cast<const void*>(begin), end - begin);
+    if (!registered_.back().is_registered()) return false;
+  }
+  return true;
+}
+
+FetchDesc CudaModel::fetch_desc(int layer_idx) const {
+  FetchDesc desc;
+  desc.list = fetch_list_;
+  const CudaMoe& to = weights.layers[layer_idx].moe();
+  for (const auto& [from, on_device] :
+       matrices_of(model_.weights().layers[layer_idx].moe(), const_cast<CudaMoe&>(to))) {
+    desc.matrices[desc.num_matrices++] = {from->all.data, static_cast<int64_t>(from->all.row_bytes()),
+                                          from->all.layout == Layout::kInterleaved, from->stride_rows, on_device->all};
+  }
+  return desc;
+}
+
+double CudaModel::seconds_to_fetch(const Stream& stream) const {
+  using Clock = std::chrono::steady_clock;
+  constexpr int kTimes = 3;  // the first wakes the bus up
+  double best = 1e9;
+  for (int l = 0; l < hot.num_layers(); ++l) {
+    if (!fetches(l)) continue;
+    const int placed = hot.placed(l), count = std::min(hot.capacity(l) - placed, kMostFetched);
+    if (count == 0) continue;
+    const PinnedBuffer staged(sizeof(FetchList));
+    auto& list = *staged.data<FetchList>();
+    list = {};
+    list.count = count;
+    for (int i = 0; i < count; ++i) list.experts[i] = list.places[i] = placed + i;
+    copy_to_device(stream, fetch_list_, &list, sizeof list);
+    for (int i = 0; i < kTimes; ++i) {
+      stream.synchronize();
+      const auto begin = Clock::now();
+      launch(fetched_[l], stream);
+      stream.synchronize();
+      best = std::min(best, std::chrono::duration<double>(Clock::now() - begin).count() / count);
+    }
+    break;
+  }
+  return best;
+}
+
+void CudaModel::prepare_fetching(const Stream& stream) {
+  if (split_.fetched == 0 || !can_fetch_all()) return;
+  if (!register_experts()) {
+    registered_.clear();
+    return;
+  }
+  fetched_.resize(static_cast<size_t>(hot.num_layers()));
+  for (int l = 0; l < hot.num_layers(); ++l) {
+    if (hot.is_split(l) && hot.capacity(l) > hot.placed(l)) fetched_[l] = fetch_desc(l);
+  }
+  candidates_out_ = PinnedBuffer(fetched_.size() * sizeof(FetchCandidates));
+  if (!split_.fetched) balance_.emplace(seconds_to_fetch(stream), kMostFetched);
+}
+
+void CudaModel::add_fetching(int layer_idx, GroupDesc& group) const {
+  group.candidates = candidates_ + layer_idx;
+  group.fetched = fetch_list_;
+}
+
+int CudaModel::fetch(int layer_idx, std::span<const int32_t> used) {
+  const int count = hot.fetch(layer_idx, used, candidates_out_.data<const FetchCandidates>()[layer_idx]);
+  places_changed_ = places_changed_ || count > 0;
+  return count;
+}
+
+void CudaModel::learn(bool has_chunks, int missing, int computed, double seconds) {
+  if (balance_) balance_->learn(has_chunks, missing, computed, seconds);
+}
+
+void CudaModel::choose_candidates(bool has_chunks) {
+  const int most = split_.fetched ? *split_.fetched : balance_->fetched(has_chunks);
+  for (int l = 0; l < hot.num_layers(); ++l) {
+    candidates_out_.data<FetchCandidates>()[l] = fetches(l) ? hot.candidates(l, most) : FetchCandidates{};
+  }
+}
+
+void CudaModel::begin_pass(const Stream& stream, bool has_chunks) {
+  if (filler_ == nullptr && fetched_.empty()) return;
   // Other sessions' passes are over too (they share the thread), but what they put into their streams may not be.
   for (const Stream* other : streams_) {
     if (other != &stream) other->synchronize();
   }
-  for (const HotExperts::Fill& fill : filler_->finished()) {
-    hot.finish(fill);
-    places_changed_ = true;
+  if (!fetched_.empty()) {
+    choose_candidates(has_chunks);
+    copy_to_device(stream, candidates_, candidates_out_.data(), candidates_out_.size_bytes());
+  } else {
+    for (const HotExperts::Fill& fill : filler_->finished()) {
+      hot.finish(fill);
+      places_changed_ = true;
+    }
+    // The device is idle, and gets the new places before it works again: who leaves a place now is read no more.
+    for (const HotExperts::Fill& fill : hot.choose(kMostFills - filler_->under_way())) {
+      filler_->start(fill);
+      places_changed_ = true;
+    }
   }
-  // The device is idle, and gets the new places before it works again: who leaves a place now is read no more.
-  for (const HotExperts::Fill& fill : hot.choose(kMostFills - filler_->under_way())) {
-    filler_->start(fill);
-    places_changed_ = true;
-  }
-  if (!places_changed_) return;
-  send_places(stream);
+  if (places_changed_) send_places(stream);
   if (streams_.size() > 1) stream.synchronize();  // before another session's stream reads them
 }
 

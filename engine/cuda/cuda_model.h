@@ -5,15 +5,20 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <span>
 #include <thread>
 #include <vector>
 
 #include "engine/cuda/cuda_arena.h"
 #include "engine/cuda/cuda_weights.h"
+#include "engine/cuda/fetch_balance.h"
 #include "engine/cuda/hot_experts.h"
 #include "engine/model/model.h"
 #include "engine/options.h"
 #include "kernels/cuda/cuda_runtime_wrap.h"
+#include "kernels/cuda/fetch_rows_cuda.h"
+#include "kernels/select/router_cuda.h"
 
 namespace foretoken::cuda {
 
@@ -77,13 +82,33 @@ class CudaModel {
   void detach(const Stream& stream) { std::erase(streams_, &stream); }
 
   /// Experts that have arrived are in their places from now on, others set out. REQUIRES: `stream` is idle.
-  void begin_pass(const Stream& stream);
+  void begin_pass(const Stream& stream, bool has_chunks);
+
+  /// Whether the device fetches experts of this layer that a pass misses.
+  [[nodiscard]] bool fetches(int layer_idx) const {
+    return layer_idx < static_cast<int>(fetched_.size()) && fetched_[layer_idx].num_matrices > 0;
+  }
+  /// For the launches that group the rows of the layer and fetch its experts. REQUIRES: fetches(layer_idx).
+  void add_fetching(int layer_idx, GroupDesc& group) const;
+  [[nodiscard]] const FetchDesc& fetching(int layer_idx) const { return fetched_[layer_idx]; }
+  /// The host's side: a pass whose rows use these experts; see HotExperts::fetch. Returns how many come.
+  int fetch(int layer_idx, std::span<const int32_t> used);
+  /// The CPU has computed some of the layer's missing experts in this time.
+  void learn(bool has_chunks, int missing, int computed, double seconds);
 
   HotExperts hot;  // all experts have their place where nothing is split
   CudaWeights weights;
 
  private:
   void send_places(const Stream& stream);
+  void choose_candidates(bool has_chunks);
+  /// Makes fetching possible, if every split layer's experts and the driver let it be.
+  void prepare_fetching(const Stream& stream);
+  [[nodiscard]] bool can_fetch_all() const;
+  [[nodiscard]] bool register_experts();
+  [[nodiscard]] FetchDesc fetch_desc(int layer_idx) const;
+  /// Measured with the first split layer's experts, in entries that nobody is in yet.
+  [[nodiscard]] double seconds_to_fetch(const Stream& stream) const;
   [[nodiscard]] bool serves(const Model& model, const SessionOptions& options) const;
 
   const Model& model_;
@@ -94,7 +119,13 @@ class CudaModel {
   std::vector<const Stream*> streams_;
   PinnedBuffer places_out_;  // [num_layers, num_experts]
   DeviceArena memory_;
-  int32_t* places_ = nullptr;  // [num_layers, num_experts] in device memory
+  int32_t* places_ = nullptr;              // [num_layers, num_experts] in device memory
+  FetchCandidates* candidates_ = nullptr;  // [num_layers] likewise
+  FetchList* fetch_list_ = nullptr;        // [1] of the layer that runs
+  PinnedBuffer candidates_out_;            // [num_layers]
+  std::vector<FetchDesc> fetched_;         // [num_layers], or empty: nothing is fetched
+  std::vector<RegisteredMemory> registered_;
+  std::optional<FetchBalance> balance_;
   std::unique_ptr<ExpertFiller> filler_;
 };
 

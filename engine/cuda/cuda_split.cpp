@@ -1,7 +1,7 @@
 #include "engine/cuda/cuda_split.h"
 
 #include <algorithm>
-#include <utility>
+#include <chrono>
 
 #include "engine/backend.h"
 #include "engine/cpu/forward_pass.h"
@@ -24,15 +24,16 @@ MappedBuffer mapped(int64_t count) {
 
 }  // namespace
 
-CudaSplit::CudaSplit(const Model& model, const ModelShapes& shapes, const SessionOptions& o, HotExperts& hot,
+CudaSplit::CudaSplit(const Model& model, const ModelShapes& shapes, const SessionOptions& o, CudaModel& shared,
                      CudaBuffers& buffers, const Stream& stream, ThreadTeam& team)
     : model_(model),
       options_(o),
-      hot_(hot),
+      shared_(shared),
+      hot_(shared.hot),
       buffers_(buffers),
       stream_(stream),
       team_(team),
-      distinct_(static_cast<size_t>(hot.num_layers()), 0),
+      distinct_(static_cast<size_t>(shared.hot.num_layers()), 0),
       host_(shapes, o),
       seen_(static_cast<size_t>(shapes.moe.num_experts)) {}
 
@@ -49,7 +50,8 @@ void CudaSplit::allocate() {
   buffers_.memory.clear(stream_);
 }
 
-void CudaSplit::begin_pass() {
+void CudaSplit::begin_pass(bool has_chunks) {
+  has_chunks_ = has_chunks;
   for (int l = 0; l < hot_.num_layers(); ++l) ready_.lower(l);
 }
 
@@ -64,6 +66,14 @@ void CudaSplit::send_rows(int num_rows, int top_k) {
   desc.top_k = top_k;
   desc.num_rows = num_rows;
   launch(desc, stream_);
+}
+
+void CudaSplit::add_fetching(int layer_idx, GroupDesc& group) const {
+  if (fetches(layer_idx)) shared_.add_fetching(layer_idx, group);
+}
+
+void CudaSplit::fetch(int layer_idx) {
+  if (fetches(layer_idx)) launch(shared_.fetching(layer_idx), stream_);
 }
 
 void CudaSplit::receive_slots(int layer_idx, int num_rows, int top_k) {
@@ -102,15 +112,22 @@ void CudaSplit::compute_slots(int layer_idx, int num_rows) {
   std::copy_n(experts_in_.data<const int32_t>(), routing.experts.size(), routing.experts.begin());
 
   std::fill(seen_.begin(), seen_.end(), uint8_t{0});
-  int distinct = 0;
   for (const int32_t e : routing.experts) {
     FT_CHECK(e >= 0 && e < moe.num_experts);
-    if (std::exchange(seen_[e], uint8_t{1}) != 0) continue;
-    ++distinct;
+    seen_[e] = 1;
+  }
+  used_.clear();
+  int missing = 0;
+  for (int32_t e = 0; e < moe.num_experts; ++e) {
+    if (seen_[e] == 0) continue;
+    used_.push_back(e);
+    missing += hot_.places(layer_idx)[e] < 0 ? 1 : 0;
     hot_.count(layer_idx, e);
   }
-  distinct_[layer_idx] = distinct;
+  distinct_[layer_idx] = static_cast<int>(used_.size());
+  const int computed = missing - (fetches(layer_idx) ? shared_.fetch(layer_idx, used_) : 0);
 
+  const auto begin = std::chrono::steady_clock::now();
   RowBuffer& x = host_.x;
   const unsigned forms = x_forms(moe);
   team_.parallel_for(num_rows, [&](int64_t r, int) {
@@ -124,6 +141,8 @@ void CudaSplit::compute_slots(int layer_idx, int num_rows) {
   team_.parallel_for(num_slots, [&](int64_t i, int) {
     std::copy_n(host_.scratch.partial(slots_[i]), c.hidden_dim, rows_out_.data<float>() + i * c.hidden_dim);
   });
+  shared_.learn(has_chunks_, missing, computed,
+                std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   num_out_.data<int32_t>()[layer_idx] = static_cast<int32_t>(num_slots);
   ready_.raise(layer_idx);
 }

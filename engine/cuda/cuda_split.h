@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "engine/cuda/cuda_buffers.h"
+#include "engine/cuda/cuda_model.h"
 #include "engine/cuda/hot_experts.h"
 #include "kernels/rows/row_buffer.h"
 #include "kernels/threads/thread_team.h"
@@ -31,10 +32,11 @@ struct SplitBuffers {
 ///   host                                              | the others, in buckets             |
 ///
 /// Rows and slots lie in memory that both reach, and each side tells the other by flags, so that a pass is one piece of
-/// work for the device. Where an expert lies changes between passes only (CudaModel::begin_pass).
+/// work for the device. Where an expert lies changes between passes (CudaModel::begin_pass), but for those that the device
+/// fetches: it and the host take them by the same rule (FetchCandidates), so neither has to ask the other.
 class CudaSplit {
  public:
-  CudaSplit(const Model& model, const ModelShapes& shapes, const SessionOptions& options, HotExperts& hot,
+  CudaSplit(const Model& model, const ModelShapes& shapes, const SessionOptions& options, CudaModel& shared,
             CudaBuffers& buffers, const Stream& stream, ThreadTeam& team);
   CudaSplit(const CudaSplit&) = delete;
   CudaSplit& operator=(const CudaSplit&) = delete;
@@ -46,9 +48,13 @@ class CudaSplit {
   [[nodiscard]] bool splits(int layer_idx) const { return layer_idx < hot_.num_layers() && hot_.is_split(layer_idx); }
 
   /// Before a pass. REQUIRES: the stream is idle.
-  void begin_pass();
+  void begin_pass(bool has_chunks);
   /// Work of the device: the rows behind a layer's router and their choices leave for the host.
   void send_rows(int num_rows, int top_k);
+  /// Work of the device, behind send_rows(): missing experts come over the bus, if the layer's are fetched.
+  void fetch(int layer_idx);
+  /// What the launch that groups the layer's rows needs for it.
+  void add_fetching(int layer_idx, GroupDesc& group) const;
   /// The host's step: takes these rows, computes its slots of layer `layer_idx` and leaves them for receive_slots(). If it
   /// throws, the device does not wait for this pass's slots any more, and what it computes is nobody's.
   void compute(int layer_idx, int num_rows);
@@ -61,9 +67,13 @@ class CudaSplit {
 
  private:
   void compute_slots(int layer_idx, int num_rows);
+  [[nodiscard]] bool fetches(int layer_idx) const {
+    return options_.moe_verify == MoeVerify::kGrouped && shared_.fetches(layer_idx);
+  }
 
   const Model& model_;
   const SessionOptions& options_;
+  CudaModel& shared_;
   HotExperts& hot_;
   CudaBuffers& buffers_;
   const Stream& stream_;
@@ -80,6 +90,8 @@ class CudaSplit {
   Flags ready_;                 // [num_layers] by the host: the layer's slots are
   std::vector<int32_t> slots_;  // the host's of the running layer
   std::vector<uint8_t> seen_;   // [num_experts]
+  std::vector<int32_t> used_;   // experts of the running layer, rising
+  bool has_chunks_ = false;     // the running pass
 };
 
 }  // namespace foretoken::cuda

@@ -1,6 +1,7 @@
 #include "engine/cuda/hot_experts.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels/base/error.h"
 
@@ -13,6 +14,12 @@ constexpr uint32_t kUse = 16;
 constexpr int kDecayPasses = 64;
 // Two uses more than whoever is in the entry: copying an expert costs about as much as computing it twice.
 constexpr uint32_t kMargin = 2 * kUse;
+
+// What a use counts after one more pass of its layer. On the demonstration model's choices (16 experts, 4 layers, 900 tokens of
+// Python and of prose) entries for 4 and 8 experts were hit by 42.1% and 67.9%, 44.5% and 71.1% with it; ranked by the last
+// use alone 40.1% and 66.9%, 41.6% and 68.0%; by all uses alike 40.4% and 65.1%, 44.5% and 71.7%.
+constexpr double kFade = 0.95;
+constexpr double kLargestWeight = 1e100;
 
 }  // namespace
 
@@ -27,6 +34,7 @@ HotExperts::HotExperts(std::vector<int> placed, int num_experts, int entries)
     for (int e = 0; e < placed[l]; ++e) layer.places[e] = e;
     layer.uses.assign(num_experts, 0);
     layer.filling.assign(num_experts, 0);
+    layer.recent_uses.assign(num_experts, 0);
   }
 }
 
@@ -34,7 +42,53 @@ void HotExperts::count(int layer, int expert) {
   Layer& l = layers_[layer];
   const auto e = static_cast<size_t>(expert);
   l.uses[e] += kUse;
+  l.recent_uses[e] += l.use_weight;
   ++(l.places[e] < 0 ? reads_.host : l.places[e] < l.placed ? reads_.placed : reads_.hot);
+}
+
+cuda::FetchCandidates HotExperts::candidates(int layer, int most) const {
+  const Layer& l = at(layer);
+  std::vector<std::pair<double, int>> order;  // entries by their rank; nobody's come first
+  for (size_t i = 0; i < l.entries.size(); ++i) {
+    const int32_t expert = l.entries[i].expert;
+    order.emplace_back(expert < 0 ? 0 : l.recent_uses[expert], static_cast<int>(i));
+  }
+  const auto count = std::min<size_t>(order.size(), cuda::kMostFetched);
+  std::partial_sort(order.begin(), order.begin() + static_cast<ptrdiff_t>(count), order.end());
+  cuda::FetchCandidates result;
+  result.most = std::min(most, cuda::kMostFetched);
+  for (size_t i = 0; i < cuda::kMostFetched; ++i) {
+    result.places[i] = i < count ? l.placed + order[i].second : -1;
+    result.experts[i] = i < count ? l.entries[order[i].second].expert : -1;
+  }
+  return result;
+}
+
+int HotExperts::fetch(int layer, std::span<const int32_t> used, const cuda::FetchCandidates& candidates) {
+  Layer& l = layers_[layer];
+  int candidate = 0, fetched = 0;
+  for (const int32_t e : used) {
+    if (l.places[e] >= 0) continue;
+    const auto is_free = [&](int i) {
+      return candidates.places[i] >= 0 && !std::binary_search(used.begin(), used.end(), candidates.experts[i]);
+    };
+    while (candidate < cuda::kMostFetched && !is_free(candidate)) ++candidate;
+    if (candidate == cuda::kMostFetched || fetched == candidates.most) break;
+    const int32_t place = candidates.places[candidate++];
+    Entry& entry = l.entries[place - l.placed];
+    if (entry.expert >= 0) l.places[entry.expert] = -1;
+    entry.expert = e;
+    l.places[e] = place;
+    ++fetched;
+  }
+  l.use_weight /= kFade;
+  if (l.use_weight > kLargestWeight) {
+    for (double& uses : l.recent_uses) uses /= l.use_weight;
+    l.use_weight = 1;
+  }
+  reads_.host -= fetched;
+  reads_.fetched += fetched;
+  return fetched;
 }
 
 void HotExperts::decay() {

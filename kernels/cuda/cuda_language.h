@@ -60,6 +60,11 @@ template <class T>
 __device__ __forceinline__ T load_constant(const T* p) {
   return __ldg(p);
 }
+/// Stores weights that kernels behind this one read by load_constant. REQUIRES: which weights these are those kernels learn
+/// behind their wait, so that no load of them can be moved ahead of it.
+__device__ __forceinline__ void store_weights(uint32_t* p, uint32_t value) {
+  *p = value;
+}
 /// Loads from device memory whoever writes it, and stays where it stands to the wait. It says whose the address is too.
 template <class T>
 __device__ __forceinline__ T load_global(const T* p) {

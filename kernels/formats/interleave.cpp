@@ -4,58 +4,11 @@
 
 #include "kernels/base/error.h"
 #include "kernels/formats/grid_levels.h"
+#include "kernels/formats/interleave_layout.h"
 
 namespace foretoken {
 
 namespace {
-
-// The bytes of a block, in a file or of levels, that stand apart from its four-byte words.
-struct OddBytes {
-  int begin;
-  int count;
-};
-
-OddBytes odd_bytes(WeightType type) {
-  switch (type) {
-    case WeightType::kQ4_0:
-    case WeightType::kQ5_0:
-    case WeightType::kQ8_0:
-    case WeightType::kIQ4_NL:
-    case WeightType::kQ1_0:
-    case WeightType::kQ2_0:
-    case WeightType::kIQ3_S:
-    case WeightType::kIQ3_XXS:
-    case WeightType::kIQ2_S:
-    case WeightType::kIQ2_XS:
-    case WeightType::kIQ2_XXS:
-    case WeightType::kIQ1_S:
-    case WeightType::kIQ1_M:
-      return {0, 2};
-    case WeightType::kMXFP4:
-      return {0, 1};
-    case WeightType::kQ3_K:
-      return {108, 2};
-    case WeightType::kQ6_K:
-      return {208, 2};
-    case WeightType::kTQ1_0:
-      return {52, 2};
-    case WeightType::kTQ2_0:
-      return {64, 2};
-    case WeightType::kQ4_1:
-    case WeightType::kQ5_1:
-    case WeightType::kQ2_K:
-    case WeightType::kQ4_K:
-    case WeightType::kQ5_K:
-    case WeightType::kIQ4_XS:
-    case WeightType::kNVFP4:
-      return {0, 0};
-    case WeightType::kF32:
-    case WeightType::kF16:
-    case WeightType::kBF16:
-      break;
-  }
-  check_failed(__FILE__, __LINE__, "the type has an interleaved form", std::string(weight_type_info(type).name));
-}
 
 // Where the half scales of an interleaved block of sixteen rows stand: every step-th of `count` halves from byte
 // `begin` on.

@@ -106,15 +106,57 @@ __device__ __forceinline__ int rows_of(const Desc& a) {
 // What is summed over the experts: slots, buckets, and tiles of each size.
 constexpr int kGroupSums = 2 + kTileSizes;
 
+// Shared memory of take_place: the places that are free for missing experts, their number, and how many are missing in each warp.
+constexpr int kFetchWords = kMostFetched + 1 + kMaxExperts / kWarpSize;
+
+// The rule of FetchCandidates: the place of expert `e` if it comes for these rows, otherwise negative. All threads of the
+// block, each for its own expert; sums: [threads] shared memory.
+__device__ __forceinline__ int take_place(const GroupDesc& a, int e, bool is_used, bool is_missing, int32_t* sums,
+                                          int32_t* words) {
+  int32_t *free_places = words, *num_free = words + kMostFetched, *missing_of_warp = num_free + 1;
+  const int lane = e % kWarpSize, warp = e / kWarpSize, num_warps = static_cast<int>(blockDim.x) / kWarpSize;
+  const uint32_t missing = __ballot_sync(kAllLanes, is_missing);
+  sums[e] = is_used ? 1 : 0;
+  if (lane == 0) missing_of_warp[warp] = __popc(missing);
+  __syncthreads();
+  if (e == 0) {
+    const FetchCandidates& candidates = *a.candidates;
+    int count = 0;
+    for (int i = 0; i < kMostFetched; ++i) {
+      const int place = candidates.places[i], expert = candidates.experts[i];
+      if (count < candidates.most && place >= 0 && (expert < 0 || sums[expert] == 0)) free_places[count++] = place;
+    }
+    *num_free = count;
+    int total = 0;
+    for (int w = 0; w < num_warps; ++w) total += missing_of_warp[w];
+    a.fetched->count = total < count ? total : count;
+  }
+  int rank = __popc(missing & ((1u << lane) - 1u));
+  for (int w = 0; w < warp; ++w) rank += missing_of_warp[w];
+  __syncthreads();
+  if (!is_missing || rank >= *num_free) return -1;
+  a.fetched->experts[rank] = e;
+  a.fetched->places[rank] = free_places[rank];
+  return free_places[rank];
+}
+
 // A thread an expert. Every thread walks all slots, whose experts are `chosen`: 72 in a window of nine rows, and in a
 // prompt chunk of 256 the 2048 of them take some ten microseconds beside milliseconds of matrices. sums:
-// [kGroupSums][threads of the block] shared memory.
-__device__ __forceinline__ void group_slots(const GroupDesc& a, const int32_t* chosen, int num_slots, int32_t* sums) {
+// [kGroupSums][threads of the block] shared memory, fetch_words: [kFetchWords].
+__device__ __forceinline__ void group_slots(const GroupDesc& a, const int32_t* chosen, int num_slots, int32_t* sums,
+                                            int32_t* fetch_words) {
   const int e = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  const int place = e >= a.num_experts ? -1 : a.places == nullptr ? e : a.places[e];
+  int place = e >= a.num_experts ? -1 : a.places == nullptr ? e : a.places[e];
   int count = 0;
-  if (place >= 0) {
+  if (place >= 0 || (a.candidates != nullptr && e < a.num_experts)) {
     for (int slot = 0; slot < num_slots; ++slot) count += chosen[slot] == e ? 1 : 0;
+  }
+  if (a.candidates != nullptr) {
+    const bool is_missing = count > 0 && place < 0;
+    const int taken = take_place(a, e, count > 0, is_missing, sums, fetch_words);
+    if (is_missing) place = taken;
+    if (place < 0) count = 0;
+    __syncthreads();
   }
   const int num_sums = a.num_tiles == nullptr ? 2 : kGroupSums;
   int own[kGroupSums] = {count, count > 0 ? 1 : 0};
@@ -166,16 +208,18 @@ __device__ __forceinline__ void group_slots(const GroupDesc& a, const int32_t* c
 // One block of threads.
 __global__ void __launch_bounds__(kMaxExperts) cuda_group_by_expert(GroupDesc a) {
   FT_SHARED(int32_t, sums, kGroupSums * kMaxExperts);
+  FT_SHARED(int32_t, fetch_words, kFetchWords);
   start_next_kernel();
   wait_for_kernels_ahead();
-  group_slots(a, a.experts, rows_of(a) * a.top_k, sums);
+  group_slots(a, a.experts, rows_of(a) * a.top_k, sums, fetch_words);
 }
 
 // Both steps of a window in one block: a warp a row, then a thread an expert, which finds the choices in shared memory.
 template <int kCount>
-__global__ void __launch_bounds__(kCount* kWarpSize) cuda_route_and_group(RouteDesc route, GroupDesc group) {
+__global__ void __launch_bounds__(kCount* kWarpSize, 1) cuda_route_and_group(RouteDesc route, GroupDesc group) {
   FT_SHARED(int32_t, sums, kGroupSums * kCount * kWarpSize);
   FT_SHARED(int32_t, chosen, kMostJoinedSlots);
+  FT_SHARED(int32_t, fetch_words, kFetchWords);
   start_next_kernel();
   wait_for_kernels_ahead();
   const int num_rows = rows_of(route), lane = static_cast<int>(threadIdx.x % kWarpSize);
@@ -184,7 +228,7 @@ __global__ void __launch_bounds__(kCount* kWarpSize) cuda_route_and_group(RouteD
     route_row<kCount>(route, row, lane, chosen + row * route.top_k);
   }
   __syncthreads();
-  group_slots(group, chosen, num_rows * route.top_k, sums);
+  group_slots(group, chosen, num_rows * route.top_k, sums, fetch_words);
 }
 
 unsigned threads_for(int num_experts) {

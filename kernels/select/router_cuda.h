@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/cuda_runtime_wrap.h"
+#include "kernels/cuda/fetch_list.h"
 #include "kernels/matmul/matmul_cuda.h"
 
 namespace foretoken::cuda {
@@ -28,6 +29,10 @@ struct GroupDesc {
   /// [num_experts] where each expert's matrices are among those on the device, or negative: it is not there, and has no
   /// bucket. nullptr: expert e is the e-th.
   const int32_t* places = nullptr;
+  /// Experts that are not there and may come for these rows; nullptr: none. Those that do have buckets too, and are listed
+  /// in `fetched`.
+  const FetchCandidates* candidates = nullptr;
+  FetchList* fetched = nullptr;
   int32_t* num_buckets = nullptr;      // [1]
   int32_t* bucket_experts = nullptr;   // [min(num_experts, max_rows * top_k)] places, of rising experts
   int32_t* begins = nullptr;           // [that + 1]

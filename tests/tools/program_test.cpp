@@ -519,7 +519,7 @@ TEST_CASE("Devices that this build cannot serve exit 1", "[program][bad_input]")
 }
 
 TEST_CASE("Flags that place experts belong to --device split", "[program][bad_input]") {
-  for (const char* flag : {"--gpu-experts", "--gpu-layers", "--gpu-cache"}) {
+  for (const char* flag : {"--gpu-experts", "--gpu-layers", "--gpu-cache", "--gpu-fetch"}) {
     check_refused(run(demo({"-p", "x", flag, "1"})), 2, {"--device split", flag});
     check_refused(run(demo({"-p", "x", "--device", "split", flag, "-1"})), 2, {flag, "-1"});
     check_refused(run(demo({"-p", "x", "--device", "split", flag, "some"})), 2, {flag, "some"});

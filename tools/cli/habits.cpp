@@ -32,7 +32,8 @@ constexpr std::array kHabits = {
     Habit{"-sm --split-mode -ts --tensor-split -mg --main-gpu -dev --list-devices",
           "one GPU is used, the first one; --device cpu|cuda|split says what runs on it, foretoken --version names it"},
     Habit{"-ot --override-tensor -cmoe --cpu-moe -ncmoe --n-cpu-moe -nkvo --no-kv-offload --no-op-offload --fit -fit",
-          "--device split places experts by itself; --gpu-experts, --gpu-layers and --gpu-cache change that"},
+          "--device split places experts by itself; --gpu-experts, --gpu-layers, --gpu-cache and --gpu-fetch change "
+          "that"},
     Habit{"-ctk --cache-type-k -ctv --cache-type-v", "--kv-type f16|f32 sets the type of keys and values together"},
     Habit{"-fa --flash-attn --no-flash-attn",
           "attention is computed without its matrix of scores always; leave it out"},

@@ -12,6 +12,7 @@
 #include "engine/model/model_file.h"
 #include "kernels/base/error.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/fetch_list.h"
 #include "kernels/threads/thread_team.h"
 #include "tools/cli/cluster_program.h"
 #include "tools/cli/interruption.h"
@@ -95,6 +96,10 @@ void ModelFlags::add_placement(CommandLine& line) {
                "split: only the first N layers may have routed experts on the GPU (default all)");
   line.add_text("gpu-cache", &gpu_cache_text, "N|auto",
                 "split: hot experts of each other layer that the GPU keeps beside them");
+  line.add_text(
+      "gpu-fetch", &gpu_fetch_text, "N|auto",
+      "split: experts that a layer of a pass misses and the GPU reads from RAM itself, 0 to 8; auto: as the measured "
+      "times suggest");
 }
 
 void ModelFlags::add_draft(CommandLine& line) {
@@ -156,11 +161,12 @@ void ModelFlags::resolve(const CommandLine& line) {
   threads = threads_flag ? *threads_flag : environment.threads ? *environment.threads : available_cores();
   if (environment.numa.value_or(true)) nodes = NumaNodes::of_machine();
   device = device_text == "cpu" ? Device::kCpu : device_text == "cuda" ? Device::kCuda : Device::kSplit;
-  const bool places_experts =
-      parse_experts("--gpu-experts", gpu_experts_text) || gpu_layers || parse_experts("--gpu-cache", gpu_cache_text);
+  const bool places_experts = parse_experts("--gpu-experts", gpu_experts_text) || gpu_layers ||
+                              parse_experts("--gpu-cache", gpu_cache_text) ||
+                              parse_experts("--gpu-fetch", gpu_fetch_text, cuda::kMostFetched);
   if (places_experts && device != Device::kSplit && !plans_alone) {
-    throw UsageError(
-        fmt::format("--gpu-experts, --gpu-layers and --gpu-cache belong to --device split, not to {}", device_text));
+    throw UsageError(fmt::format(
+        "--gpu-experts, --gpu-layers, --gpu-cache and --gpu-fetch belong to --device split, not to {}", device_text));
   }
   if (cublas && device == Device::kCpu) throw UsageError("--cublas belongs to --device cuda and split, not to cpu");
   cluster.mode = cluster_text == "rows"      ? ClusterMode::kRows
@@ -295,7 +301,9 @@ SessionOptions ModelFlags::session_options(int mtp) const {
   options.cublas = cublas;
   options.dependent_launch = environment.dependent_launch.value_or(true);
   options.cluster = program_cluster();
-  if (device == Device::kSplit && placement) options.split = {placement->experts, placement->cache_entries};
+  if (device == Device::kSplit && placement)
+    options.split = {placement->experts, placement->cache_entries,
+                     parse_experts("--gpu-fetch", gpu_fetch_text, cuda::kMostFetched)};
   return options;
 }
 
@@ -339,9 +347,9 @@ std::vector<double> parse_cluster_shares(std::string_view text) {
   return shares;
 }
 
-std::optional<int> parse_experts(std::string_view what, std::string_view text) {
+std::optional<int> parse_experts(std::string_view what, std::string_view text, int most) {
   if (text == "auto") return std::nullopt;
-  return static_cast<int>(parse_int(what, text, 0, INT32_MAX));
+  return static_cast<int>(parse_int(what, text, 0, most));
 }
 
 MachineSpeed measure_speed(double host_bandwidth) {

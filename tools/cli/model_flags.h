@@ -49,7 +49,7 @@ struct ModelFlags {
   KvType kv_type = KvType::kF16;
   std::string device_text = "cpu";
   Device device = Device::kCpu;
-  std::string gpu_experts_text = "auto", gpu_cache_text = "auto";
+  std::string gpu_experts_text = "auto", gpu_cache_text = "auto", gpu_fetch_text = "auto";
   std::optional<int> gpu_layers;
   bool cublas = false;
   std::string cluster_text = "rows", cluster_shares_text = "auto";
@@ -75,7 +75,7 @@ struct ModelFlags {
   /// --parallel --kv-memory --step-ms: of commands that run several texts at once. REQUIRES: before add_to().
   void add_batch(CommandLine& line);
   void add_cluster(CommandLine& line);    // --cluster --cluster-shares
-  void add_placement(CommandLine& line);  // --gpu-experts --gpu-layers --gpu-cache
+  void add_placement(CommandLine& line);  // --gpu-experts --gpu-layers --gpu-cache --gpu-fetch
   void add_draft(CommandLine& line);      // --draft, of commands that decode. REQUIRES: before add_to()
   void add_mtp(CommandLine& line);        // --mtp --mtp-fixed --draft-vocab --model-draft
   void add_sampling(CommandLine& line);   // --temp --top-k --top-p --min-p --seed
@@ -138,8 +138,8 @@ void check_device(std::string_view device);
 /// "--cluster-shares" text -> a number for each process, "3:1"; none for "auto". Throws UsageError.
 [[nodiscard]] std::vector<double> parse_cluster_shares(std::string_view text);
 
-/// "--gpu-experts" or "--gpu-cache" text -> a number, or nothing for "auto".
-[[nodiscard]] std::optional<int> parse_experts(std::string_view what, std::string_view text);
+/// "--gpu-experts", "--gpu-cache" or "--gpu-fetch" text -> a number of at most `most`, or nothing for "auto".
+[[nodiscard]] std::optional<int> parse_experts(std::string_view what, std::string_view text, int most = INT32_MAX);
 
 /// Bandwidths of this machine: of the device and the bus where there is a device, of the host's memory as given.
 [[nodiscard]] MachineSpeed measure_speed(double host_bandwidth);

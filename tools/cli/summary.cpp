@@ -113,6 +113,7 @@ std::string describe_reads(const ReadsByPlace& reads) {
                                  percent(reads.placed), percent(reads.host));
   if (reads.hot > 0)
     text += fmt::format(", {:.0f}% hot on the GPU (hit rate {:.0f}%)", percent(reads.hot), 100 * reads.hit_rate());
+  if (reads.fetched > 0) text += fmt::format(", {:.0f}% fetched by the GPU", percent(reads.fetched));
   return text + "\n";
 }
 
@@ -128,6 +129,7 @@ void add_reads(nlohmann::ordered_json& object, const ReadsByPlace& reads) {
   if (reads.total() == 0) return;
   object["expert_reads_placed"] = reads.placed;
   object["expert_reads_hot"] = reads.hot;
+  object["expert_reads_fetched"] = reads.fetched;
   object["expert_reads_host"] = reads.host;
   object["hot_expert_hit_rate"] = reads.hit_rate();
 }

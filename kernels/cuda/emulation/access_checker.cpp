@@ -300,6 +300,14 @@ void require_loadable(const void* from, size_t size_bytes) {
   refuse_stored(from, size_bytes, __builtin_return_address(0), kTooEarly);
 }
 
+void note_weights(const void* to, size_t size_bytes) {
+  const DeviceMemory& memory = device_memory();
+  if (running_thread == nullptr || !memory.contains(to)) return;
+  const auto offset = static_cast<size_t>(static_cast<const std::byte*>(to) - memory.begin);
+  for (size_t word = offset / 4; word * 4 < offset + size_bytes; ++word)
+    memory.states[word] &= static_cast<uint8_t>(~kStored);
+}
+
 uint64_t accesses_checked() {
   return num_accesses;
 }

@@ -104,6 +104,8 @@ void note_wait();
 /// copy, that the thread may load now.
 void require_constant(const void* from, size_t size_bytes);
 void require_loadable(const void* from, size_t size_bytes);
+/// For store_weights: what was stored may be loaded as a constant by kernels behind this one.
+void note_weights(const void* to, size_t size_bytes);
 /// Ends the grid with an EmulationError. Called from a kernel body.
 [[noreturn]] void fail(const char* message);
 /// All lanes of `mask` meet here; values[lane] are the `size_bytes` (at most 64) that each brought. Valid until the
@@ -249,6 +251,10 @@ template <class T>
 __forceinline__ T load_constant(const T* p) {
   emulation::require_constant(p, sizeof(T));
   return *p;
+}
+__forceinline__ void store_weights(uint32_t* p, uint32_t value) {
+  *p = value;
+  emulation::note_weights(p, sizeof value);
 }
 template <class T>
 __forceinline__ T load_global(const T* p) {

@@ -87,3 +87,35 @@ TEST_CASE("The most worthwhile fills come first, one a layer and pass", "[hot_ex
   CHECK(fills[0].layer == 2);
   CHECK(fills[1].layer == 1);
 }
+
+TEST_CASE("Fetched experts take the entries that rank lowest, and none that the pass uses", "[hot_experts]") {
+  HotExperts hot({1}, 8, 2);  // expert 0 has its place, entries are places 1 and 2
+  const auto pass = [&](std::vector<int32_t> used, int most) {
+    const cuda::FetchCandidates candidates = hot.candidates(0, most);
+    for (const int32_t e : used) hot.count(0, e);
+    return hot.fetch(0, used, candidates);
+  };
+  CHECK(pass({0, 3, 5}, 0) == 0);
+  CHECK(pass({0, 3, 5}, 1) == 1);
+  CHECK(hot.places(0)[3] == 1);
+  CHECK(hot.places(0)[5] == -1);
+  CHECK(pass({5}, 8) == 1);  // the empty one
+  CHECK(hot.places(0)[5] == 2);
+  CHECK(pass({3}, 8) == 0);
+  CHECK(pass({6}, 8) == 1);  // 5 and 3 were used three times each, 3 later
+  CHECK(places(hot, 0) == std::vector<int32_t>{0, -1, -1, 1, -1, -1, 2, -1});
+  CHECK(pass({6, 7}, 8) == 1);  // 6 is used: the other entry it is, though it ranks higher
+  CHECK(places(hot, 0) == std::vector<int32_t>{0, -1, -1, -1, -1, -1, 2, 1});
+  CHECK(pass({1, 2, 4}, 8) == 2);  // there are no more entries
+  CHECK(hot.places(0)[4] == -1);
+  CHECK(hot.reads().placed == 2);
+  CHECK(hot.reads().hot == 2);
+  CHECK(hot.reads().fetched == 6);
+  CHECK(hot.reads().total() == 14);
+  // Weights that grow are brought back, and the ranks stay.
+  for (int i = 0; i < 5000; ++i)
+    static_cast<void>(pass(i % 3 == 0 ? std::vector<int32_t>{1, 2} : std::vector<int32_t>{1}, 0));
+  CHECK(pass({4}, 1) == 1);
+  CHECK(hot.places(0)[2] == -1);
+  CHECK(hot.places(0)[1] >= 0);
+}

@@ -39,6 +39,7 @@ struct Case {
   MoeVerify moe_verify = MoeVerify::kGrouped;
   bool sampled = false;
   int threads = 1;
+  std::optional<int> fetched = std::nullopt;
 };
 
 class SplitModel {
@@ -60,7 +61,7 @@ class SplitModel {
   SessionOptions session_options(const Case& at, Device device = Device::kSplit) const {
     SessionOptions session;
     session.device = device;
-    session.split = {at.experts, at.slots};
+    session.split = {at.experts, at.slots, at.fetched};
     session.ctx_size = static_cast<int64_t>(prompt_.size()) + new_tokens_;
     session.prompt_chunk = at.prompt_chunk;
     session.moe_verify = at.moe_verify;
@@ -153,6 +154,38 @@ TEST_CASE("split: the device's own cycle") {
   CHECK(all.total() == 0);  // nothing is split
 }
 
+TEST_CASE("split: experts that the device fetches itself change nothing but who computes") {
+  RandomModel spec = small_model(GENERATE("qwen35moe", "qwen3moe"));
+  bool repack = true;
+  SECTION("interleaved") {}
+  SECTION("file layout") {
+    repack = false;
+  }
+  SECTION("fused gate and up, rows of 256 values") {
+    spec.fused_gate_up = spec.architecture == "qwen35moe";
+    spec.hidden_dim = spec.expert_dim = 256;
+    if (spec.shared_dim > 0) spec.shared_dim = 256;
+    spec.types = {WeightType::kQ4_K, WeightType::kQ6_K, WeightType::kIQ4_XS};
+  }
+  SplitModel model(spec, /*prompt_tokens=*/9, /*new_tokens=*/6, repack);
+  const int k = model.model().has_mtp() ? 3 : 0;
+  for (const int fetched : {1, 3, 8}) {
+    const auto at = [&](std::vector<int> experts, int slots, int drafts, int chunk, MoeVerify verify) {
+      return Case{std::move(experts), slots, drafts, chunk, verify, false, 1, fetched};
+    };
+    model.check_logits(at({0, 2}, 3, k, 4, MoeVerify::kGrouped));
+    model.check_logits(at({1, 0}, kExperts, 0, 1, MoeVerify::kPerToken));
+    const ReadsByPlace reads = model.check_cycle(at({0, 2}, 2, k, kWhole, MoeVerify::kGrouped));
+    CHECK(reads.fetched > 0);
+    CHECK(reads.hot > 0);
+    CHECK(reads.host > 0);
+  }
+  // Room for all, and one comes at a time: in the end they are there.
+  const ReadsByPlace all = model.check_cycle({{0, 0}, kExperts, 0, kWhole, MoeVerify::kGrouped, false, 1, 1});
+  CHECK(all.hit_rate() > 0.5);
+  CHECK(all.fetched <= 2 * kExperts);
+}
+
 #ifdef FORETOKEN_CUDA_EMULATION
 TEST_CASE("split: a hundred orders of streams and threads, with hot experts under way") {
   struct Guard {
@@ -169,11 +202,18 @@ TEST_CASE("split: a hundred orders of streams and threads, with hot experts unde
     cuda::emulation::set_order(cuda::emulation::Order::kShuffled, seed);
     INFO("seed " << seed);
     const int k = static_cast<int>(seed % 4);
+    const int fetched = static_cast<int>(seed / 4 % 3);  // 0: the thread brings them
     if (seed % 5 == 0) {
-      model.check_cycle({{1, 2}, 2, k});
+      model.check_cycle({{1, 2}, 2, k, kWhole, MoeVerify::kGrouped, false, 1, fetched});
     } else {
-      model.check_logits(
-          {{static_cast<int>(seed % 3), 2}, 2, k, seed % 2 == 0 ? 3 : kWhole, MoeVerify::kGrouped, seed % 7 == 0});
+      model.check_logits({{static_cast<int>(seed % 3), 2},
+                          2,
+                          k,
+                          seed % 2 == 0 ? 3 : kWhole,
+                          MoeVerify::kGrouped,
+                          seed % 7 == 0,
+                          1,
+                          fetched});
     }
   }
 }
