@@ -75,6 +75,11 @@ MatmulConfig choose_config(const MatmulDesc& desc) {
     config.lane_sums = desc.up.data != nullptr || desc.all_outputs() >= kManyFloatOutputs ? 8 : 1;
   } else if (desc.max_rows > kMaxDotRows) {
     config.kernel = MatmulConfig::Kernel::kTiles;
+    const int64_t blocks_of_outputs = desc.num_outputs / (desc.up.data == nullptr ? 64 : 32);
+    const int64_t tiles = (desc.max_rows + tile_rows(kLargeTile) - 1) / tile_rows(kLargeTile);
+    config.large_tiles = desc.max_buckets > 0
+                             ? desc.max_slots > int64_t{kFewTileRows} * desc.max_buckets
+                             : desc.max_rows > kFewTileRows && tiles * blocks_of_outputs >= kFewLargeTiles;
   } else {
     config.counts_rows = desc.max_rows > 1 && (desc.max_buckets > 0 || desc.device_num_rows != nullptr);
     const int most_exact = config.counts_rows ? 2 : kMostExactDotRows;

@@ -11,10 +11,11 @@
 
 namespace foretoken::cuda {
 
-/// Rows that a block of the tensor-core kernel takes at once: with gate and up, and without.
-inline constexpr int kTileSizes = 2;
+/// Rows that a block of the tensor-core kernel takes at once: with gate and up, without, and of either where there are
+/// many.
+inline constexpr int kTileSizes = 3, kLargeTile = 2;
 FORETOKEN_HD constexpr int tile_rows(int size) {
-  return size == 0 ? 16 : 32;
+  return size == 0 ? 16 : size == 1 ? 32 : 128;
 }
 
 /// Rows [first, first + those of a tile) of a bucket, as far as it has them.
@@ -145,7 +146,12 @@ struct MatmulConfig {
   /// kDot: each block of threads looks how many of max_rows there are and does no more. rows_at_once is then 2 or
   /// kMaxDotRows.
   bool counts_rows = false;
+  bool large_tiles = false;  // kTiles: of 128 rows
 };
+/// Large tiles: for more rows than this (with buckets: in each, if all have as many), and so many blocks of threads that
+/// a large GPU has work for nearly all its multiprocessors (132 of 9.0).
+inline constexpr int kFewTileRows = 64;
+inline constexpr int64_t kFewLargeTiles = 128;
 /// From so many outputs on, eight a warp keep a GPU busy.
 inline constexpr int64_t kManyFloatOutputs = 4096;
 

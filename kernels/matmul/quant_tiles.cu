@@ -11,13 +11,17 @@
 // sums beside the running one.
 //
 // Rows are copied past the registers (cp.async) while the same stage's weights are fetched and unpacked, which takes
-// longer: a second buffer for the next stage's rows would take blocks from a multiprocessor and give nothing.
+// longer: with small tiles, of which several are on a multiprocessor, a second buffer for the next stage's rows would
+// take some of them away and give nothing.
+//
+// Large tiles have 128 rows for eight warps: weights are then fetched and unpacked a fourth or an eighth as often.
 
 namespace foretoken::cuda {
 
 namespace {
 
-constexpr int kStage = 256;  // values of a row in shared memory at a time
+constexpr int kMostShared = 99 << 10;  // of a block, on every GPU from 8.6 on
+constexpr int kStage = 256;            // values of a row in shared memory at a time
 constexpr int kStride =
     kStage + 16;  // bytes from row to row there: the eight rows of a fragment fall into different banks
 
@@ -26,20 +30,23 @@ constexpr bool kHasRunScales =
     kType == WeightType::kQ2_K || kType == WeightType::kQ3_K || kType == WeightType::kQ6_K ||
     kType == WeightType::kIQ2_S || kType == WeightType::kIQ2_XS || kType == WeightType::kIQ1_M;
 
-/// Shapes and shared memory of one kernel. With kPair, gate and up share the tile, and half as many rows keep the
-/// registers the same.
-template <WeightType kType_, bool kPair_>
+/// Shapes and shared memory of one kernel. Gate and up (kPair) share a tile, which has half as many rows then, or of a
+/// large one half as many outputs: the registers stay the same.
+template <WeightType kType_, bool kPair_, bool kLarge_>
 struct TileShape {
   static constexpr WeightType kType = kType_;
-  static constexpr bool kPair = kPair_;
+  static constexpr bool kPair = kPair_, kLarge = kLarge_;
   static constexpr int kBlock = block_size_of<kType>(), kBlocksPerStage = kStage / kBlock;
   static constexpr bool kMins = has_lane_mins<kType>(), kSecondScale = kMins || has_float_runs<kType>();
-  static constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
+  static constexpr int kWarps = kLarge ? 8 : 4, kThreads = kWarps * kWarpSize;
   static constexpr int kMatrices = kPair ? 2 : 1;
-  static constexpr int kOutputs = 64;  // of each matrix
+  static constexpr int kOutputs = kLarge ? 64 / kMatrices : 64;  // of each matrix
   static constexpr int kWeightRows = kMatrices * kOutputs;
-  static constexpr int kSize = kPair ? 0 : 1, kRows = tile_rows(kSize);
-  static constexpr int kOutputWarps = kOutputs / 16;  // side by side; with more warps, the others take other rows
+  static constexpr int kSize = kLarge ? kLargeTile : kPair ? 0 : 1, kRows = tile_rows(kSize);
+  // A warp takes 16 outputs of each group: of gate and of up, or in a large tile of each half of the outputs. One group's
+  // integer sums at a time are in registers.
+  static constexpr int kGroups = kLarge ? 2 : kMatrices, kGroupOutputs = kWeightRows / kGroups;
+  static constexpr int kOutputWarps = kGroupOutputs / 16;  // side by side; the others take other rows
   static constexpr int kWarpRows = kRows * kOutputWarps / kWarps, kRowTiles = kWarpRows / 8;
 
   // Shared memory, in bytes. The scales of a block stand side by side for all outputs; a few words between the blocks of
@@ -51,12 +58,16 @@ struct TileShape {
       kWeightRows * kStride + (kMins ? 2 : 1) * kRunBytes + (kSecondScale ? 2 : 1) * kScaleBytes;
   static constexpr int kSumBytes = !kMins ? 0 : kBlock == 256 ? 32 * kRows : 2 * kBlocksPerStage * kRows;
   static constexpr int kRowBytes = kRows * kStride + kSumBytes + 4 * kBlocksPerStage * kRows;
-  static constexpr int kSharedBytes = kWeightBytes + kRowBytes + 4 * kRows;
+  static constexpr int kOneBuffer = kWeightBytes + kRowBytes + 4 * kRows;
+  /// Of rows. A block of large tiles has a multiprocessor of 100 KiB to itself anyway.
+  static constexpr int kBuffers = kLarge && kOneBuffer + kRowBytes <= kMostShared ? 2 : 1;
+  static constexpr int kSharedBytes = kOneBuffer + (kBuffers - 1) * kRowBytes;
 };
 
 template <class S>
 struct Shared {
   int8_t* memory;
+  int buffer = 0;  // of rows
 
   // Values of 32-value formats lie in each block as in QuantRows, so that rows need no rearranging.
   __device__ __forceinline__ int8_t* weights() const { return memory; }  // [kWeightRows][kStride]
@@ -70,7 +81,9 @@ struct Shared {
   }
   /// The same; formats with mins. With float runs: the second run's scale.
   __device__ __forceinline__ float* dmin() const { return d() + S::kBlocksPerStage * S::kScaleStride; }
-  __device__ __forceinline__ int8_t* rows() const { return memory + S::kWeightBytes; }  // [kRows][kStride]
+  __device__ __forceinline__ int8_t* rows() const {  // [kRows][kStride]
+    return memory + S::kWeightBytes + buffer * S::kRowBytes;
+  }
   /// [kRows][16] of runs in the order of QuantRows::sums, or [kBlocksPerStage][kRows] of blocks; formats with mins.
   __device__ __forceinline__ int16_t* row_sums() const {
     return reinterpret_cast<int16_t*>(rows() + S::kRows * kStride);
@@ -79,7 +92,7 @@ struct Shared {
     return reinterpret_cast<float*>(rows() + S::kRows * kStride + S::kSumBytes);
   }
   __device__ __forceinline__ int32_t* inputs() const {  // [kRows] of x
-    return reinterpret_cast<int32_t*>(rows() + S::kRowBytes);
+    return reinterpret_cast<int32_t*>(memory + S::kWeightBytes + S::kBuffers * S::kRowBytes);
   }
 };
 
@@ -181,16 +194,16 @@ struct RowScales {
   }
 };
 
-// One warp's part of a tile: 16 outputs of each matrix x kWarpRows rows. Element e of a fragment is output g + 8 * (e / 2),
+// One warp's part of a tile: 16 outputs of each group x kWarpRows rows. Element e of a fragment is output g + 8 * (e / 2),
 // row 2 * quad + e % 2.
 template <class S>
 struct WarpTile {
-  using Sums = float[S::kMatrices][S::kRowTiles][4];
+  using Sums = float[S::kGroups][S::kRowTiles][4];
   Sums acc;
 
   __device__ __forceinline__ void clear() {
-    for (auto& matrix : acc) {
-      for (auto& tile : matrix) {
+    for (auto& group : acc) {
+      for (auto& tile : group) {
         for (float& x : tile) x = 0.0f;
       }
     }
@@ -200,8 +213,8 @@ struct WarpTile {
   __device__ __forceinline__ void add_block(const Shared<S>& s, int first_output, int first_row, int lane, int i) {
     const int g = lane / 4, quad = lane % 4;
     FT_UNROLL
-    for (int m = 0; m < S::kMatrices; ++m) {
-      const int output = m * S::kOutputs + first_output + g;  // and + 8
+    for (int m = 0; m < S::kGroups; ++m) {
+      const int output = m * S::kGroupOutputs + first_output + g;  // and + 8
       int isum[S::kRowTiles][4] = {};
       int second[has_float_runs<S::kType>() ? S::kRowTiles : 1][4] = {};  // of the second run; isum is the first's
       if constexpr (has_float_runs<S::kType>()) {
@@ -219,7 +232,7 @@ struct WarpTile {
       } else {
         // The rows whose addresses this lane gives: of the weights' four matrices (two of outputs, two of values), and of
         // two tiles of rows.
-        const int8_t* w = s.weights() + (m * S::kOutputs + first_output + lane % 16) * kStride + lane / 16 * 16;
+        const int8_t* w = s.weights() + (m * S::kGroupOutputs + first_output + lane % 16) * kStride + lane / 16 * 16;
         const int8_t* x = s.rows() + (first_row + lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 16;
         FT_UNROLL_TWICE                                 // eight times: some types spill
             for (int k = 0; k < S::kBlock / 32; ++k) {  // 32 values at a time
@@ -331,11 +344,13 @@ __device__ __forceinline__ void add_sums(Sums& a, const Sums& b) {
 // Blocks that a multiprocessor is to hold, with `up` and without; shared memory lets in no fewer. Told so, the compiler
 // takes the registers that they leave, and spills nothing. 0: it needs no telling, and would only take more.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
-constexpr int kPairsAtOnce = 3, kTilesAtOnce = 4, kGridTilesAtOnce = 4;
+constexpr int kPairsAtOnce = 3, kTilesAtOnce = 4, kGridTilesAtOnce = 4, kLargeAtOnce = 1;
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
-constexpr int kPairsAtOnce = 2, kTilesAtOnce = 0, kGridTilesAtOnce = 3;
+constexpr int kPairsAtOnce = 2, kTilesAtOnce = 0, kGridTilesAtOnce = 3, kLargeAtOnce = 1;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr int kPairsAtOnce = 4, kTilesAtOnce = 0, kGridTilesAtOnce = 4, kLargeAtOnce = 2;
 #else
-constexpr int kPairsAtOnce = 4, kTilesAtOnce = 0, kGridTilesAtOnce = 4;
+constexpr int kPairsAtOnce = 4, kTilesAtOnce = 0, kGridTilesAtOnce = 4, kLargeAtOnce = 1;
 #endif
 template <WeightType kType, bool kPair>
 constexpr int kAtOnce = kPair                                               ? kPairsAtOnce
@@ -356,13 +371,34 @@ __device__ __forceinline__ BucketTile tile_of_block(const MatmulArguments& a) {
   return {listed.bucket + (shared_tiles > 0 ? 1 : 0), listed.first};
 }
 
-template <WeightType kType, bool kPair>
-__global__ void __launch_bounds__(TileShape<kType, kPair>::kThreads, kAtOnce<kType, kPair>)
-    cuda_quant_tiles(const __grid_constant__ MatmulArguments a) {
-  using S = TileShape<kType, kPair>;
-  FT_SHARED(uint4, memory, S::kSharedBytes / 16);
-  const Shared<S> s{reinterpret_cast<int8_t*>(memory)};
+/// First block of a partial sum that is visited as the step-th.
+__device__ __forceinline__ int64_t partial_of(int step) {
+  return (step & 1) * 4 + (step & 2) + step / 4;  // 0 4 2 6 1 5 3 7
+}
 
+/// Where a stage begins, and how many blocks it has.
+template <class S>
+struct Stage {
+  int step = 0;
+  int64_t first = 0;
+  int count = 0;
+
+  __device__ __forceinline__ void count_blocks(int64_t num_blocks) {
+    const int64_t left = (num_blocks - first + kPartialSums - 1) / kPartialSums;
+    count = static_cast<int>(left < S::kBlocksPerStage ? left : S::kBlocksPerStage);
+  }
+  /// False behind the last one.
+  __device__ __forceinline__ bool advance(int64_t num_blocks) {
+    first += kPartialSums * S::kBlocksPerStage;
+    while (first >= num_blocks && ++step < kPartialSums) first = partial_of(step);
+    if (step == kPartialSums) return false;
+    count_blocks(num_blocks);
+    return true;
+  }
+};
+
+template <class S>
+__device__ __forceinline__ void compute_tile(const MatmulArguments& a, Shared<S> s) {
   start_next_kernel();
   wait_for_kernels_ahead();
   const MatmulPart& part = a.parts[0];
@@ -380,23 +416,48 @@ __global__ void __launch_bounds__(TileShape<kType, kPair>::kThreads, kAtOnce<kTy
   }
   __syncthreads();
 
+  // Rows of this stage and, with two buffers, of the one ahead.
+  const auto bring_rows = [&](const Shared<S>& to, const Stage<S>& stage, RowScales<S>& scales) {
+    start_rows(to, a.rows, stage.first, stage.count);
+    scales.load(to, a.rows, stage.first, stage.count);
+  };
+  Stage<S> ahead;
+  if constexpr (S::kBuffers == 2) {
+    RowScales<S> row_scales;
+    ahead.count_blocks(a.rows.num_blocks);
+    bring_rows(s, ahead, row_scales);
+    row_scales.store(s, ahead.count);
+  }
+
   WarpTile<S> tile;
   typename WarpTile<S>::Sums done[3];
   for (int step = 0; step < kPartialSums; ++step) {
-    const int64_t partial = (step & 1) * 4 + (step & 2) + step / 4;  // 0 4 2 6 1 5 3 7
     tile.clear();
-    for (int64_t first = partial; first < a.rows.num_blocks; first += kPartialSums * S::kBlocksPerStage) {
-      const int64_t left = (a.rows.num_blocks - first + kPartialSums - 1) / kPartialSums;
-      const int count = static_cast<int>(left < S::kBlocksPerStage ? left : S::kBlocksPerStage);
+    for (int64_t first = partial_of(step); first < a.rows.num_blocks; first += kPartialSums * S::kBlocksPerStage) {
+      Stage<S> stage{step, first};
+      stage.count_blocks(a.rows.num_blocks);
       RowScales<S> row_scales;
-      start_rows(s, a.rows, first, count);
-      row_scales.load(s, a.rows, first, count);
-      stage_weights(s, a, rows, first_output, num_outputs, first, count);
-      row_scales.store(s, count);
-      wait_for_copies<0>();
+      if constexpr (S::kBuffers == 2) {
+        const Shared<S> other{s.memory, 1 - s.buffer};
+        const bool is_there = ahead.advance(a.rows.num_blocks);
+        if (is_there) bring_rows(other, ahead, row_scales);
+        stage_weights(s, a, rows, first_output, num_outputs, first, stage.count);
+        if (is_there) {
+          row_scales.store(other, ahead.count);
+          wait_for_copies<1>();
+        } else {
+          wait_for_copies<0>();
+        }
+      } else {
+        bring_rows(s, stage, row_scales);
+        stage_weights(s, a, rows, first_output, num_outputs, first, stage.count);
+        row_scales.store(s, stage.count);
+        wait_for_copies<0>();
+      }
       __syncthreads();
-      for (int i = 0; i < count; ++i) tile.add_block(s, warp_output, warp_row, lane, i);
+      for (int i = 0; i < stage.count; ++i) tile.add_block(s, warp_output, warp_row, lane, i);
       __syncthreads();
+      if constexpr (S::kBuffers == 2) s.buffer = 1 - s.buffer;
     }
     // Finished sums stand in done[] like the digits of a binary counter; a carry is an addition of the fold.
     if (step % 4 == 0) {
@@ -414,23 +475,41 @@ __global__ void __launch_bounds__(TileShape<kType, kPair>::kThreads, kAtOnce<kTy
 
   const int g = lane / 4, quad = lane % 4;
   FT_UNROLL
-  for (int r = 0; r < S::kRowTiles; ++r) {
-    for (int e = 0; e < 4; ++e) {
-      const int64_t output = first_output + warp_output + g + 8 * (e / 2);
-      const int row = first_row + warp_row + 8 * r + 2 * quad + e % 2;
-      if (output >= num_outputs || row >= rows.count) continue;
-      float value = done[0][0][r][e] * rows.scale;
-      if constexpr (kPair) value = silu_times(value, done[0][1][r][e] * rows.up_scale);
-      part.y[rows.output(row) * part.y_stride + output] = value;
+  for (int m = 0; m < (S::kPair ? 1 : S::kGroups); ++m) {
+    FT_UNROLL
+    for (int r = 0; r < S::kRowTiles; ++r) {
+      for (int e = 0; e < 4; ++e) {
+        const int64_t output = first_output + m * S::kGroupOutputs + warp_output + g + 8 * (e / 2);
+        const int row = first_row + warp_row + 8 * r + 2 * quad + e % 2;
+        if (output >= num_outputs || row >= rows.count) continue;
+        float value = done[0][m][r][e] * rows.scale;
+        if constexpr (S::kPair) value = silu_times(value, done[0][1][r][e] * rows.up_scale);
+        part.y[rows.output(row) * part.y_stride + output] = value;
+      }
     }
   }
 }
 
-// Neighbouring blocks have the same outputs and other rows: what they read of the weights is in a cache.
 template <WeightType kType, bool kPair>
+__global__ void __launch_bounds__(TileShape<kType, kPair, false>::kThreads, kAtOnce<kType, kPair>)
+    cuda_quant_tiles(const __grid_constant__ MatmulArguments a) {
+  using S = TileShape<kType, kPair, false>;
+  FT_SHARED(uint4, memory, S::kSharedBytes / 16);
+  compute_tile<S>(a, {reinterpret_cast<int8_t*>(memory)});
+}
+
+template <WeightType kType, bool kPair>
+__global__ void __launch_bounds__(TileShape<kType, kPair, true>::kThreads, has_levels(kType) ? 1 : kLargeAtOnce)
+    cuda_quant_large_tiles(const __grid_constant__ MatmulArguments a) {
+  FT_DYNAMIC_SHARED(int8_t, memory);
+  compute_tile<TileShape<kType, kPair, true>>(a, {memory});
+}
+
+// Neighbouring blocks have the same outputs and other rows: what they read of the weights is in a cache.
+template <WeightType kType, bool kPair, bool kLarge>
 void launch_shape(const MatmulDesc& desc, const Stream& stream) {
   const MatmulArguments a = matmul_arguments(desc);
-  using S = TileShape<kType, kPair>;
+  using S = TileShape<kType, kPair, kLarge>;
   constexpr int kRows = S::kRows;
   int64_t tiles = (desc.max_rows + kRows - 1) / kRows;  // of all rows, or of the shared bucket
   if (desc.max_buckets > 0) {
@@ -440,71 +519,78 @@ void launch_shape(const MatmulDesc& desc, const Stream& stream) {
   }
   const LaunchShape shape{
       {static_cast<unsigned>(tiles), static_cast<unsigned>((desc.num_outputs + S::kOutputs - 1) / S::kOutputs)},
-      {static_cast<unsigned>(S::kThreads)}};
-  launch(stream, shape, "cuda_quant_tiles", cuda_quant_tiles<kType, kPair>, a);
+      {static_cast<unsigned>(S::kThreads)},
+      kLarge ? S::kSharedBytes : 0};
+  if constexpr (kLarge) {
+    launch(stream, shape, "cuda_quant_large_tiles", cuda_quant_large_tiles<kType, kPair>, a);
+  } else {
+    launch(stream, shape, "cuda_quant_tiles", cuda_quant_tiles<kType, kPair>, a);
+  }
 }
 
 template <WeightType kType>
-void launch_type(const MatmulDesc& desc, const Stream& stream) {
-  if (desc.up.data == nullptr) return launch_shape<kType, false>(desc, stream);
-  launch_shape<kType, true>(desc, stream);
+void launch_type(const MatmulDesc& desc, bool large, const Stream& stream) {
+  const bool pair = desc.up.data != nullptr;
+  if (large)
+    return pair ? launch_shape<kType, true, true>(desc, stream) : launch_shape<kType, false, true>(desc, stream);
+  pair ? launch_shape<kType, true, false>(desc, stream) : launch_shape<kType, false, false>(desc, stream);
 }
 
 }  // namespace
 
-void launch_quant_tiles(const MatmulDesc& desc, const MatmulConfig&, const Stream& stream) {
+void launch_quant_tiles(const MatmulDesc& desc, const MatmulConfig& config, const Stream& stream) {
   FT_CHECK(desc.num_more == 0);
   switch (desc.w.type) {
     case WeightType::kQ4_0:
-      return launch_type<WeightType::kQ4_0>(desc, stream);
+      return launch_type<WeightType::kQ4_0>(desc, config.large_tiles, stream);
     case WeightType::kQ4_1:
-      return launch_type<WeightType::kQ4_1>(desc, stream);
+      return launch_type<WeightType::kQ4_1>(desc, config.large_tiles, stream);
     case WeightType::kQ5_0:
-      return launch_type<WeightType::kQ5_0>(desc, stream);
+      return launch_type<WeightType::kQ5_0>(desc, config.large_tiles, stream);
     case WeightType::kQ5_1:
-      return launch_type<WeightType::kQ5_1>(desc, stream);
+      return launch_type<WeightType::kQ5_1>(desc, config.large_tiles, stream);
     case WeightType::kQ8_0:
-      return launch_type<WeightType::kQ8_0>(desc, stream);
+      return launch_type<WeightType::kQ8_0>(desc, config.large_tiles, stream);
     case WeightType::kQ2_K:
-      return launch_type<WeightType::kQ2_K>(desc, stream);
+      return launch_type<WeightType::kQ2_K>(desc, config.large_tiles, stream);
     case WeightType::kQ3_K:
-      return launch_type<WeightType::kQ3_K>(desc, stream);
+      return launch_type<WeightType::kQ3_K>(desc, config.large_tiles, stream);
     case WeightType::kQ4_K:
-      return launch_type<WeightType::kQ4_K>(desc, stream);
+      return launch_type<WeightType::kQ4_K>(desc, config.large_tiles, stream);
     case WeightType::kQ5_K:
-      return launch_type<WeightType::kQ5_K>(desc, stream);
+      return launch_type<WeightType::kQ5_K>(desc, config.large_tiles, stream);
     case WeightType::kQ6_K:
-      return launch_type<WeightType::kQ6_K>(desc, stream);
+      return launch_type<WeightType::kQ6_K>(desc, config.large_tiles, stream);
     case WeightType::kIQ4_NL:
-      return launch_type<WeightType::kIQ4_NL>(desc, stream);
+      return launch_type<WeightType::kIQ4_NL>(desc, config.large_tiles, stream);
     case WeightType::kIQ4_XS:
-      return launch_type<WeightType::kIQ4_XS>(desc, stream);
+      return launch_type<WeightType::kIQ4_XS>(desc, config.large_tiles, stream);
     case WeightType::kMXFP4:
-      return launch_type<WeightType::kMXFP4>(desc, stream);
+      return launch_type<WeightType::kMXFP4>(desc, config.large_tiles, stream);
     case WeightType::kTQ1_0:
-      return launch_type<WeightType::kTQ1_0>(desc, stream);
+      return launch_type<WeightType::kTQ1_0>(desc, config.large_tiles, stream);
     case WeightType::kTQ2_0:
-      return launch_type<WeightType::kTQ2_0>(desc, stream);
+      return launch_type<WeightType::kTQ2_0>(desc, config.large_tiles, stream);
     case WeightType::kNVFP4:
-      return launch_type<WeightType::kNVFP4>(desc, stream);
+      return launch_type<WeightType::kNVFP4>(desc, config.large_tiles, stream);
     case WeightType::kQ1_0:
-      return launch_type<WeightType::kQ1_0>(desc, stream);
+      return launch_type<WeightType::kQ1_0>(desc, config.large_tiles, stream);
     case WeightType::kQ2_0:
-      return launch_type<WeightType::kQ2_0>(desc, stream);
+      return launch_type<WeightType::kQ2_0>(desc, config.large_tiles, stream);
     case WeightType::kIQ3_S:
-      return launch_type<WeightType::kIQ3_S>(desc, stream);
+      return launch_type<WeightType::kIQ3_S>(desc, config.large_tiles, stream);
     case WeightType::kIQ3_XXS:
-      return launch_type<WeightType::kIQ3_XXS>(desc, stream);
+      return launch_type<WeightType::kIQ3_XXS>(desc, config.large_tiles, stream);
     case WeightType::kIQ2_S:
-      return launch_type<WeightType::kIQ2_S>(desc, stream);
+      return launch_type<WeightType::kIQ2_S>(desc, config.large_tiles, stream);
     case WeightType::kIQ2_XS:
-      return launch_type<WeightType::kIQ2_XS>(desc, stream);
+      return launch_type<WeightType::kIQ2_XS>(desc, config.large_tiles, stream);
     case WeightType::kIQ2_XXS:
-      return launch_type<WeightType::kIQ2_XXS>(desc, stream);
+      return launch_type<WeightType::kIQ2_XXS>(desc, config.large_tiles, stream);
     case WeightType::kIQ1_S:
-      return launch_type<WeightType::kIQ1_S>(desc, stream);
+      return launch_type<WeightType::kIQ1_S>(desc, config.large_tiles, stream);
     case WeightType::kIQ1_M:
-      return launch_type<WeightType::kIQ1_M>(desc, stream);
+      return launch_type<WeightType::kIQ1_M>(desc, config.large_tiles, stream);
     case WeightType::kF32:
     case WeightType::kF16:
     case WeightType::kBF16:

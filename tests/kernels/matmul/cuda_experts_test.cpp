@@ -108,8 +108,9 @@ TEST_CASE("buckets: every slot in its expert's bucket, rising") {
   const Stream stream;
   test::for_each_order([&] {
     for (const int num_experts : {4, 33, 256}) {
-      for (const int num_rows : {1, 3, 40}) {
-        // With as many as there are, each bucket has all rows: 40 are tiles of 16, 16 and 8, or of 32 and 8.
+      for (const int num_rows : {1, 3, 40, 130}) {
+        // With as many as there are, each bucket has all rows: 40 are tiles of 16, 16 and 8, or of 32 and 8, or one; 130
+        // are more than one of any size.
         const int top_k = std::min(4, num_experts);
         const Routing routing = random_routing(num_rows, num_experts, top_k, 3);
         const DeviceBuffer experts = test::upload(stream, routing.experts);
@@ -409,6 +410,7 @@ TEST_CASE("experts: buckets through gate-up and down in one launch each") {
   check_experts(WeightType::kQ5_K, WeightType::kQ3_K, 14, 3, 2);
   check_experts(WeightType::kNVFP4, WeightType::kQ2_0, 3, 4, 2);
   check_experts(WeightType::kNVFP4, WeightType::kTQ1_0, 20, 3, 2);
+  check_experts(WeightType::kQ6_K, WeightType::kNVFP4, 132, 3, 2);  // large tiles
 }
 
 TEST_CASE("experts: the shared expert as one more bucket") {
@@ -418,6 +420,8 @@ TEST_CASE("experts: the shared expert as one more bucket") {
       check_experts(WeightType::kQ4_K, WeightType::kQ6_K, num_rows, 6, 2, shared);
     }
     check_experts(WeightType::kQ8_0, WeightType::kQ4_0, 3, 5, 5, shared);  // each row in every bucket
+    // More than 64 rows a bucket: large tiles, of which the shared expert's rows fill one and begin another.
+    check_experts(WeightType::kQ4_K, WeightType::kQ5_1, 140, 2, 1, shared);
     check_experts(WeightType::kQ8_0, WeightType::kIQ4_NL, 20, 1, 1, shared);
     check_experts(WeightType::kF16, WeightType::kBF16, 1, 4, 2, shared);
     check_experts(WeightType::kF16, WeightType::kBF16, 9, 4, 2, shared);

@@ -61,7 +61,10 @@ std::vector<MatmulConfig> configs(const MatmulDesc& desc, bool is_float) {
   for (const int rows : {2, kMaxDotRows})
     all.push_back({MatmulConfig::Kernel::kDot, rows, 2, all[0].log2_slots, 8, /*counts_rows=*/true});
   all.push_back({MatmulConfig::Kernel::kDot, 4, 1, 3});
-  all.push_back({MatmulConfig::Kernel::kTiles, 1, 4, 3});
+  for (const bool large : {false, true}) {
+    all.push_back({MatmulConfig::Kernel::kTiles});
+    all.back().large_tiles = large;
+  }
   return all;
 }
 
@@ -98,6 +101,41 @@ TEST_CASE("matmul: every type, every kernel, odd numbers of outputs and rows") {
           CHECK(same_bits(test::download<float>(stream, y.data(), wanted.size()), wanted));
         }
       }
+    }
+  }
+}
+
+TEST_CASE("matmul: large tiles, with more rows than one has, are chosen where they fill a GPU") {
+  const Stream stream;
+  // Two buffers of rows and, for Q5_1, one; scales of each kind; a last stage of few blocks.
+  for (const WeightType type : {WeightType::kQ4_K, WeightType::kQ6_K, WeightType::kIQ2_S, WeightType::kQ8_0,
+                                WeightType::kQ5_1, WeightType::kNVFP4}) {
+    const WeightTypeInfo& info = weight_type_info(type);
+    const int64_t num_cols = info.block_size == 256 ? 2304 : 1088, num_outputs = 70;
+    const test::HostMatrix w = random_matrix(type, num_outputs, num_cols, 41);
+    const test::DeviceMatrixMemory device = test::to_device(stream, w.view);
+    for (const int num_rows : {127, 131}) {
+      const Rows x(stream, num_rows, num_cols, info.activation_block, 43);
+      const std::vector<float> wanted = reference(w.view, x.views);
+      const DeviceBuffer y(wanted.size() * sizeof(float));
+      MatmulDesc desc;
+      desc.w = device.matrix;
+      desc.num_outputs = num_outputs;
+      desc.x = x.device.rows();
+      desc.max_rows = num_rows;
+      desc.y = y.data<float>();
+      desc.y_stride = num_outputs;
+      CHECK(!choose_config(desc).large_tiles);  // two or three blocks of threads
+      MatmulConfig config{MatmulConfig::Kernel::kTiles};
+      config.large_tiles = true;
+      INFO(info.name << ", " << num_rows << " rows");
+      fill_zero(stream, y.data(), y.size_bytes());
+      launch(desc, config, stream);
+      CHECK(same_bits(test::download<float>(stream, y.data(), wanted.size()), wanted));
+      desc.num_outputs = 64 * kFewLargeTiles;
+      CHECK(choose_config(desc).large_tiles);
+      desc.max_rows = kFewTileRows;
+      CHECK(!choose_config(desc).large_tiles);
     }
   }
 }
