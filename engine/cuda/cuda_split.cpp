@@ -73,7 +73,12 @@ void CudaSplit::add_fetching(int layer_idx, GroupDesc& group) const {
 }
 
 void CudaSplit::fetch(int layer_idx) {
-  if (fetches(layer_idx)) launch(shared_.fetching(layer_idx), stream_);
+  if (!fetches(layer_idx)) return;
+  const FetchDesc& desc = shared_.fetching(layer_idx);
+  launch(desc, stream_);
+  // The kernels behind it load the experts by the path for what nobody writes while they run. Behind a fill a kernel
+  // begins when all ahead of it have ended.
+  fill_zero(stream_, const_cast<FetchList*>(desc.list), sizeof(FetchList));
 }
 
 void CudaSplit::receive_slots(int layer_idx, int num_rows, int top_k) {

@@ -60,8 +60,8 @@ template <class T>
 __device__ __forceinline__ T load_constant(const T* p) {
   return __ldg(p);
 }
-/// Stores weights that kernels behind this one read by load_constant. REQUIRES: which weights these are those kernels learn
-/// behind their wait, so that no load of them can be moved ahead of it.
+/// Stores weights that kernels behind this one read by load_constant. REQUIRES: those kernels begin when this one has ended
+/// (a copy or a fill stands between), and learn behind their wait which weights these are.
 __device__ __forceinline__ void store_weights(uint32_t* p, uint32_t value) {
   *p = value;
 }
