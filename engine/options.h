@@ -69,9 +69,10 @@ struct LoadOptions {
 struct SplitOptions {
   std::vector<int> experts;  // [num_layers] of trunk layer l the experts [0, experts[l])
   int cache_entries = 0;     // hot experts beside them, in each layer that is not whole there
-  /// Experts that a layer of a pass misses and the device reads itself, 0 .. cuda::kMostFetched at most; nothing: as the measured
-  /// times suggest.
-  std::optional<int> fetched = std::nullopt;
+  /// Experts that a layer of a pass misses and the device reads itself, 0 .. cuda::kMostFetched at most; kMeasured: as the
+  /// measured times suggest. (An optional here makes g++ 12 warn of the vector before it.)
+  static constexpr int kMeasured = -1;
+  int fetched = kMeasured;
 };
 
 struct SessionOptions {

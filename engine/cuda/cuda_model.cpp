@@ -279,7 +279,7 @@ void CudaModel::prepare_fetching(const Stream& stream) {
     if (hot.is_split(l) && hot.capacity(l) > hot.placed(l)) fetched_[l] = fetch_desc(l);
   }
   candidates_out_ = PinnedBuffer(fetched_.size() * sizeof(FetchCandidates));
-  if (!split_.fetched) balance_.emplace(seconds_to_fetch(stream), kMostFetched);
+  if (split_.fetched == SplitOptions::kMeasured) balance_.emplace(seconds_to_fetch(stream), kMostFetched);
 }
 
 void CudaModel::add_fetching(int layer_idx, GroupDesc& group) const {
@@ -298,7 +298,7 @@ void CudaModel::learn(bool has_chunks, int missing, int computed, double seconds
 }
 
 void CudaModel::choose_candidates(bool has_chunks) {
-  const int most = split_.fetched ? *split_.fetched : balance_->fetched(has_chunks);
+  const int most = balance_ ? balance_->fetched(has_chunks) : split_.fetched;
   for (int l = 0; l < hot.num_layers(); ++l) {
     candidates_out_.data<FetchCandidates>()[l] = fetches(l) ? hot.candidates(l, most) : FetchCandidates{};
   }

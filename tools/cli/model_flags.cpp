@@ -302,8 +302,9 @@ SessionOptions ModelFlags::session_options(int mtp) const {
   options.dependent_launch = environment.dependent_launch.value_or(true);
   options.cluster = program_cluster();
   if (device == Device::kSplit && placement)
-    options.split = {placement->experts, placement->cache_entries,
-                     parse_experts("--gpu-fetch", gpu_fetch_text, cuda::kMostFetched)};
+    options.split = {
+        placement->experts, placement->cache_entries,
+        parse_experts("--gpu-fetch", gpu_fetch_text, cuda::kMostFetched).value_or(SplitOptions::kMeasured)};
   return options;
 }
 

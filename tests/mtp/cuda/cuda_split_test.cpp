@@ -39,7 +39,7 @@ struct Case {
   MoeVerify moe_verify = MoeVerify::kGrouped;
   bool sampled = false;
   int threads = 1;
-  std::optional<int> fetched = std::nullopt;
+  int fetched = SplitOptions::kMeasured;
 };
 
 class SplitModel {
