@@ -1,10 +1,17 @@
 #include "engine/cuda/cuda_recorder.h"
 
+#include <cstdlib>
+#include <string_view>
 #include <utility>
 
 #include "kernels/base/error.h"
 
 namespace foretoken::cuda {
+
+bool launches_block() {
+  const char* value = std::getenv("CUDA_LAUNCH_BLOCKING");
+  return value != nullptr && *value != '\0' && std::string_view(value) != "0";
+}
 
 Graph Recorder::record(const std::function<void()>& work, std::vector<std::function<void()>>& steps) {
   FT_CHECK(steps_ == nullptr);
@@ -20,7 +27,7 @@ Graph Recorder::record(const std::function<void()>& work, std::vector<std::funct
 }
 
 void Recorder::run(Recorded& recorded, const std::function<void()>& work) {
-  if (!recorded.ran_once_) {
+  if (!recorded.ran_once_ || launches_block_) {
     recorded.ran_once_ = true;
     return work();
   }

@@ -23,9 +23,13 @@ class Recorded {
   bool is_recorded_ = false;
 };
 
+/// CUDA_LAUNCH_BLOCKING, which debuggers and sanitizers want: a launch returns when its work is done. Then a recording that
+/// waits for a step of the host would wait for ever, so that nothing is recorded.
+[[nodiscard]] bool launches_block();
+
 class Recorder {
  public:
-  explicit Recorder(const Stream& stream) : stream_(stream) {}
+  explicit Recorder(const Stream& stream) : stream_(stream), launches_block_(launches_block()) {}
 
   /// Does `work`, which puts launches into the stream. Everything that it reads on the host has to be the same in every
   /// run of `recorded`.
@@ -41,6 +45,7 @@ class Recorder {
   [[nodiscard]] Graph record(const std::function<void()>& work, std::vector<std::function<void()>>& steps);
 
   const Stream& stream_;
+  const bool launches_block_;
   std::vector<std::function<void()>>* steps_ = nullptr;  // of what is being recorded
 };
 

@@ -115,6 +115,12 @@ void refuse_in_recording(const char* what) {
   if (is_recording) throw EmulationError(std::string(what) + " while a graph is recorded: a capture refuses it");
 }
 
+// CUDA_LAUNCH_BLOCKING: a launch returns when its work is done.
+bool launches_block() {
+  const char* value = std::getenv("CUDA_LAUNCH_BLOCKING");
+  return value != nullptr && std::strcmp(value, "1") == 0;
+}
+
 // The device's queues and memory. Work waits in its stream's queue until somebody waits for the stream, an event of it, or
 // the whole device; nothing has happened before. One mutex for all: host threads take turns.
 class Device {
@@ -141,8 +147,10 @@ class Device {
       return;
     }
     notice_loss("starting work");
+    const bool waits = item.kernel != nullptr && launches_block();
     if (item.kernel != nullptr) loaded_.insert(item.kernel);
     enqueue(stream, std::move(item));
+    if (waits) finish(stream);
   }
 
   void enqueue(EmulatedStream* stream, Item item) {
@@ -479,6 +487,7 @@ void Graph::launch(const Stream& stream) const {
   notice_loss("launching a graph");
   if (emulated(stream)->recording != nullptr) throw EmulationError("a graph is launched while another is recorded");
   for (const Item& item : static_cast<EmulatedGraph*>(handle_)->items) device().enqueue(emulated(stream), item);
+  if (launches_block()) device().finish(emulated(stream));
 }
 
 bool recordings_are_compared() {

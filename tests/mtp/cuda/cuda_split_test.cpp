@@ -186,6 +186,15 @@ TEST_CASE("split: experts that the device fetches itself change nothing but who 
   CHECK(all.fetched <= 2 * kExperts);
 }
 
+TEST_CASE("split: where launches block, nothing is recorded that would wait for the host") {
+  struct Blocking {
+    Blocking() { setenv("CUDA_LAUNCH_BLOCKING", "1", 1); }
+    ~Blocking() { unsetenv("CUDA_LAUNCH_BLOCKING"); }
+  } const blocking;
+  SplitModel model(small_model("qwen35moe"), /*prompt_tokens=*/5, /*new_tokens=*/6);
+  model.check_cycle({{3, 0}, 2, 2});
+}
+
 #ifdef FORETOKEN_CUDA_EMULATION
 TEST_CASE("split: a hundred orders of streams and threads, with hot experts under way") {
   struct Guard {
