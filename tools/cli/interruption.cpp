@@ -86,6 +86,11 @@ void on_bus_error(int, siginfo_t* info, void*) {
     ::signal(SIGBUS, SIG_DFL);
     return;
   }
+  // Several threads may come here at once: the first one speaks and ends the program.
+  static std::atomic_flag is_told;
+  if (is_told.test_and_set()) {
+    while (true) ::pause();
+  }
   begin_line();
   write_error("foretoken: ");
   write_error(file->shown_path.c_str());
