@@ -318,7 +318,7 @@ GroupDesc CudaForwardPass::grouping(const CudaMoe& weights, int layer_idx, int f
   group.num_experts = weights.num_experts;
   group.top_k = weights.top_k;
   group.places = weights.places;
-  if (split_ != nullptr && options_.moe_verify == MoeVerify::kGrouped) split_->add_fetching(layer_idx, group);
+  if (split_ != nullptr) split_->add_fetching(layer_idx, group);
   group.num_buckets = buffers_.num_buckets + layer_idx;
   group.bucket_experts = buffers_.bucket_experts;
   group.begins = buffers_.bucket_begins;

@@ -230,14 +230,13 @@ bool CudaModel::register_experts() {
   return true;
 }
 
-FetchDesc CudaModel::fetch_desc(int layer_idx) const {
+FetchDesc CudaModel::fetch_desc(int layer_idx) {
   FetchDesc desc;
   desc.list = fetch_list_;
-  const CudaMoe& to = weights.layers[layer_idx].moe();
-  for (const auto& [from, on_device] :
-       matrices_of(model_.weights().layers[layer_idx].moe(), const_cast<CudaMoe&>(to))) {
+  for (const auto& [from, to] :
+       matrices_of(model_.weights().layers[layer_idx].moe(), weights.layers[layer_idx].moe())) {
     desc.matrices[desc.num_matrices++] = {from->all.data, static_cast<int64_t>(from->all.row_bytes()),
-                                          from->all.layout == Layout::kInterleaved, from->stride_rows, on_device->all};
+                                          from->all.layout == Layout::kInterleaved, from->stride_rows, to->all};
   }
   return desc;
 }
@@ -323,6 +322,7 @@ void CudaModel::begin_pass(const Stream& stream, bool has_chunks) {
       filler_->start(fill);
       places_changed_ = true;
     }
+    if (!places_changed_) return;
   }
   if (places_changed_) send_places(stream);
   if (streams_.size() > 1) stream.synchronize();  // before another session's stream reads them

@@ -106,7 +106,7 @@ class CudaModel {
   void prepare_fetching(const Stream& stream);
   [[nodiscard]] bool can_fetch_all() const;
   [[nodiscard]] bool register_experts();
-  [[nodiscard]] FetchDesc fetch_desc(int layer_idx) const;
+  [[nodiscard]] FetchDesc fetch_desc(int layer_idx);
   /// Measured with the first split layer's experts, in entries that nobody is in yet.
   [[nodiscard]] double seconds_to_fetch(const Stream& stream) const;
   [[nodiscard]] bool serves(const Model& model, const SessionOptions& options) const;

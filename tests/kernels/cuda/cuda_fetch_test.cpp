@@ -8,6 +8,7 @@
 #include "kernels/cuda/fetch_rows_cuda.h"
 #include "kernels/formats/grid_levels.h"
 #include "kernels/select/router_cuda.h"
+#include "tests/kernels/cuda/bucket_memory.h"
 #include "tests/kernels/cuda/cuda_test_support.h"
 
 namespace foretoken::cuda {
@@ -103,14 +104,8 @@ TEST_CASE("fetch: host and device choose the same experts and places") {
     const int most = static_cast<int>(random() % (kMostFetched + 1)), top_k = 1 + static_cast<int>(random() % 6);
     const int num_rows = round % 5 == 0 ? 40 : 1 + static_cast<int>(random() % 6);
     HotExperts hot({placed}, kExperts, entries);
-    const DeviceBuffer num_buckets(4), bucket_experts(kExperts * 4), begins((kExperts + 1) * 4),
-        slots(static_cast<size_t>(num_rows * top_k) * 4), num_tiles(sizeof(int32_t) * kTileSizes),
-        fetched = test::upload(stream, std::vector<FetchList>(1));
-    std::vector<DeviceBuffer> tiles;
-    for (int i = 0; i < kTileSizes; ++i) {
-      tiles.emplace_back(static_cast<size_t>(max_bucket_tiles(num_rows * top_k, kExperts, tile_rows(i))) *
-                         sizeof(BucketTile));
-    }
+    const test::BucketMemory memory(kExperts, top_k, num_rows);
+    const DeviceBuffer fetched = test::upload(stream, std::vector<FetchList>(1));
     for (int pass = 0; pass < 6; ++pass) {
       std::vector<int32_t> experts;
       for (int r = 0; r < num_rows; ++r) {
@@ -122,20 +117,10 @@ TEST_CASE("fetch: host and device choose the same experts and places") {
       const FetchCandidates candidates = hot.candidates(0, most);
       const DeviceBuffer device_experts = test::upload(stream, experts), device_places = test::upload(stream, places),
                          device_candidates = test::upload(stream, std::vector<FetchCandidates>{candidates});
-      GroupDesc group;
-      group.experts = device_experts.data<int32_t>();
-      group.num_experts = kExperts;
-      group.top_k = top_k;
+      GroupDesc group = test::group_desc(memory, device_experts, kExperts, top_k, num_rows);
       group.places = device_places.data<int32_t>();
       group.candidates = device_candidates.data<FetchCandidates>();
       group.fetched = fetched.data<FetchList>();
-      group.num_buckets = num_buckets.data<int32_t>();
-      group.bucket_experts = bucket_experts.data<int32_t>();
-      group.begins = begins.data<int32_t>();
-      group.slots = slots.data<int32_t>();
-      group.num_tiles = num_tiles.data<int32_t>();
-      for (int i = 0; i < kTileSizes; ++i) group.tiles[i] = tiles[static_cast<size_t>(i)].data<BucketTile>();
-      group.max_rows = num_rows;
       launch(group, stream);
 
       const std::set<int32_t> used_set(experts.begin(), experts.end());
@@ -160,8 +145,8 @@ TEST_CASE("fetch: host and device choose the same experts and places") {
         CHECK(list.places[listed++] == place);
       }
       CHECK(listed == count);
-      const auto got = static_cast<size_t>(test::download<int32_t>(stream, num_buckets.data(), 1)[0]);
-      CHECK(test::download<int32_t>(stream, bucket_experts.data(), got) == wanted);
+      const auto got = static_cast<size_t>(test::download<int32_t>(stream, memory.num_buckets.data(), 1)[0]);
+      CHECK(test::download<int32_t>(stream, memory.experts.data(), got) == wanted);
     }
   }
 }

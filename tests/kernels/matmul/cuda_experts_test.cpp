@@ -10,6 +10,7 @@
 #include "kernels/select/router_cuda.h"
 #include "moe/buckets.h"
 #include "moe/router.h"
+#include "tests/kernels/cuda/bucket_memory.h"
 #include "tests/kernels/cuda/cuda_test_support.h"
 
 namespace foretoken::cuda {
@@ -61,39 +62,6 @@ TEST_CASE("router: experts, weights and the shared expert's weight, ties to the 
   }
 }
 
-// Device memory for the buckets of a window.
-struct BucketMemory {
-  BucketMemory(int num_experts, int top_k, int max_rows)
-      : num_buckets(4),
-        experts(index(num_experts) * 4),
-        begins(index(num_experts + 1) * 4),
-        slots(index(max_rows * top_k) * 4),
-        num_tiles(sizeof(int32_t) * kTileSizes) {
-    const int num_slots = max_rows * top_k, num_buckets_at_most = std::min(num_experts, num_slots);
-    for (int i = 0; i < kTileSizes; ++i) {
-      tiles.emplace_back(index(max_bucket_tiles(num_slots, num_buckets_at_most, tile_rows(i))) * sizeof(BucketTile));
-    }
-  }
-  DeviceBuffer num_buckets, experts, begins, slots, num_tiles;
-  std::vector<DeviceBuffer> tiles;  // of each size
-};
-
-GroupDesc group_desc(const BucketMemory& memory, const DeviceBuffer& experts, int num_experts, int top_k,
-                     int max_rows) {
-  GroupDesc desc;
-  desc.experts = experts.data<int32_t>();
-  desc.num_experts = num_experts;
-  desc.top_k = top_k;
-  desc.num_buckets = memory.num_buckets.data<int32_t>();
-  desc.bucket_experts = memory.experts.data<int32_t>();
-  desc.begins = memory.begins.data<int32_t>();
-  desc.slots = memory.slots.data<int32_t>();
-  desc.num_tiles = memory.num_tiles.data<int32_t>();
-  for (int i = 0; i < kTileSizes; ++i) desc.tiles[i] = memory.tiles[index(i)].data<BucketTile>();
-  desc.max_rows = max_rows;
-  return desc;
-}
-
 Routing random_routing(int num_rows, int num_experts, int top_k, uint32_t seed) {
   Routing routing;
   routing.resize(num_rows, top_k);
@@ -114,8 +82,8 @@ TEST_CASE("buckets: every slot in its expert's bucket, rising") {
         const int top_k = std::min(4, num_experts);
         const Routing routing = random_routing(num_rows, num_experts, top_k, 3);
         const DeviceBuffer experts = test::upload(stream, routing.experts);
-        const BucketMemory memory(num_experts, top_k, num_rows);
-        const GroupDesc group = group_desc(memory, experts, num_experts, top_k, num_rows);
+        const test::BucketMemory memory(num_experts, top_k, num_rows);
+        const GroupDesc group = test::group_desc(memory, experts, num_experts, top_k, num_rows);
         launch(group, stream);
 
         BucketList list;
@@ -174,9 +142,9 @@ TEST_CASE("router and buckets in one launch: the same as one after the other") {
       const auto run = [&](bool together) {
         const DeviceBuffer shared = test::upload(stream, random_values(index(num_rows), 4)), experts(num_slots * 4),
                            weights(num_slots * 4);
-        const BucketMemory memory(num_experts, top_k, num_rows);
+        const test::BucketMemory memory(num_experts, top_k, num_rows);
         const RouteDesc route = route_desc(device_logits, num_experts, top_k, experts, weights, shared, num_rows);
-        GroupDesc group = group_desc(memory, experts, num_experts, top_k, num_rows);
+        GroupDesc group = test::group_desc(memory, experts, num_experts, top_k, num_rows);
         group.places = device_places.data<int32_t>();
         stream.synchronize();
         test::take_launches();
@@ -227,8 +195,8 @@ TEST_CASE("experts: a prompt's launches have a block of threads for each tile th
   launch(quantise, choose_config(quantise), stream);
   const DeviceBuffer experts = test::upload(stream, random_routing(num_rows, num_experts, top_k, 5).experts),
                      y(index(num_slots * dim) * 4);
-  const BucketMemory memory(num_experts, top_k, num_rows);
-  const GroupDesc group = group_desc(memory, experts, num_experts, top_k, num_rows);
+  const test::BucketMemory memory(num_experts, top_k, num_rows);
+  const GroupDesc group = test::group_desc(memory, experts, num_experts, top_k, num_rows);
   launch(group, stream);
   MatmulDesc desc;
   desc.w = w.matrix;
@@ -348,8 +316,8 @@ void check_experts(WeightType gate_type, WeightType down_type, int num_rows, int
   copy_to_device(stream, d_x.rows().values, x.data(), x.size() * 4);
   const QuantiseDesc quantise_x{d_x.rows(), num_rows, nullptr};
   launch(quantise_x, choose_config(quantise_x), stream);
-  const BucketMemory memory(num_experts, top_k, num_rows);
-  GroupDesc group = group_desc(memory, experts, num_experts, top_k, num_rows);
+  const test::BucketMemory memory(num_experts, top_k, num_rows);
+  GroupDesc group = test::group_desc(memory, experts, num_experts, top_k, num_rows);
   if (!places.empty()) group.places = device_places.data<int32_t>();
   launch(group, stream);
 
