@@ -55,7 +55,8 @@ endif()
 # Files of kernels/ that are not part of the CPU program. What names no device goes into both builds.
 file(GLOB_RECURSE FORETOKEN_CUDA_KERNELS CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/*.cu)
 set(FORETOKEN_CUDA_COMMON ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_bandwidth.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_faults.cpp
-  ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_matrix.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_rows.cpp)
+  ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_matrix.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_rows.cpp
+  ${CMAKE_SOURCE_DIR}/kernels/cuda/cuda_runtime_common.cpp)
 
 # foretoken_cuda: the GPU backend, or, in a build without CUDA, only the answer that there is none (cuda_device.h).
 function(foretoken_cuda_library)

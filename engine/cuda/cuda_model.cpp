@@ -1,7 +1,5 @@
 #include "engine/cuda/cuda_model.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -202,22 +200,20 @@ bool CudaModel::can_fetch_all() const {
 }
 
 bool CudaModel::register_experts() {
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  std::vector<std::pair<uintptr_t, uintptr_t>> ranges;
+  std::vector<HostPages> ranges;
   for (int l = 0; l < hot.num_layers(); ++l) {
     if (!hot.is_split(l)) continue;
     for (const auto& [from, to] : matrices_of(model_.weights().layers[l].moe(), weights.layers[l].moe())) {
       const MatrixView rest = from->all.slice_rows(hot.placed(l) * from->stride_rows, from->all.num_rows);
-      const auto begin = reinterpret_cast<uintptr_t>(rest.data);
-      ranges.emplace_back(begin / page * page, (begin + rest.size_bytes() + page - 1) / page * page);
+      ranges.push_back(pages_around(rest.data, rest.size_bytes()));
     }
   }
-  std::sort(ranges.begin(), ranges.end());
+  std::sort(ranges.begin(), ranges.end(), [](const HostPages& a, const HostPages& b) { return a.begin < b.begin; });
   // A page is registered once: matrices that share one go together.
   size_t last = 0;
   for (size_t i = 1; i < ranges.size(); ++i) {
-    if (ranges[i].first <= ranges[last].second) {
-      ranges[last].second = std::max(ranges[last].second, ranges[i].second);
+    if (ranges[i].begin <= ranges[last].end) {
+      ranges[last].end = std::max(ranges[last].end, ranges[i].end);
     } else {
       ranges[++last] = ranges[i];
     }

@@ -1,17 +1,10 @@
 #include "engine/cuda/cuda_recorder.h"
 
-#include <cstdlib>
-#include <string_view>
 #include <utility>
 
 #include "kernels/base/error.h"
 
 namespace foretoken::cuda {
-
-bool launches_block() {
-  const char* value = std::getenv("CUDA_LAUNCH_BLOCKING");
-  return value != nullptr && *value != '\0' && std::string_view(value) != "0";
-}
 
 Graph Recorder::record(const std::function<void()>& work, std::vector<std::function<void()>>& steps) {
   FT_CHECK(steps_ == nullptr);

@@ -23,10 +23,7 @@ class Recorded {
   bool is_recorded_ = false;
 };
 
-/// CUDA_LAUNCH_BLOCKING, which debuggers and sanitizers want: a launch returns when its work is done. Then a recording that
-/// waits for a step of the host would wait for ever, so that nothing is recorded.
-[[nodiscard]] bool launches_block();
-
+/// Where launches block, a recording that waits for a step of the host would wait for ever: nothing is recorded then.
 class Recorder {
  public:
   explicit Recorder(const Stream& stream) : stream_(stream), launches_block_(launches_block()) {}

@@ -3,7 +3,6 @@
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 #include <immintrin.h>
-#include <unistd.h>
 
 #include <atomic>
 
@@ -133,35 +132,27 @@ DeviceBuffer::~DeviceBuffer() {
   if (data_ != nullptr) cudaFree(data_);
 }
 
-PinnedBuffer::PinnedBuffer(size_t size_bytes) {
-  if (size_bytes == 0) return;
-  check(cudaMallocHost(&data_, size_bytes), fmt::format("pinning {:.1f} MiB of host memory", mebibytes(size_bytes)));
-  size_bytes_ = size_bytes;
-}
-
-PinnedBuffer::~PinnedBuffer() {
-  if (data_ != nullptr) cudaFreeHost(data_);
-}
-
-MappedBuffer::MappedBuffer(size_t size_bytes) {
-  if (size_bytes == 0) return;
-  check(cudaHostAlloc(&data_, size_bytes, cudaHostAllocMapped),
+void* allocate_host_memory(HostMemory kind, size_t size_bytes) {
+  void* data = nullptr;
+  if (kind == HostMemory::kPinned) {
+    check(cudaMallocHost(&data, size_bytes), fmt::format("pinning {:.1f} MiB of host memory", mebibytes(size_bytes)));
+    return data;
+  }
+  check(cudaHostAlloc(&data, size_bytes, cudaHostAllocMapped),
         fmt::format("mapping {:.1f} MiB of host memory", mebibytes(size_bytes)));
-  size_bytes_ = size_bytes;
   // Kernels get the host's address: with one address space for both, which all GPUs have that we run on, it is theirs.
   void* of_device = nullptr;
-  check(cudaHostGetDevicePointer(&of_device, data_, 0), "mapping host memory");
-  FT_CHECK(of_device == data_);
+  check(cudaHostGetDevicePointer(&of_device, data, 0), "mapping host memory");
+  FT_CHECK(of_device == data);
+  return data;
 }
 
-MappedBuffer::~MappedBuffer() {
-  if (data_ != nullptr) cudaFreeHost(data_);
+void free_host_memory(HostMemory, void* data) {
+  cudaFreeHost(data);
 }
 
 RegisteredMemory::RegisteredMemory(const void* data, size_t size_bytes) {
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / page * page;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + size_bytes + page - 1) / page * page;
+  const auto [begin, end] = pages_around(data, size_bytes);
   auto* const pages = reinterpret_cast<void*>(begin);
   // Where the driver can register memory for reading alone, it has to be asked so: pages of a file cannot be written.
   int read_only = 0, current = 0;

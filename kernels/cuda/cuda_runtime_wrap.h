@@ -168,15 +168,26 @@ class DeviceBuffer {
   size_t size_bytes_ = 0;
 };
 
-/// Host memory that the device can copy from and to without a detour. Move-only.
-class PinnedBuffer {
+/// What the device does with host memory: copies from and to it without a detour; or kernels also read and write it where
+/// it lies, over the bus.
+enum class HostMemory { kPinned, kMapped };
+/// For HostBuffer below.
+[[nodiscard]] void* allocate_host_memory(HostMemory kind, size_t size_bytes);
+void free_host_memory(HostMemory kind, void* data);
+
+/// Host memory for the device. Move-only.
+template <HostMemory kKind>
+class HostBuffer {
  public:
-  PinnedBuffer() = default;
-  explicit PinnedBuffer(size_t size_bytes);
-  ~PinnedBuffer();
-  PinnedBuffer(PinnedBuffer&& other) noexcept
+  HostBuffer() = default;
+  explicit HostBuffer(size_t size_bytes)
+      : data_(size_bytes == 0 ? nullptr : allocate_host_memory(kKind, size_bytes)), size_bytes_(size_bytes) {}
+  ~HostBuffer() {
+    if (data_ != nullptr) free_host_memory(kKind, data_);
+  }
+  HostBuffer(HostBuffer&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), size_bytes_(std::exchange(other.size_bytes_, 0)) {}
-  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept {
+  HostBuffer& operator=(HostBuffer&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_bytes_, other.size_bytes_);
     return *this;
@@ -192,37 +203,20 @@ class PinnedBuffer {
   void* data_ = nullptr;
   size_t size_bytes_ = 0;
 };
+using PinnedBuffer = HostBuffer<HostMemory::kPinned>;
+using MappedBuffer = HostBuffer<HostMemory::kMapped>;
 
-/// Host memory that kernels read and write where it lies, over the bus. Move-only.
-class MappedBuffer {
- public:
-  MappedBuffer() = default;
-  explicit MappedBuffer(size_t size_bytes);
-  ~MappedBuffer();
-  MappedBuffer(MappedBuffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_bytes_(std::exchange(other.size_bytes_, 0)) {}
-  MappedBuffer& operator=(MappedBuffer&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(size_bytes_, other.size_bytes_);
-    return *this;
-  }
-
-  template <class T = std::byte>
-  [[nodiscard]] T* data() const {
-    return static_cast<T*>(data_);
-  }
-  [[nodiscard]] size_t size_bytes() const { return size_bytes_; }
-
- private:
-  void* data_ = nullptr;
-  size_t size_bytes_ = 0;
+/// Pages of host memory: [begin, end) around data. Addresses, because they may belong to several allocations.
+struct HostPages {
+  uintptr_t begin = 0, end = 0;
 };
+[[nodiscard]] HostPages pages_around(const void* data, size_t size_bytes);
 
 /// While one of these lives, kernels may load from host memory that is somebody else's, where it lies. Move-only.
 class RegisteredMemory {
  public:
   RegisteredMemory() = default;
-  /// Whole pages around [data, data + size_bytes). Pages are registered once: no other of these may hold one of them. What
+  /// pages_around() the memory. Pages are registered once: no other of these may hold one of them. What
   /// the driver cannot register (memory of some files) stays as it was; is_registered() tells.
   RegisteredMemory(const void* data, size_t size_bytes);
   ~RegisteredMemory();
@@ -256,6 +250,9 @@ class Flags {
  private:
   MappedBuffer memory_;
 };
+
+/// CUDA_LAUNCH_BLOCKING, which debuggers and sanitizers want: a launch returns when its work is done.
+[[nodiscard]] bool launches_block();
 
 // Copies and fills are work of the stream. A copy from or to memory that is not pinned may wait for it.
 void copy_to_device(const Stream& stream, void* to, const void* from, size_t size_bytes);

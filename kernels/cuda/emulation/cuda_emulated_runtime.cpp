@@ -115,12 +115,6 @@ void refuse_in_recording(const char* what) {
   if (is_recording) throw EmulationError(std::string(what) + " while a graph is recorded: a capture refuses it");
 }
 
-// CUDA_LAUNCH_BLOCKING: a launch returns when its work is done.
-bool launches_block() {
-  const char* value = std::getenv("CUDA_LAUNCH_BLOCKING");
-  return value != nullptr && std::strcmp(value, "1") == 0;
-}
-
 // The device's queues and memory. Work waits in its stream's queue until somebody waits for the stream, an event of it, or
 // the whole device; nothing has happened before. One mutex for all: host threads take turns.
 class Device {
@@ -216,7 +210,6 @@ class Device {
     return static_cast<std::byte*>(data);
   }
   void unpin(void* data) {
-    if (data == nullptr) return;
     const std::lock_guard lock(mutex_);
     finish_quietly();
     pinned_.erase(static_cast<std::byte*>(data));
@@ -522,30 +515,28 @@ DeviceBuffer::DeviceBuffer(size_t size_bytes, std::string_view what, std::span<c
 DeviceBuffer::~DeviceBuffer() {
   device().free(data_);
 }
-PinnedBuffer::PinnedBuffer(size_t size_bytes)
-    : data_(size_bytes == 0 ? nullptr : device().pin(size_bytes)), size_bytes_(size_bytes) {}
-PinnedBuffer::~PinnedBuffer() {
-  device().unpin(data_);
-}
 
-MappedBuffer::MappedBuffer(size_t size_bytes) : size_bytes_(size_bytes) {
+void* allocate_host_memory(HostMemory kind, size_t size_bytes) {
+  if (kind == HostMemory::kPinned) return device().pin(size_bytes);
   refuse_in_recording("mapping memory");
   notice_loss("allocating memory");
-  if (size_bytes == 0) return;
 #if defined(FORETOKEN_ACCESS_CHECKS)
-  data_ = emulation::allocate_mapped_memory(size_bytes);
+  return emulation::allocate_mapped_memory(size_bytes);
 #else
-  FT_CHECK(posix_memalign(&data_, 256, size_bytes) == 0);
-  std::memset(data_, 0xff, size_bytes);
+  void* data = nullptr;
+  FT_CHECK(posix_memalign(&data, 256, size_bytes) == 0);
+  std::memset(data, 0xff, size_bytes);
+  return data;
 #endif
 }
-MappedBuffer::~MappedBuffer() {
-  if (data_ == nullptr) return;
+
+void free_host_memory(HostMemory kind, void* data) {
+  if (kind == HostMemory::kPinned) return device().unpin(data);
   device().finish_all();
 #if defined(FORETOKEN_ACCESS_CHECKS)
-  emulation::free_mapped_memory(static_cast<std::byte*>(data_));
+  emulation::free_mapped_memory(static_cast<std::byte*>(data));
 #else
-  std::free(data_);
+  std::free(data);
 #endif
 }
 
