@@ -81,9 +81,11 @@ MatmulConfig choose_config(const MatmulDesc& desc) {
                              ? desc.max_slots > int64_t{kFewTileRows} * desc.max_buckets
                              : desc.max_rows > kFewTileRows && tiles * blocks_of_outputs >= kFewLargeTiles;
   } else {
-    config.counts_rows = desc.max_rows > 1 && (desc.max_buckets > 0 || desc.device_num_rows != nullptr);
+    config.counts_rows = desc.max_buckets > 0 || (desc.max_rows > 1 && desc.device_num_rows != nullptr);
     const int most_exact = config.counts_rows ? 2 : kMostExactDotRows;
     config.rows_at_once = desc.max_rows <= most_exact ? desc.max_rows : kMaxDotRows;
+    if (desc.max_buckets > 0)
+      config.held_blocks = require_device().num_multiprocessors * dot_blocks_held(config.rows_at_once);
   }
   config.log2_slots = num_blocks >= 5 ? 3 : num_blocks >= 3 ? 2 : num_blocks >= 2 ? 1 : 0;
   return config;

@@ -53,19 +53,23 @@ __device__ __forceinline__ int part_of_block(const MatmulArguments& a) {
   return part;
 }
 
-/// Before the wait for the kernels ahead: asks for the beginning of the rows of weights that this warp will read, those of
-/// outputs [first, first + count), which lie side by side. Only where the launch's parameters alone say which they are:
-/// buckets and groups are tables in device memory.
-__device__ __forceinline__ void prefetch_weights(const MatmulArguments& a, const MatmulPart& part, int64_t first,
-                                                 int64_t count) {
+/// Asks for the beginning of `size_bytes` of weights, as far as a warp is to ask at once. One thread.
+__device__ __forceinline__ void prefetch_rows(const std::byte* rows, int64_t size_bytes) {
   // Of a matrix. With 16 warps each, 132 multiprocessors ask for 9 MB then, of a cache of 50.
   constexpr int64_t kMostBytes = 4096;
+  prefetch_constant(rows, static_cast<unsigned>(size_bytes < kMostBytes ? size_bytes : kMostBytes));
+}
+
+/// Before the wait for the kernels ahead: asks for the rows of weights that this warp will read, those of outputs
+/// [first, first + count), which lie side by side. Only where the launch's parameters alone say which they are: buckets
+/// and groups are tables in device memory.
+__device__ __forceinline__ void prefetch_weights(const MatmulArguments& a, const MatmulPart& part, int64_t first,
+                                                 int64_t count) {
   if (a.buckets.num_buckets != nullptr || a.groups != nullptr || first >= part.num_outputs) return;
-  const int64_t left = part.num_outputs - first, bytes = (count < left ? count : left) * a.row_bytes;
-  const auto size_bytes = static_cast<unsigned>(bytes < kMostBytes ? bytes : kMostBytes);
+  const int64_t left = part.num_outputs - first, size_bytes = (count < left ? count : left) * a.row_bytes;
   const int lane = static_cast<int>(threadIdx.x % kWarpSize);
-  if (lane == 0) prefetch_constant(part.w + first * a.row_bytes, size_bytes);
-  if (lane == 1 && a.up != nullptr) prefetch_constant(a.up + first * a.row_bytes, size_bytes);
+  if (lane == 0) prefetch_rows(part.w + first * a.row_bytes, size_bytes);
+  if (lane == 1 && a.up != nullptr) prefetch_rows(a.up + first * a.row_bytes, size_bytes);
 }
 
 /// The rows that one block of threads serves, and their matrix.

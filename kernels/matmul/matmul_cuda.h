@@ -143,10 +143,13 @@ struct MatmulConfig {
   /// kFloat: of the 32 sums of an output, a lane has 1 (a warp an output, so that few outputs still make many warps) or
   /// 8 (eight outputs a warp, so that a load of half floats has 16 bytes).
   int lane_sums = 8;
-  /// kDot: each block of threads looks how many of max_rows there are and does no more. rows_at_once is then 2 or
+  /// kDot: each block of threads looks how many of max_rows there are and does no more. rows_at_once is then 1, 2 or
   /// kMaxDotRows.
   bool counts_rows = false;
   bool large_tiles = false;  // kTiles: of 128 rows
+  /// With counts_rows and buckets: the launch has about so many blocks of threads, as the device holds at once, which go
+  /// through their bucket's outputs. 0: as many as there are outputs for.
+  int held_blocks = 0;
 };
 /// Large tiles: for more rows than this (with buckets: in each, if all have as many), and so many blocks of threads that
 /// a large GPU has work for nearly all its multiprocessors (132 of 9.0).
@@ -158,6 +161,10 @@ inline constexpr int64_t kManyFloatOutputs = 4096;
 inline constexpr int kMaxDotRows = 12;
 /// So many rows have a kernel for their number: those of a window of nine rows.
 inline constexpr int kMostExactDotRows = 9;
+/// Blocks of threads of kernel kDot that the compiler is told a multiprocessor is to hold.
+FORETOKEN_HD constexpr int dot_blocks_held(int most_rows) {
+  return most_rows >= 3 ? 3 : 4;
+}
 
 [[nodiscard]] MatmulConfig choose_config(const MatmulDesc& desc);
 void launch(const MatmulDesc& desc, const MatmulConfig& config, const Stream& stream);

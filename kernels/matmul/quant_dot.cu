@@ -1,3 +1,6 @@
+#include <algorithm>
+
+#include "kernels/base/error.h"
 #include "kernels/matmul/matmul_cuda.cuh"
 
 // Quantised matrix x few rows by dp4a. Rule 1 of the contract laid over a warp: the four lanes of a quad share a block,
@@ -179,6 +182,38 @@ __device__ __forceinline__ bool find_place(const MatmulArguments& a, int log2_sl
   return true;
 }
 
+/// Pairs of outputs that all blocks of threads of a bucket take at once.
+__device__ __forceinline__ int64_t pairs_of_grid(int log2_slots) {
+  return int64_t{gridDim.x} * (blockDim.x / kWarpSize) * (kPartialSums >> log2_slots);
+}
+
+/// On to the warp's next outputs of the same bucket, whose rows lie one after the other; false: there are none.
+__device__ __forceinline__ bool next_outputs(const MatmulArguments& a, int log2_slots, DotPlace& place) {
+  const int quad = static_cast<int>(threadIdx.x % kWarpSize) / 4;
+  const int64_t per_pair = a.up == nullptr ? 2 : 1, step = pairs_of_grid(log2_slots);
+  const int64_t first_pair = place.pair - (quad >> log2_slots) + step;
+  if (first_pair * per_pair >= place.num_outputs) return false;  // the whole warp
+  FT_UNROLL
+  for (int o = 0; o < 2; ++o) {
+    const int64_t output = per_pair == 2 ? 2 * place.pair + o : place.pair, next = output + per_pair * step;
+    place.w[o] += ((next < place.num_outputs ? next : place.num_outputs - 1) - output) * a.row_bytes;
+  }
+  place.pair += step;
+  return true;
+}
+
+/// Asks for the rows that next_outputs() will come to.
+__device__ __forceinline__ void prefetch_next(const MatmulArguments& a, int log2_slots, const DotPlace& place) {
+  const int lane = static_cast<int>(threadIdx.x % kWarpSize);
+  const int64_t per_pair = a.up == nullptr ? 2 : 1, step = pairs_of_grid(log2_slots);
+  const int64_t next = per_pair * (place.pair + step), left = place.num_outputs - next;
+  if (lane > 1 || left <= 0 || (lane == 1 && per_pair == 2)) return;
+  // Lanes 0 and 1 have the warp's first pair, behind which the others lie.
+  const int64_t count = per_pair * (kPartialSums >> log2_slots);
+  prefetch_rows((lane == 0 ? place.w[0] : place.w[1]) + per_pair * step * a.row_bytes,
+                (count < left ? count : left) * a.row_bytes);
+}
+
 /// Rows [first, first + kRows) of the place.
 template <WeightType kType, int kRows>
 __device__ __forceinline__ void dot_rows(const MatmulArguments& a, const DotPlace& place, int log2_slots, int first) {
@@ -225,7 +260,7 @@ __device__ __forceinline__ void dot_rows(const MatmulArguments& a, const DotPlac
 
 /// All rows, kRows at a time: of a window, as many as there are.
 template <WeightType kType, int kRows>
-__global__ void __launch_bounds__(128, kRows >= 3 ? 3 : 4)
+__global__ void __launch_bounds__(128, dot_blocks_held(kRows))
     cuda_quant_dot(const __grid_constant__ MatmulArguments a, int log2_slots) {
   begin_kernel(a, log2_slots);
   DotPlace place;
@@ -238,13 +273,9 @@ __global__ void __launch_bounds__(128, kRows >= 3 ? 3 : 4)
 /// that is made for it. Only the loops for the most rows are repeated, in launches of more than kMost: registers that
 /// lived across all of them would be too many.
 template <WeightType kType, int kMost>
-__global__ void __launch_bounds__(128, kMost >= 4 ? 3 : 4)
-    cuda_quant_dot_buckets(const __grid_constant__ MatmulArguments a, int log2_slots) {
-  begin_kernel(a, log2_slots);
-  DotPlace place;
-  if (!find_place(a, log2_slots, place)) return;
+__device__ __forceinline__ void dot_counted_rows(const MatmulArguments& a, const DotPlace& place, int log2_slots) {
   const int count = place.rows.count;
-  if (count == 1) return dot_rows<kType, 1>(a, place, log2_slots, 0);
+  if (kMost == 1 || count == 1) return dot_rows<kType, 1>(a, place, log2_slots, 0);
   if constexpr (kMost > 2) {
     if (count == 3) return dot_rows<kType, 3>(a, place, log2_slots, 0);
     if (count == 4) return dot_rows<kType, 4>(a, place, log2_slots, 0);
@@ -253,12 +284,30 @@ __global__ void __launch_bounds__(128, kMost >= 4 ? 3 : 4)
       return;
     }
   }
-  for (int first = 0; first < count; first += 2) dot_rows<kType, 2>(a, place, log2_slots, first);
+  if constexpr (kMost > 1) {
+    for (int first = 0; first < count; first += 2) dot_rows<kType, 2>(a, place, log2_slots, first);
+  }
+}
+
+/// A bucket's outputs have as many blocks of threads as a device holds, each of which finds the bucket once and goes through
+/// the outputs that fall to it.
+template <WeightType kType, int kMost>
+__global__ void __launch_bounds__(128, dot_blocks_held(kMost))
+    cuda_quant_dot_buckets(const __grid_constant__ MatmulArguments a, int log2_slots) {
+  begin_kernel(a, log2_slots);
+  DotPlace place;
+  if (!find_place(a, log2_slots, place)) return;
+  do {
+    prefetch_next(a, log2_slots, place);
+    dot_counted_rows<kType, kMost>(a, place, log2_slots);
+  } while (next_outputs(a, log2_slots, place));
 }
 
 template <WeightType kType>
 void launch_type(const MatmulArguments& a, const LaunchShape& shape, const MatmulConfig& config, const Stream& stream) {
   if (config.counts_rows) {
+    if (config.rows_at_once == 1)
+      return launch(stream, shape, "cuda_quant_dot_buckets", cuda_quant_dot_buckets<kType, 1>, a, config.log2_slots);
     if (config.rows_at_once == 2)
       return launch(stream, shape, "cuda_quant_dot_buckets", cuda_quant_dot_buckets<kType, 2>, a, config.log2_slots);
     return launch(stream, shape, "cuda_quant_dot_buckets", cuda_quant_dot_buckets<kType, kMaxDotRows>, a,
@@ -273,14 +322,23 @@ void launch_type(const MatmulArguments& a, const LaunchShape& shape, const Matmu
   launch(stream, shape, "cuda_quant_dot", kKernels[exact - 1], a, config.log2_slots);
 }
 
+/// Of `needed` blocks of a bucket: at most `held`, as evenly as they go through its outputs.
+unsigned blocks_of_bucket(unsigned needed, unsigned held) {
+  const unsigned steps = (needed + held - 1) / held;
+  return (needed + steps - 1) / steps;
+}
+
 }  // namespace
 
 void launch_quant_dot(const MatmulDesc& desc, const MatmulConfig& config, const Stream& stream) {
+  FT_CHECK(!config.counts_rows || config.rows_at_once > 1 || desc.max_rows == 1);
   MatmulArguments a = matmul_arguments(desc);
   const int64_t pairs_per_block = int64_t{config.warps_per_block} * (kPartialSums >> config.log2_slots);
-  const LaunchShape shape{
-      {share_out_blocks(a, desc.up.data == nullptr ? 2 * pairs_per_block : pairs_per_block), bucket_blocks(desc)},
-      {static_cast<unsigned>(config.warps_per_block * kWarpSize)}};
+  unsigned blocks = share_out_blocks(a, desc.up.data == nullptr ? 2 * pairs_per_block : pairs_per_block);
+  const unsigned buckets = bucket_blocks(desc);
+  if (config.counts_rows && desc.max_buckets > 0 && config.held_blocks > 0)
+    blocks = blocks_of_bucket(blocks, std::max(1u, static_cast<unsigned>(config.held_blocks) / buckets));
+  const LaunchShape shape{{blocks, buckets}, {static_cast<unsigned>(config.warps_per_block * kWarpSize)}};
   switch (desc.w.type) {
     case WeightType::kQ4_0:
       return launch_type<WeightType::kQ4_0>(a, shape, config, stream);

@@ -400,5 +400,76 @@ TEST_CASE("experts: the shared expert as one more bucket") {
   }
 }
 
+TEST_CASE("experts: a bucket's outputs, an odd number, with however many blocks of threads") {
+  const Stream stream;
+  const int num_experts = 3, top_k = 2;
+  const int64_t num_outputs = 37;
+  struct Case {
+    WeightType type;
+    int64_t num_cols;  // of one, three and eight blocks: a warp has eight, two and one pairs of outputs at once
+  };
+  for (const Case& c : {Case{WeightType::kQ4_K, 256}, {WeightType::kQ8_0, 96}, {WeightType::kQ6_K, 2048}}) {
+    const int block = weight_type_info(c.type).activation_block;
+    // The last expert's rows end where the matrix does, and each expert has a bucket.
+    const test::HostMatrix gate = test::random_matrix(c.type, num_experts * num_outputs, c.num_cols, 1),
+                           up = test::random_matrix(c.type, num_experts * num_outputs, c.num_cols, 2);
+    const test::DeviceMatrixMemory d_gate = test::to_device(stream, gate.view), d_up = test::to_device(stream, up.view);
+    for (const int num_rows : {1, 2, 5, 12}) {
+      const int num_slots = num_rows * top_k;
+      std::vector<int32_t> expert_of(index(num_slots));
+      for (int slot = 0; slot < num_slots; ++slot)
+        expert_of[index(slot)] = (slot / top_k + slot % top_k + 1) % num_experts;
+      const auto x = random_values(index(num_rows * c.num_cols), 5);
+      RowBuffer host_x(num_rows, c.num_cols);
+      std::copy(x.begin(), x.end(), host_x.row(0));
+      for (int r = 0; r < num_rows; ++r) host_x.quantise(Isa::kScalar, r, block);
+      const RowMemory d_x(num_rows, c.num_cols, block == 32 ? RowMemory::kBy32 : RowMemory::kBy256);
+      copy_to_device(stream, d_x.rows().values, x.data(), x.size() * 4);
+      const QuantiseDesc quantise{d_x.rows(), num_rows, nullptr};
+      launch(quantise, choose_config(quantise), stream);
+      const DeviceBuffer experts = test::upload(stream, expert_of), y(index(num_slots * num_outputs) * 4);
+      const test::BucketMemory memory(num_experts, top_k, num_rows);
+      const GroupDesc group = test::group_desc(memory, experts, num_experts, top_k, num_rows);
+      launch(group, stream);
+      for (const bool pair : {false, true}) {
+        std::vector<float> wanted(index(num_slots * num_outputs)), other(index(num_outputs));
+        for (int slot = 0; slot < num_slots; ++slot) {
+          const int64_t e = expert_of[index(slot)];
+          const RowView row = host_x.view(slot / top_k);
+          float *to = &wanted[index(slot * num_outputs)], *to_other = other.data();
+          matmul_rows(Isa::kScalar, gate.view, e * num_outputs, (e + 1) * num_outputs, &row, 1, &to);
+          if (!pair) continue;
+          matmul_rows(Isa::kScalar, up.view, e * num_outputs, (e + 1) * num_outputs, &row, 1, &to_other);
+          silu_mul(Isa::kScalar, to, to_other, num_outputs, to);
+        }
+        MatmulDesc desc;
+        desc.w = d_gate.matrix;
+        if (pair) desc.up = d_up.matrix;
+        desc.num_outputs = desc.expert_stride = desc.y_stride = num_outputs;
+        desc.x = d_x.rows();
+        desc.max_rows = num_rows;
+        desc.y = y.data<float>();
+        desc.buckets = group.buckets();
+        desc.max_buckets = group.max_buckets();
+        desc.max_slots = group.max_slots();
+        desc.slots_per_input = top_k;
+        for (const int warps : {1, 4}) {
+          for (const int held : {1, 2 * desc.max_buckets, 0}) {
+            MatmulConfig config = choose_config(desc);
+            REQUIRE(config.held_blocks > 0);
+            config.warps_per_block = warps;
+            config.held_blocks = held;
+            fill_zero(stream, y.data(), y.size_bytes());
+            launch(desc, config, stream);
+            INFO(weight_type_info(c.type).name << ", " << num_rows << " rows, " << warps << " warps, " << held
+                                               << " blocks");
+            CHECK(same_bits(test::download<float>(stream, y.data(), wanted.size()), wanted));
+          }
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace foretoken::cuda
