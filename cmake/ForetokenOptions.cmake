@@ -18,6 +18,12 @@ function(foretoken_warnings target)
   endif()
 endfunction()
 
+# What a test compiles is short-lived: half the compiler's time. What it tests is optimised as always.
+function(foretoken_test_options target)
+  foretoken_warnings(${target})
+  target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
+endfunction()
+
 # Without -fno-tree-ter GCC moves a chain of vector additions to where its sum is used and keeps every term of every row in memory until then: a
 # third of a kernel's time. -fno-tree-slp-vectorize: it would gather the rows' pointers into vectors and take them apart again.
 set(FORETOKEN_FLAGS_avx2 -fno-tree-ter -fno-tree-slp-vectorize -mavx2 -mfma -mf16c -mbmi2)

@@ -11,7 +11,7 @@
 #include "tests/kernels/base/float_test.h"
 
 namespace foretoken {
-#ifdef FORETOKEN_HAVE_EMULATION
+#ifdef FORETOKEN_EMULATED_AVX512
 void emulated_avx512_attention_split(const KvSplit& kv, int head_dim, float scale, int64_t split,
                                      AttentionQuery* queries, int num_queries);
 #endif
@@ -37,7 +37,7 @@ struct Variant {
 std::vector<Variant> fast_variants() {
   std::vector<Variant> variants;
   for (Isa isa : fast_isas()) variants.push_back({std::string(isa_name(isa)), split_on(isa)});
-#ifdef FORETOKEN_HAVE_EMULATION
+#ifdef FORETOKEN_EMULATED_AVX512
   variants.push_back({"emulated avx512", [](const KvSplit& kv, int head_dim, float scale, int64_t split,
                                             AttentionQuery* queries, int num_queries) {
                         if (head_dim > kMaxTiledHeadDim)

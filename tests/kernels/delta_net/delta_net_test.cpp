@@ -8,7 +8,7 @@
 #include "tests/kernels/base/float_test.h"
 
 namespace foretoken {
-#ifdef FORETOKEN_HAVE_EMULATION
+#ifdef FORETOKEN_EMULATED_AVX512
 void emulated_avx512_delta_net(float* state, int state_size, const DeltaRow* rows, int num_rows, int num_committed,
                                int column_begin, int column_end, float* scratch);
 #endif
@@ -34,7 +34,7 @@ Variant variant_of(Isa isa) {
 std::vector<Variant> fast_variants() {
   std::vector<Variant> variants;
   for (Isa isa : fast_isas()) variants.push_back(variant_of(isa));
-#ifdef FORETOKEN_HAVE_EMULATION
+#ifdef FORETOKEN_EMULATED_AVX512
   variants.push_back({"emulated avx512", emulated_avx512_delta_net});
 #endif
   return variants;

@@ -7,7 +7,7 @@
 #include "tests/kernels/base/float_test.h"
 
 namespace foretoken {
-#ifdef FORETOKEN_HAVE_EMULATION
+#ifdef FORETOKEN_EMULATED_AVX512
 void emulated_avx512_float_matmul_rows(WeightType type, const std::byte* weights, int64_t num_outputs, int64_t num_cols,
                                        const RowView* x, int num_rows, float* const* y);
 #endif
@@ -91,7 +91,7 @@ TEST_CASE("float matrix products give the scalar bits, for any number of rows") 
             REQUIRE(got.y[r].guard_is_intact());
           }
         }
-#ifdef FORETOKEN_HAVE_EMULATION
+#ifdef FORETOKEN_EMULATED_AVX512
         Rows got = random_rows(random, num_rows, num_cols, 4);
         INFO("emulated avx512, " << weight_type_info(type).name << ", cols " << num_cols << ", rows " << num_rows);
         emulated_avx512_float_matmul_rows(type, w.view.slice_rows(1, 5).data, 4, num_cols, want.views.data(), num_rows,
@@ -124,7 +124,7 @@ TEST_CASE("float matrix products give the scalar bits for any number of outputs"
             REQUIRE(got.y[r].guard_is_intact());
           }
         }
-#ifdef FORETOKEN_HAVE_EMULATION
+#ifdef FORETOKEN_EMULATED_AVX512
         Rows got = random_rows(random, num_rows, num_cols, num_outputs);
         emulated_avx512_float_matmul_rows(type, w.view.data, num_outputs, num_cols, want.views.data(), num_rows,
                                           got.outputs.data());
@@ -151,7 +151,7 @@ TEST_CASE("lanes of a float matrix product that stop early stay as they are") {
       float_matmul_rows(isa, view, 0, 1, &row, 1, &got_y);
       CHECK(same_bits(got, want));
     }
-#ifdef FORETOKEN_HAVE_EMULATION
+#ifdef FORETOKEN_EMULATED_AVX512
     emulated_avx512_float_matmul_rows(view.type, view.data, 1, num_cols, &row, 1, &got_y);
     CHECK(same_bits(got, want));
 #endif

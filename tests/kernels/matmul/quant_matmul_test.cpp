@@ -18,11 +18,10 @@
 
 namespace foretoken {
 
-#ifdef FORETOKEN_HAVE_EMULATION
+// Only those exist whose instruction set this machine lacks.
 void emulated_avx2vnni_interleaved_matmul(const QuantMatmul& m);
 void emulated_avx512_interleaved_matmul(const QuantMatmul& m);
 void emulated_avx512vnni_interleaved_matmul(const QuantMatmul& m);
-#endif
 
 namespace {
 
@@ -40,8 +39,7 @@ std::vector<NamedKernel> kernels_for(Layout layout) {
   for (Isa isa : supported_isas()) {
     found.push_back({std::string(isa_name(isa)), [isa](auto&&... arguments) { matmul_rows(isa, arguments...); }});
   }
-#ifdef FORETOKEN_HAVE_EMULATION
-  const auto add_emulated = [&](const char* name, void (*kernel)(const QuantMatmul&)) {
+  [[maybe_unused]] const auto add_emulated = [&](const char* name, void (*kernel)(const QuantMatmul&)) {
     found.push_back(
         {name,
          [kernel](const MatrixView& w, int64_t begin, int64_t end, const RowView* x, int num_rows, float* const* y) {
@@ -49,13 +47,15 @@ std::vector<NamedKernel> kernels_for(Layout layout) {
            kernel({w.type, part.data, part.num_rows, w.num_cols / weight_type_info(w.type).block_size, x, num_rows, y});
          }});
   };
-  if (layout == Layout::kInterleaved) {
-    add_emulated("emulated avx2+vnni", emulated_avx2vnni_interleaved_matmul);
-    add_emulated("emulated avx512", emulated_avx512_interleaved_matmul);
-    add_emulated("emulated avx512+vnni", emulated_avx512vnni_interleaved_matmul);
-  }
-#else
-  (void)layout;
+  if (layout != Layout::kInterleaved) return found;
+#ifdef FORETOKEN_EMULATED_AVX2VNNI
+  add_emulated("emulated avx2+vnni", emulated_avx2vnni_interleaved_matmul);
+#endif
+#ifdef FORETOKEN_EMULATED_AVX512
+  add_emulated("emulated avx512", emulated_avx512_interleaved_matmul);
+#endif
+#ifdef FORETOKEN_EMULATED_AVX512VNNI
+  add_emulated("emulated avx512+vnni", emulated_avx512vnni_interleaved_matmul);
 #endif
   return found;
 }
