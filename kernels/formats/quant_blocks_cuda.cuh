@@ -70,6 +70,19 @@ __device__ __forceinline__ float load_half(const uint8_t* p) {
   return half_bits_to_float(load_constant(reinterpret_cast<const uint16_t*>(p)));
 }
 
+/// Asks for a block's bytes, of each plane one lane of the quad. A row and its planes begin at multiples of 16 bytes.
+template <WeightType kType>
+__device__ __forceinline__ void prefetch_block(const std::byte* row, int64_t num_blocks, int64_t b, int t) {
+  constexpr Planes kPlanes = planes_of(kType);
+  FT_UNROLL
+  for (int i = 0; i < kPlanes.count; ++i) {
+    if (t != i) continue;
+    const int64_t begin = plane_offset(kType, i, num_blocks) + b * kPlanes.planes[i].bytes;
+    const int64_t first = begin & ~int64_t{15};
+    prefetch_constant(row + first, static_cast<unsigned>(round_up(begin + kPlanes.planes[i].bytes, 16) - first));
+  }
+}
+
 /// Bytes of `word` less `offset`, for bytes below 128.
 __device__ __forceinline__ uint32_t subtract_bytes(uint32_t word, uint32_t offset) {
   return ((word | 0x80808080u) - offset * 0x01010101u) ^ 0x80808080u;

@@ -134,6 +134,21 @@ __device__ __forceinline__ void stage_weights(const Shared<S>& s, const MatmulAr
   }
 }
 
+/// Asks for the weights of a stage. Of 256-value formats: of the others nearly every line that a tile reads comes up with
+/// the first partial sum. Not for large tiles, whose kernels would spill.
+template <class S>
+__device__ __forceinline__ void prefetch_stage(const MatmulArguments& a, const RowSet& rows, int64_t first_output,
+                                               int64_t num_outputs, int64_t block) {
+  static_assert(S::kBlock == 256);
+  const int t = static_cast<int>(threadIdx.x % 4);
+  for (int row = static_cast<int>(threadIdx.x) / 4; row < S::kWeightRows; row += S::kThreads / 4) {
+    const int64_t output = first_output + row % S::kOutputs;
+    const std::byte* matrix = row < S::kOutputs ? rows.w : rows.up;
+    prefetch_block<S::kType>(matrix + weight_row(a, output < num_outputs ? output : num_outputs - 1) * a.row_bytes,
+                             a.rows.num_blocks, block, t);
+  }
+}
+
 // Rows of a stage: their values, and of 256-value formats their sums, by copies that are under way when this returns.
 template <class S>
 __device__ __forceinline__ void start_rows(const Shared<S>& s, const QuantRows& x, int64_t first_block, int count) {
@@ -453,6 +468,10 @@ __device__ __forceinline__ void compute_tile(const MatmulArguments& a, Shared<S>
         stage_weights(s, a, rows, first_output, num_outputs, first, stage.count);
         row_scales.store(s, stage.count);
         wait_for_copies<0>();
+      }
+      if constexpr (S::kBlock == 256 && !S::kLarge) {
+        Stage<S> next = stage;
+        if (next.advance(a.rows.num_blocks)) prefetch_stage<S>(a, rows, first_output, num_outputs, next.first);
       }
       __syncthreads();
       for (int i = 0; i < stage.count; ++i) tile.add_block(s, warp_output, warp_row, lane, i);
