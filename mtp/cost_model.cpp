@@ -64,17 +64,22 @@ double products_of(const MatrixView& matrix) {
   return static_cast<double>(matrix.num_rows) * static_cast<double>(matrix.num_cols);
 }
 
-/// Adds up what one token makes a layer, or the MTP layer, read, and multiply.
-auto cost_visit(const LayerWeights& layer, double& dense, double& routed, double& products) {
+/// What one token makes some layers read, in bytes, and multiply.
+struct TokenCost {
+  double dense = 0, routed = 0, products = 0;
+};
+
+/// Adds up that of a layer, or of the MTP layer.
+auto cost_visit(const LayerWeights& layer, TokenCost& cost) {
   return WeightVisit{
       [&](WeightRole, const MatrixView& matrix) {
-        dense += size_of(matrix);
-        products += products_of(matrix);
+        cost.dense += size_of(matrix);
+        cost.products += products_of(matrix);
       },
       [](WeightRole, const VectorView&) {},
       [&](WeightRole, const ExpertMatrices& experts) {
-        routed += size_of(experts.expert(0)) * layer.moe().top_k;
-        products += products_of(experts.expert(0)) * layer.moe().top_k;
+        cost.routed += size_of(experts.expert(0)) * layer.moe().top_k;
+        cost.products += products_of(experts.expert(0)) * layer.moe().top_k;
       },
   };
 }
@@ -86,19 +91,22 @@ DecodeBytes decode_bytes(const Model& model, int64_t draft_rows, Device device) 
   const ModelWeights& weights = model.weights();
   DecodeBytes bytes;
   bytes.in_cache = device == Device::kCpu && weights.matrix_bytes <= last_level_cache_bytes();
-  double products = 0, mtp_products = 0;
+  TokenCost trunk, mtp;
   for (const LayerWeights& layer : weights.layers) {
-    LayerWeights::for_each(cost_visit(layer, bytes.dense, bytes.routed, products), layer);
+    LayerWeights::for_each(cost_visit(layer, trunk), layer);
     if (!layer.is_recurrent()) continue;
     const DeltaNetShape& shape = layer.delta_net().shape;
     bytes.sequence += 2.0 * sizeof(float) * static_cast<double>(shape.state_values() + shape.history_values());
   }
   bytes.head = size_of(weights.head);
-  bytes.head_share = products_of(weights.head) / (products + products_of(weights.head));
-  bytes.dense += bytes.head;
+  bytes.head_share = products_of(weights.head) / (trunk.products + products_of(weights.head));
+  bytes.dense = trunk.dense + bytes.head;
+  bytes.routed = trunk.routed;
   if (config.num_experts > 0) bytes.top_k_share = static_cast<double>(config.experts_per_token) / config.num_experts;
   if (config.num_mtp_layers == 0) return bytes;
-  MtpWeights::for_each(cost_visit(weights.mtp.layer, bytes.mtp_dense, bytes.mtp_routed, mtp_products), weights.mtp);
+  MtpWeights::for_each(cost_visit(weights.mtp.layer, mtp), weights.mtp);
+  bytes.mtp_dense = mtp.dense;
+  bytes.mtp_routed = mtp.routed;
   const double share = draft_rows == 0 ? 1.0 : static_cast<double>(draft_rows) / static_cast<double>(config.vocab_size);
   bytes.draft_head = size_of(weights.mtp.head) * std::min(share, 1.0);
   return bytes;
