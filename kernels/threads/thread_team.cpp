@@ -199,7 +199,7 @@ struct ThreadTeam::State {
     uint32_t seen = 0;
     for (;;) {
       wait_for_epoch_after(seen);
-      if (stop.load(std::memory_order_relaxed)) return;
+      if (stop.load()) return;
       const uint32_t before = gate.fetch_add(1, std::memory_order_acquire);
       seen = epoch.load(std::memory_order_relaxed);
       if (before & kOpen) take_items(thread_idx);
@@ -212,7 +212,8 @@ struct ThreadTeam::State {
     const auto opened = [&] { return epoch.load(std::memory_order_relaxed) != seen; };
     if (spin_until(opened, crowded)) return;
     sleepers.fetch_add(1);
-    while (epoch.load() == seen) epoch.wait(seen);
+    // A late member may have taken the end of the team for the loop that it came for: then no epoch follows.
+    while (epoch.load() == seen && !stop.load()) epoch.wait(seen);
     sleepers.fetch_sub(1);
   }
 

@@ -25,6 +25,22 @@ double seconds_since(Clock::time_point begin) {
 
 }  // namespace
 
+TEST_CASE("A team ends while its members are still on their way to its last loop", "[thread_team]") {
+  // A member that comes too late finds the loop over and the team at its end. If it then slept, it would be waited for for
+  // ever; the alarm ends that.
+  alarm(120);
+  std::atomic<int> done{0};
+  int wanted = 0;
+  for (int i = 0; i < 6000; ++i) {
+    const int threads = 2 + i % 3;
+    ThreadTeam team(threads);
+    for (int loop = 0; loop < 1 + i % 2; ++loop) team.parallel_for(threads, [&](int64_t, int) { ++done; });
+    wanted += threads * (1 + i % 2);
+  }
+  alarm(0);
+  CHECK(done == wanted);
+}
+
 TEST_CASE("Every item runs once, whatever the team's size", "[thread_team]") {
   for (int threads : {1, 2, 3, 8, 33}) {
     ThreadTeam team(threads);
