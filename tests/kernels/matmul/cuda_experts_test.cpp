@@ -181,6 +181,22 @@ TEST_CASE("router and buckets in one launch: the same as one after the other") {
   }
 }
 
+/// The product of each bucket's rows and its expert's matrix, of num_outputs rows. y: a row a slot.
+MatmulDesc bucket_product(const DeviceMatrix& w, int64_t num_outputs, const DeviceRows& x, int slots_per_input,
+                          float* y, const GroupDesc& group) {
+  MatmulDesc desc;
+  desc.w = w;
+  desc.num_outputs = desc.expert_stride = desc.y_stride = num_outputs;
+  desc.x = x;
+  desc.max_rows = group.max_rows;
+  desc.y = y;
+  desc.buckets = group.buckets();
+  desc.max_buckets = group.max_buckets();
+  desc.max_slots = group.max_slots();
+  desc.slots_per_input = slots_per_input;
+  return desc;
+}
+
 #ifdef FORETOKEN_CUDA_EMULATION
 TEST_CASE("experts: a prompt's launches have a block of threads for each tile that there can be, and no more") {
   // A bucket can have all rows, but not all buckets can.
@@ -198,16 +214,7 @@ TEST_CASE("experts: a prompt's launches have a block of threads for each tile th
   const test::BucketMemory memory(num_experts, top_k, num_rows);
   const GroupDesc group = test::group_desc(memory, experts, num_experts, top_k, num_rows);
   launch(group, stream);
-  MatmulDesc desc;
-  desc.w = w.matrix;
-  desc.num_outputs = desc.expert_stride = desc.y_stride = dim;
-  desc.x = x.rows();
-  desc.max_rows = num_rows;
-  desc.y = y.data<float>();
-  desc.buckets = group.buckets();
-  desc.max_buckets = group.max_buckets();
-  desc.max_slots = group.max_slots();
-  desc.slots_per_input = top_k;
+  MatmulDesc desc = bucket_product(w.matrix, dim, x.rows(), top_k, y.data<float>(), group);
   for (const bool pair : {false, true}) {
     if (pair) desc.up = w.matrix;
     stream.synchronize();
@@ -321,36 +328,15 @@ void check_experts(WeightType gate_type, WeightType down_type, int num_rows, int
   if (!places.empty()) group.places = device_places.data<int32_t>();
   launch(group, stream);
 
-  MatmulDesc gate_up;
-  gate_up.w = d_gate.matrix;
+  MatmulDesc gate_up = bucket_product(d_gate.matrix, inner, d_x.rows(), top_k, d_inner.rows().values, group);
   gate_up.up = d_up.matrix;
-  gate_up.num_outputs = inner;
-  gate_up.x = d_x.rows();
-  gate_up.max_rows = num_rows;
-  gate_up.y = d_inner.rows().values;
-  gate_up.y_stride = inner;
-  gate_up.buckets = group.buckets();
-  gate_up.max_buckets = group.max_buckets();
-  gate_up.max_slots = group.max_slots();
-  gate_up.expert_stride = inner;
-  gate_up.slots_per_input = top_k;
   gate_up.scales = d_gate_scales.data<float>();
   gate_up.up_scales = d_up_scales.data<float>();
   if (has_shared) gate_up.shared = {d_shared_gate.matrix, d_shared_up.matrix, 0, num_slots};
   launch(gate_up, choose_config(gate_up), stream);
   const QuantiseDesc quantise_inner{d_inner.rows(), all_rows, nullptr};
   launch(quantise_inner, choose_config(quantise_inner), stream);
-  MatmulDesc down_desc;
-  down_desc.w = d_down.matrix;
-  down_desc.num_outputs = hidden;
-  down_desc.x = d_inner.rows();
-  down_desc.max_rows = num_rows;
-  down_desc.y = slots.data<float>();
-  down_desc.y_stride = hidden;
-  down_desc.buckets = group.buckets();
-  down_desc.max_buckets = group.max_buckets();
-  down_desc.max_slots = group.max_slots();
-  down_desc.expert_stride = hidden;
+  MatmulDesc down_desc = bucket_product(d_down.matrix, hidden, d_inner.rows(), 1, slots.data<float>(), group);
   down_desc.scales = d_down_scales.data<float>();
   if (has_shared) down_desc.shared = {d_shared_down.matrix, {}, num_slots, num_slots};
   launch(down_desc, choose_config(down_desc), stream);
@@ -442,17 +428,8 @@ TEST_CASE("experts: a bucket's outputs, an odd number, with however many blocks 
           matmul_rows(Isa::kScalar, up.view, e * num_outputs, (e + 1) * num_outputs, &row, 1, &to_other);
           silu_mul(Isa::kScalar, to, to_other, num_outputs, to);
         }
-        MatmulDesc desc;
-        desc.w = d_gate.matrix;
+        MatmulDesc desc = bucket_product(d_gate.matrix, num_outputs, d_x.rows(), top_k, y.data<float>(), group);
         if (pair) desc.up = d_up.matrix;
-        desc.num_outputs = desc.expert_stride = desc.y_stride = num_outputs;
-        desc.x = d_x.rows();
-        desc.max_rows = num_rows;
-        desc.y = y.data<float>();
-        desc.buckets = group.buckets();
-        desc.max_buckets = group.max_buckets();
-        desc.max_slots = group.max_slots();
-        desc.slots_per_input = top_k;
         for (const int warps : {1, 4}) {
           for (const int held : {1, 2 * desc.max_buckets, 0}) {
             MatmulConfig config = choose_config(desc);
