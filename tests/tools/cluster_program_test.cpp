@@ -40,10 +40,14 @@ struct Application {
 };
 
 Invocation mpirun(const std::vector<Application>& applications) {
+  // A folder of its own for Open MPI: all mpirun of a user share one in /tmp, and one that ends can remove what one that
+  // starts (of another test at the same time) has just found.
+  static const TempFolder session_folder;
   Invocation invocation;
   invocation.program = mpirun_path();
   invocation.environment = {"OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
-                            "OMPI_MCA_rmaps_base_oversubscribe=1", "OMPI_MCA_mpi_yield_when_idle=1"};
+                            "OMPI_MCA_rmaps_base_oversubscribe=1", "OMPI_MCA_mpi_yield_when_idle=1",
+                            "OMPI_MCA_orte_tmpdir_base=" + session_folder.file("")};
   for (const Application& application : applications) {
     std::vector<std::string>& to = invocation.arguments;
     if (!to.empty()) to.push_back(":");

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 
 from server import Server, decode_alone
 
@@ -16,7 +17,10 @@ program, model = sys.argv[1:3]
 if shutil.which("mpirun") is None:
     print("not run: there is no mpirun here")
     sys.exit(77)
-os.environ.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OMPI_MCA_rmaps_base_oversubscribe="1")
+# A folder of its own for Open MPI: in the one in /tmp an mpirun that ends can remove what one that starts has just found.
+session_folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+os.environ.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OMPI_MCA_rmaps_base_oversubscribe="1",
+                  OMPI_MCA_orte_tmpdir_base=session_folder.name)
 
 stem = "import os\nimport sys\n\n\ndef read_lines(path):\n    with open(path) as f:\n        return f.read().splitlines()\n\n\n"
 rules = [  # fields of a request, flags of decode
