@@ -15,8 +15,9 @@ namespace {
 constexpr int kMostFills = 2;
 
 /// Experts' matrices that are memory of their own: gate and up may be one tensor.
-std::vector<std::pair<const ExpertMatrices*, CudaExpertMatrices*>> matrices_of(const MoeWeights& from, CudaMoe& to) {
-  std::vector<std::pair<const ExpertMatrices*, CudaExpertMatrices*>> matrices{{&from.gate, &to.gate}};
+std::vector<std::pair<const ExpertMatrices*, const CudaExpertMatrices*>> matrices_of(const MoeWeights& from,
+                                                                                     const CudaMoe& to) {
+  std::vector<std::pair<const ExpertMatrices*, const CudaExpertMatrices*>> matrices{{&from.gate, &to.gate}};
   if (from.up.all.data != from.gate.all.data) matrices.emplace_back(&from.up, &to.up);
   matrices.emplace_back(&from.down, &to.down);
   return matrices;
@@ -111,22 +112,26 @@ void ExpertFiller::run() {
 void ExpertFiller::copy(const HotExperts::Fill& fill) {
   const MoeWeights& from = from_.layers[fill.layer].moe();
   const CudaMoe& to = to_.layers[fill.layer].moe();
-  copy_expert(from.gate, to.gate, fill);
-  // Gate and up may be one tensor: its rows are copied once, its scales are in both.
-  if (from.up.all.data != from.gate.all.data || from.up.scales.data != nullptr) copy_expert(from.up, to.up, fill);
-  copy_expert(from.down, to.down, fill);
+  for (const auto& [rows, place] : matrices_of(from, to)) copy_rows(*rows, *place, fill);
+  // Of one tensor, gate and up have a scale each all the same.
+  copy_scale(from.gate, to.gate, fill);
+  copy_scale(from.up, to.up, fill);
+  copy_scale(from.down, to.down, fill);
 }
 
-void ExpertFiller::copy_expert(const ExpertMatrices& from, const CudaExpertMatrices& to, const HotExperts::Fill& fill) {
+void ExpertFiller::copy_rows(const ExpertMatrices& from, const CudaExpertMatrices& to, const HotExperts::Fill& fill) {
   const int64_t stride = from.stride_rows;
   pack_device_rows(from.all, fill.expert * stride, (fill.expert + 1) * stride, staging_.data());
-  if (from.scales.data != nullptr) {
-    std::memcpy(scale_staging_.data(), &from.scales.data[fill.expert], sizeof(float));
-    copy_to_device(stream_, const_cast<float*>(to.scales.data) + fill.place, scale_staging_.data(), sizeof(float));
-  }
   const int64_t at = fill.place * stride * to.all.row_bytes;
   copy_to_device(stream_, const_cast<std::byte*>(to.all.data) + at, staging_.data(),
                  static_cast<size_t>(stride * to.all.row_bytes));
+  stream_.synchronize();
+}
+
+void ExpertFiller::copy_scale(const ExpertMatrices& from, const CudaExpertMatrices& to, const HotExperts::Fill& fill) {
+  if (from.scales.data == nullptr) return;
+  std::memcpy(scale_staging_.data(), &from.scales.data[fill.expert], sizeof(float));
+  copy_to_device(stream_, const_cast<float*>(to.scales.data) + fill.place, scale_staging_.data(), sizeof(float));
   stream_.synchronize();
 }
 

@@ -42,7 +42,8 @@ class ExpertFiller {
  private:
   void run();
   void copy(const HotExperts::Fill& fill);
-  void copy_expert(const ExpertMatrices& from, const CudaExpertMatrices& to, const HotExperts::Fill& fill);
+  void copy_rows(const ExpertMatrices& from, const CudaExpertMatrices& to, const HotExperts::Fill& fill);
+  void copy_scale(const ExpertMatrices& from, const CudaExpertMatrices& to, const HotExperts::Fill& fill);
 
   const ModelWeights& from_;
   const CudaWeights& to_;

@@ -101,6 +101,16 @@ __device__ __forceinline__ int64_t block_of_stage(int64_t first, int i) {
   return first + int64_t{i} * kPartialSums;
 }
 
+// The weights of a tile's row: of its outputs in one matrix, then of the same in the other. An output behind the last one
+// has the last one's.
+template <class S>
+__device__ __forceinline__ const std::byte* weights_of(const MatmulArguments& a, const RowSet& rows,
+                                                       int64_t first_output, int64_t num_outputs, int row) {
+  const int64_t output = first_output + row % S::kOutputs;
+  const std::byte* matrix = row < S::kOutputs ? rows.w : rows.up;
+  return matrix + weight_row(a, output < num_outputs ? output : num_outputs - 1) * a.row_bytes;
+}
+
 template <class S>
 __device__ __forceinline__ void stage_weights(const Shared<S>& s, const MatmulArguments& a, const RowSet& rows,
                                               int64_t first_output, int64_t num_outputs, int64_t first_block,
@@ -110,10 +120,8 @@ __device__ __forceinline__ void stage_weights(const Shared<S>& s, const MatmulAr
        item += S::kThreads / 4) {
     const int row = item / S::kBlocksPerStage, i = item % S::kBlocksPerStage;
     if (i >= count) continue;
-    const int64_t output = first_output + row % S::kOutputs;
-    const std::byte* matrix = row < S::kOutputs ? rows.w : rows.up;
     LaneBlock<S::kType> block;
-    block.load(matrix + weight_row(a, output < num_outputs ? output : num_outputs - 1) * a.row_bytes, a.rows.num_blocks,
+    block.load(weights_of<S>(a, rows, first_output, num_outputs, row), a.rows.num_blocks,
                block_of_stage(first_block, i), t);
     int8_t* to = s.weights() + row * kStride;
     if constexpr (S::kBlock == 256) {
@@ -142,10 +150,7 @@ __device__ __forceinline__ void prefetch_stage(const MatmulArguments& a, const R
   static_assert(S::kBlock == 256);
   const int t = static_cast<int>(threadIdx.x % 4);
   for (int row = static_cast<int>(threadIdx.x) / 4; row < S::kWeightRows; row += S::kThreads / 4) {
-    const int64_t output = first_output + row % S::kOutputs;
-    const std::byte* matrix = row < S::kOutputs ? rows.w : rows.up;
-    prefetch_block<S::kType>(matrix + weight_row(a, output < num_outputs ? output : num_outputs - 1) * a.row_bytes,
-                             a.rows.num_blocks, block, t);
+    prefetch_block<S::kType>(weights_of<S>(a, rows, first_output, num_outputs, row), a.rows.num_blocks, block, t);
   }
 }
 
