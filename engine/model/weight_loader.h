@@ -140,7 +140,7 @@ class WeightLoader {
   void check_zeros() const;
 
   const GgufFile& file_;
-  const LoadOptions& options_;
+  const LoadOptions options_;
   ModelWeights& weights_;
   std::vector<std::string>* problems_ = nullptr;  // where they are collected; nullptr: the first is thrown
   std::vector<Job> jobs_;

@@ -187,15 +187,24 @@ void quantise_q8_0(const float* x, QuantBlock& block) {
 void quantise_mxfp4(const float* x, QuantBlock& block) {
   const float peak = std::fabs(extreme(x, 32));
   const int middle = peak == 0 ? 0 : std::ilogb(peak) - 2 + 127;
+  const auto scale_of = [](int e) { return std::ldexp(1.0f, std::clamp(e, 0, 254) - 128); };
+  block.d = scale_of(middle);  // also where squares of errors are beyond floats
   float best = std::numeric_limits<float>::infinity();
   for (int e = middle - 1; e <= middle + 1; ++e) {
-    const float d = std::ldexp(1.0f, std::clamp(e, 0, 254) - 128);
+    const float d = scale_of(e);
     const float error = error_of(x, 32, d, 0, mxfp4_levels());
     if (error >= best) continue;
     best = error;
     block.d = d;
   }
   put_levels(x, 32, block.d, 0, mxfp4_levels(), block.q);
+}
+
+/// The multiple of `unit` that is nearest to `value`, or one beyond [low, high] where that is outside of it.
+int nearest_code(float value, float unit, int low, int high) {
+  if (unit == 0) return 0;
+  return static_cast<int>(
+      std::clamp(std::nearbyint(value / unit), static_cast<float>(low - 1), static_cast<float>(high + 1)));
 }
 
 /// Blocks of 256 whose runs have scales of their own: d times an integer of [low_code, high_code].
@@ -207,8 +216,8 @@ void quantise_scales(const float* x, int run, int low_code, int high_code, const
   block.d = stored_half(extreme(scales, num_runs) / static_cast<float>(low_code));
   for (int r = 0; r < num_runs; ++r) {
     const float* values = x + r * run;
-    const int middle = block.d == 0 ? 0 : static_cast<int>(std::nearbyint(scales[r] / block.d));
-    int best_code = 0;
+    const int middle = nearest_code(scales[r], block.d, low_code, high_code);
+    int best_code = std::clamp(middle, low_code, high_code);  // also where squares of errors are beyond floats
     float best = std::numeric_limits<float>::infinity();
     for (int code = middle - 1; code <= middle + 1; ++code) {
       const int allowed = std::clamp(code, low_code, high_code);
@@ -235,12 +244,11 @@ void quantise_ranges(const float* x, int run, int max_code, int max_q, QuantBloc
   block.d = stored_half(most.scale / static_cast<float>(max_code));
   block.dmin = stored_half(most.min / static_cast<float>(max_code));
   const auto code_of = [&](float value, float unit, int offset) {
-    const int nearest = unit == 0 ? 0 : static_cast<int>(std::nearbyint(value / unit));
-    return std::clamp(nearest + offset, 0, max_code);
+    return std::clamp(nearest_code(value, unit, 0, max_code) + offset, 0, max_code);
   };
   for (int r = 0; r < num_runs; ++r) {
     const float* values = x + r * run;
-    int scale = 0, min = 0;
+    int scale = code_of(ranges[r].scale, block.d, 0), min = code_of(ranges[r].min, block.dmin, 0);
     float best = std::numeric_limits<float>::infinity();
     for (int scale_offset = -1; scale_offset <= 1; ++scale_offset) {
       for (int min_offset = -1; min_offset <= 1; ++min_offset) {

@@ -1,5 +1,6 @@
 #include "kernels/formats/weight_quantiser.h"
 
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <cstring>
@@ -116,8 +117,13 @@ TEST_CASE("blocks of zeros, of one value, and of the extremes of float16 are qua
       const std::vector<float> found = quantised(info.type, alone);
       CHECK(std::fabs(found[77] - value) <= std::fabs(value) * share);
     }
-    // No infinity in the blocks; only float16 has none but that.
-    if (info.type != WeightType::kF16) (void)quantised(info.type, std::vector<float>(256, 1e30f));
+    // What no scale reaches becomes as large as a block can hold. No infinity; float16 has nothing but that.
+    for (float value : {1e15f, -1e15f, 1e30f, -1e30f}) {
+      if (info.type == WeightType::kF16) continue;
+      CAPTURE(value);
+      const std::vector<float> found = quantised(info.type, std::vector<float>(256, value));
+      CHECK(std::all_of(found.begin(), found.end(), [&](float x) { return x * std::copysign(1.0f, value) >= 60000; }));
+    }
     (void)quantised(info.type, std::vector<float>(256, 1e-41f));  // denormal
   }
 }
