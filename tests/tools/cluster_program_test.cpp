@@ -45,9 +45,12 @@ Invocation mpirun(const std::vector<Application>& applications) {
   static const TempFolder session_folder;
   Invocation invocation;
   invocation.program = mpirun_path();
-  invocation.environment = {"OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
-                            "OMPI_MCA_rmaps_base_oversubscribe=1", "OMPI_MCA_mpi_yield_when_idle=1",
-                            "OMPI_MCA_orte_tmpdir_base=" + session_folder.file("")};
+  invocation.environment = {"OMPI_ALLOW_RUN_AS_ROOT=1",
+                            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
+                            "OMPI_MCA_rmaps_base_oversubscribe=1",
+                            "OMPI_MCA_mpi_yield_when_idle=1",
+                            "OMPI_MCA_orte_tmpdir_base=" + session_folder.file(""),
+                            "ASAN_OPTIONS=detect_leaks=0"};  // Open MPI leaves some of its memory to the end
   for (const Application& application : applications) {
     std::vector<std::string>& to = invocation.arguments;
     if (!to.empty()) to.push_back(":");

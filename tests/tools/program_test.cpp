@@ -283,7 +283,8 @@ TEST_CASE("A model without an MTP layer is refused under --mtp, and runs without
 
   const Outcome check = run(arguments("selfcheck", {"--ids", ids, "-n", "4", "--json", "-"}));
   REQUIRE(check.exit_code == 0);
-  for (const Json& item : Json::parse(check.out)["cases"]) CHECK(item["mtp"] == 0);
+  const Json checked = Json::parse(check.out);
+  for (const Json& item : checked["cases"]) CHECK(item["mtp"] == 0);
   CHECK(check.out.find("no MTP layer") != std::string::npos);
 
   const Outcome bench = run(arguments("bench", {"-n", "4", "--rounds", "1", "--json", "-"}));
