@@ -4,7 +4,6 @@ shared beginnings, streaming and not; a third of them hang up in mid-answer. Eve
 afterwards every page, thread and open file is back and the memory is what it was after the first hundred requests.
     exact_load_test.py PROGRAM MODEL [requests]
 FORETOKEN_LOAD_REQUESTS: how many requests in all, where none are named; default 2000.
-Under AddressSanitizer set ASAN_OPTIONS=quarantine_size_mb=1: what it keeps of freed memory would count as growth.
 """
 import concurrent.futures
 import json
@@ -23,6 +22,8 @@ NUM_CLIENTS = 64
 FIRST = 100  # requests after which memory is compared
 # What memory may grow by after that: the arenas of the C library, of which every thread that has a connection may take part of another one.
 MOST_GROWTH_KB = 24 << 10
+# What AddressSanitizer keeps of freed memory would count as growth.
+os.environ.setdefault("ASAN_OPTIONS", "quarantine_size_mb=1")
 failures = []
 
 
