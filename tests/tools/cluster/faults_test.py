@@ -116,6 +116,17 @@ def has_opened_model(process):
         return False
 
 
+def reads_input(process):
+    """True if it waits in read(0, ...), as the kernel tells of x86-64."""
+    try:
+        return open(f"/proc/{process}/syscall").read().split()[:2] == ["0", "0x0"]
+    except PermissionError:
+        time.sleep(1)
+        return True
+    except OSError:
+        return False
+
+
 class Run:
     """A command under mpirun, with what it prints."""
 
@@ -164,7 +175,7 @@ class Run:
             self.wait_for(lambda: all(has_opened_model(process) for process in ranks.values()))
             time.sleep(0.05)
         elif case.stage == "input":
-            time.sleep(1)
+            self.wait_for(lambda: reads_input(ranks[0]))
         elif case.stage == "prompt":
             self.wait_for(lambda: b"loaded in" in self.err)
             time.sleep(0.1)
